@@ -1,0 +1,2 @@
+//! doorward, the binary.
+fn main() {}
