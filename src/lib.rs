@@ -17,3 +17,4 @@
 //! | `telemetry` | the log, events, records, counters |
 
 pub mod admission;
+pub mod transport;
