@@ -15,3 +15,5 @@
 //! | `routing` | host + path + listener → route |
 //! | `config` | the key table, files, values |
 //! | `telemetry` | the log, events, records, counters |
+
+pub mod telemetry;
