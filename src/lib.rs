@@ -17,4 +17,5 @@
 //! | `telemetry` | the log, events, records, counters |
 
 pub mod admission;
+pub mod telemetry;
 pub mod transport;
