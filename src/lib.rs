@@ -15,3 +15,6 @@
 //! | `routing` | host + path + listener → route |
 //! | `config` | the key table, files, values |
 //! | `telemetry` | the log, events, records, counters |
+
+pub mod config;
+pub mod routing;
