@@ -16,5 +16,8 @@
 //! | `config` | the key table, files, values |
 //! | `telemetry` | the log, events, records, counters |
 
+pub mod admission;
 pub mod config;
 pub mod routing;
+pub mod telemetry;
+pub mod transport;
