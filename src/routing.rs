@@ -48,9 +48,9 @@ impl Rule {
             && match &self.path {
                 None => true,
                 Some(PathPattern::Exact(exact)) => path == exact.as_bytes(),
-                Some(PathPattern::Prefix(prefix)) => path
-                    .strip_prefix(prefix.as_bytes())
-                    .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
+                Some(PathPattern::Prefix(prefix)) => {
+                    path.strip_prefix(prefix.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+                }
             }
     }
 
@@ -111,9 +111,7 @@ impl Table {
                 HostPattern::Exact(host) => (&mut self.hosts, host),
                 HostPattern::Below(parent) => (&mut self.below, parent),
             };
-            map.entry(key.as_bytes().into())
-                .or_default()
-                .extend(rules.iter().cloned());
+            map.entry(key.as_bytes().into()).or_default().extend(rules.iter().cloned());
         }
         if matcher.match_host.is_empty() {
             self.anywhere.append(&mut rules);
@@ -130,17 +128,8 @@ impl Table {
         if self.hosts.is_empty() && self.below.is_empty() && self.anywhere.is_empty() {
             return self.fallback();
         }
-        let path = if self.reads_paths {
-            normal_path(path)
-        } else {
-            path.into()
-        };
-        let among = |rules: &[Rule]| {
-            rules
-                .iter()
-                .find(|rule| rule.matches(&path, listener))
-                .map(|rule| rule.route)
-        };
+        let path = if self.reads_paths { normal_path(path) } else { path.into() };
+        let among = |rules: &[Rule]| rules.iter().find(|rule| rule.matches(&path, listener)).map(|rule| rule.route);
         if !(self.hosts.is_empty() && self.below.is_empty()) {
             let host = normal_host(host.unwrap_or_default());
             let exact = self.hosts.get(&*host).and_then(|rules| among(rules));
@@ -175,18 +164,13 @@ impl Table {
         match (self.tcp.get(listener), self.listeners.get(listener)) {
             (Some(route), _) => Some(*route),
             (None, Some(_)) => None,
-            (None, None) => self
-                .default
-                .filter(|(_, mode)| *mode == Mode::Tcp)
-                .map(|(route, _)| route),
+            (None, None) => self.default.filter(|(_, mode)| *mode == Mode::Tcp).map(|(route, _)| route),
         }
     }
 
     /// The default route, when it speaks HTTP.
     fn fallback(&self) -> Option<usize> {
-        self.default
-            .filter(|(_, mode)| *mode == Mode::Http)
-            .map(|(route, _)| route)
+        self.default.filter(|(_, mode)| *mode == Mode::Http).map(|(route, _)| route)
     }
 }
 
@@ -206,14 +190,8 @@ mod tests {
 
     /// Routes by name and text, below a `config.env`.
     fn config(main: &str, routes: &[(&str, &str)]) -> Config {
-        let text = |path: &str, text: &str| Text {
-            path: Path::new(path).into(),
-            bytes: text.as_bytes().to_vec(),
-        };
-        let routes = routes
-            .iter()
-            .map(|(name, body)| text(&format!("routes.d/{name}.env"), body))
-            .collect();
+        let text = |path: &str, text: &str| Text { path: Path::new(path).into(), bytes: text.as_bytes().to_vec() };
+        let routes = routes.iter().map(|(name, body)| text(&format!("routes.d/{name}.env"), body)).collect();
         Config::assemble(Some(text("config.env", main)), routes, &BTreeMap::new())
             .unwrap_or_else(|problems| panic!("{problems}"))
     }
@@ -232,16 +210,10 @@ mod tests {
             "",
             &[
                 ("exact-host", "MATCH_HOST=www.example.com"),
-                (
-                    "exact-host-api",
-                    "MATCH_HOST=www.example.com\nMATCH_PATH=/api",
-                ),
+                ("exact-host-api", "MATCH_HOST=www.example.com\nMATCH_PATH=/api"),
                 ("below", "MATCH_HOST=*.example.com"),
                 ("below-deep", "MATCH_HOST=*.eu.example.com"),
-                (
-                    "below-exact-path",
-                    "MATCH_HOST=*.example.com\nMATCH_PATH==/api/v1",
-                ),
+                ("below-exact-path", "MATCH_HOST=*.example.com\nMATCH_PATH==/api/v1"),
                 ("path", "MATCH_PATH=/static,/assets"),
                 ("path-deep", "MATCH_PATH=/static/img"),
                 ("path-exact", "MATCH_PATH==/static/img"),
@@ -284,11 +256,7 @@ mod tests {
             ("[::1]:80", "/", "http", "v6"),
             ("[::2]:80", "/", "http", "default"),
         ] {
-            assert_eq!(
-                found(&config, host, path, listener),
-                route,
-                "{host} {path} {listener}"
-            );
+            assert_eq!(found(&config, host, path, listener), route, "{host} {path} {listener}");
         }
     }
 
@@ -332,13 +300,7 @@ mod tests {
 
     #[test]
     fn with_a_tcp_default_a_named_http_listener_has_no_fallback() {
-        let config = config(
-            "MODE=tcp",
-            &[(
-                "app",
-                "MODE=http\nMATCH_LISTENER=app\nMATCH_HOST=a.example.com",
-            )],
-        );
+        let config = config("MODE=tcp", &[("app", "MODE=http\nMATCH_LISTENER=app\nMATCH_HOST=a.example.com")]);
         let table = Table::new(&config.routes);
         assert_eq!(table.mode("http"), Mode::Tcp);
         assert_eq!(table.find_tcp("http"), Some(1));

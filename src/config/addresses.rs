@@ -137,15 +137,10 @@ impl Form for Backend {
         for option in options.into_iter().flat_map(|options| options.split('&')) {
             match option.split_once('=') {
                 Some(("weight", value)) if weight.is_none() => {
-                    let known = value
-                        .parse()
-                        .ok()
-                        .filter(|n| (1..=WEIGHT_LIMIT).contains(n));
+                    let known = value.parse().ok().filter(|n| (1..=WEIGHT_LIMIT).contains(n));
                     weight = Some(known.ok_or_else(|| {
-                        Wrong::new(format!(
-                            "a weight is a whole number from 1 to {WEIGHT_LIMIT}, found `{value}`"
-                        ))
-                        .at(option)
+                        Wrong::new(format!("a weight is a whole number from 1 to {WEIGHT_LIMIT}, found `{value}`"))
+                            .at(option)
                     })?);
                 }
                 Some(("weight", _)) => {
@@ -159,15 +154,11 @@ impl Form for Backend {
                 }
             }
         }
-        Ok(BackendAddress {
-            target,
-            weight: weight.unwrap_or(1),
-        })
+        Ok(BackendAddress { target, weight: weight.unwrap_or(1) })
     }
 
     fn describe(&self) -> String {
-        "`HOST:PORT`, `[V6]:PORT`, `unix:/PATH` or `builtin:echo`, each with `?weight=1` to `?weight=256`"
-            .to_owned()
+        "`HOST:PORT`, `[V6]:PORT`, `unix:/PATH` or `builtin:echo`, each with `?weight=1` to `?weight=256`".to_owned()
     }
 }
 
@@ -179,31 +170,21 @@ fn target(text: &str) -> Result<Target, Wrong> {
         return if builtin == "echo" {
             Ok(Target::Echo)
         } else {
-            Err(Wrong::new(format!(
-                "no built-in backend `{builtin}`; there is `builtin:echo`"
-            )))
+            Err(Wrong::new(format!("no built-in backend `{builtin}`; there is `builtin:echo`")))
         };
     }
     if let Some((scheme, rest)) = text.split_once("://") {
         if scheme.eq_ignore_ascii_case("https") {
-            return Err(Wrong::new(
-                "TLS to backends is not in this version; write `HOST:PORT` for cleartext",
-            ));
+            return Err(Wrong::new("TLS to backends is not in this version; write `HOST:PORT` for cleartext"));
         }
         if !scheme.eq_ignore_ascii_case("http") {
-            return Err(Wrong::new(format!(
-                "unknown scheme `{scheme}`; write `HOST:PORT`"
-            )));
+            return Err(Wrong::new(format!("unknown scheme `{scheme}`; write `HOST:PORT`")));
         }
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains('/') || authority.contains('@') {
             return Err(Wrong::new(format!(
                 "a backend is an address without user or path; write `http://{}`",
-                authority
-                    .rsplit('@')
-                    .next()
-                    .and_then(|rest| rest.split('/').next())
-                    .unwrap_or_default()
+                authority.rsplit('@').next().and_then(|rest| rest.split('/').next()).unwrap_or_default()
             )));
         }
         return match host_and_port(authority) {
@@ -225,15 +206,11 @@ fn place(text: &str) -> Result<Target, Wrong> {
         };
     }
     if let Ok(address) = text.parse::<Ipv6Addr>() {
-        return Err(Wrong::new(format!(
-            "`{text}` lacks brackets and a port; write `[{address}]:PORT`"
-        )));
+        return Err(Wrong::new(format!("`{text}` lacks brackets and a port; write `[{address}]:PORT`")));
     }
     let (host, port) = host_and_port(text).map_err(Wrong::new)?;
     if host.is_empty() {
-        return Err(Wrong::new(format!(
-            "`{text}` lacks a host; write `HOST:{port}`"
-        )));
+        return Err(Wrong::new(format!("`{text}` lacks a host; write `HOST:{port}`")));
     }
     let host = name(host).map_err(Wrong::new)?;
     if port == 0 {
@@ -274,14 +251,9 @@ fn name(text: &str) -> Result<String, String> {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
-    let numeric = host
-        .rsplit('.')
-        .next()
-        .is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+    let numeric = host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
     if host.is_empty() || host.len() > 253 || numeric || !host.split('.').all(label) {
         return Err(format!("`{text}` is neither an address nor a host name"));
     }
@@ -290,14 +262,10 @@ fn name(text: &str) -> Result<String, String> {
 
 fn unix(path: &str) -> Result<PathBuf, Wrong> {
     if path.starts_with('@') {
-        return Err(Wrong::new(
-            "abstract sockets have no owner and no mode; write `unix:/PATH`",
-        ));
+        return Err(Wrong::new("abstract sockets have no owner and no mode; write `unix:/PATH`"));
     }
     if !path.starts_with('/') || path.ends_with('/') {
-        return Err(Wrong::new(
-            "a Unix socket needs its absolute path, as in `unix:/run/app.sock`",
-        ));
+        return Err(Wrong::new("a Unix socket needs its absolute path, as in `unix:/run/app.sock`"));
     }
     if path.len() > UNIX_PATH_LIMIT {
         return Err(Wrong::new(format!(
@@ -337,9 +305,7 @@ mod tests {
             ("unix:/run/app.sock?weight=256", "unix:/run/app.sock", 256),
             ("builtin:echo", "builtin:echo", 1),
         ] {
-            let backend = Backend
-                .parse(text)
-                .unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
+            let backend = Backend.parse(text).unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
             assert_eq!(backend.target.to_string(), identity, "{text}");
             assert_eq!(backend.weight, weight, "{text}");
         }
@@ -357,48 +323,21 @@ mod tests {
             ("1.2.3.4:0", "port 0 can't be connected to"),
             (":3000", "`:3000` lacks a host; write `HOST:3000`"),
             ("1.2.3:80", "`1.2.3` is neither an address nor a host name"),
-            (
-                "1.2.3.400:80",
-                "`1.2.3.400` is neither an address nor a host name",
-            ),
+            ("1.2.3.400:80", "`1.2.3.400` is neither an address nor a host name"),
             ("-a:80", "`-a` is neither an address nor a host name"),
             ("a..b:80", "`a..b` is neither an address nor a host name"),
             ("ä:80", "`ä` is neither an address nor a host name"),
             ("::1", "`::1` lacks brackets and a port; write `[::1]:PORT`"),
-            (
-                "https://app:443",
-                "TLS to backends is not in this version; write `HOST:PORT` for cleartext",
-            ),
+            ("https://app:443", "TLS to backends is not in this version; write `HOST:PORT` for cleartext"),
             ("ftp://app:21", "unknown scheme `ftp`; write `HOST:PORT`"),
-            (
-                "http://u@app:80/x",
-                "a backend is an address without user or path; write `http://app:80`",
-            ),
-            (
-                "builtin:page",
-                "no built-in backend `page`; there is `builtin:echo`",
-            ),
-            (
-                "unix:run/app",
-                "a Unix socket needs its absolute path, as in `unix:/run/app.sock`",
-            ),
-            (
-                "unix:@app",
-                "abstract sockets have no owner and no mode; write `unix:/PATH`",
-            ),
-            (
-                "app:80?weight=0",
-                "a weight is a whole number from 1 to 256, found `0`",
-            ),
-            (
-                "app:80?weight=257",
-                "a weight is a whole number from 1 to 256, found `257`",
-            ),
+            ("http://u@app:80/x", "a backend is an address without user or path; write `http://app:80`"),
+            ("builtin:page", "no built-in backend `page`; there is `builtin:echo`"),
+            ("unix:run/app", "a Unix socket needs its absolute path, as in `unix:/run/app.sock`"),
+            ("unix:@app", "abstract sockets have no owner and no mode; write `unix:/PATH`"),
+            ("app:80?weight=0", "a weight is a whole number from 1 to 256, found `0`"),
+            ("app:80?weight=257", "a weight is a whole number from 1 to 256, found `257`"),
             ("app:80?weight=1&weight=2", "`weight` is given twice"),
-            (
-                "app:80?wait=1",
-                "unknown option `wait=1`; the one known is `weight=1` to `weight=256`",
-            ),
+            ("app:80?wait=1", "unknown option `wait=1`; the one known is `weight=1` to `weight=256`"),
         ] {
             match Backend.parse(text) {
                 Ok(backend) => panic!("{text} gave {backend:?}"),
@@ -421,31 +360,13 @@ mod tests {
             assert_eq!(Listen.parse(text).unwrap().to_string(), shown);
         }
         for (text, message) in [
-            (
-                "8080",
-                "`8080` lacks an address; write `127.0.0.1:8080` or `0.0.0.0:8080`",
-            ),
-            (
-                ":8080",
-                "`:8080` lacks an address; write `0.0.0.0:8080` or `[::]:8080`",
-            ),
-            (
-                "*:8080",
-                "`*:8080` lacks an address; write `0.0.0.0:8080` or `[::]:8080`",
-            ),
-            (
-                "localhost:8080",
-                "`localhost` is a name; an address to listen on is numeric",
-            ),
-            (
-                "127.0.0.1",
-                "`127.0.0.1` lacks a port; write `127.0.0.1:PORT`",
-            ),
+            ("8080", "`8080` lacks an address; write `127.0.0.1:8080` or `0.0.0.0:8080`"),
+            (":8080", "`:8080` lacks an address; write `0.0.0.0:8080` or `[::]:8080`"),
+            ("*:8080", "`*:8080` lacks an address; write `0.0.0.0:8080` or `[::]:8080`"),
+            ("localhost:8080", "`localhost` is a name; an address to listen on is numeric"),
+            ("127.0.0.1", "`127.0.0.1` lacks a port; write `127.0.0.1:PORT`"),
             ("::1", "`::1` lacks a port; write `[::1]:PORT`"),
-            (
-                "http://127.0.0.1:80",
-                "`http://127.0.0.1:80` is a URL; write `HOST:PORT`",
-            ),
+            ("http://127.0.0.1:80", "`http://127.0.0.1:80` is a URL; write `HOST:PORT`"),
             (
                 "127.0.0.1:99999",
                 "`127.0.0.1:99999` is not `HOST:PORT` with a numeric host, `[V6]:PORT` or `unix:/PATH`",

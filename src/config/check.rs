@@ -15,13 +15,8 @@ const COMBINATION_LIMIT: usize = 65_536;
 
 /// Reports what can't hold together. `sound` says for each route whether its file is.
 pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Problems) {
-    let routes: Vec<&RouteConfig> = config
-        .routes
-        .iter()
-        .zip(sound)
-        .filter(|(_, sound)| **sound)
-        .map(|(route, _)| route)
-        .collect();
+    let routes: Vec<&RouteConfig> =
+        config.routes.iter().zip(sound).filter(|(_, sound)| **sound).map(|(route, _)| route).collect();
     let default = routes.last().filter(|route| route.is_default()).copied();
     let mut taken = HashMap::new();
     let mut modes: HashMap<&str, &RouteConfig> = HashMap::new();
@@ -55,17 +50,11 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
 
 /// How many combinations a route matches; 0 when it names nothing.
 fn combinations(route: &RouteConfig) -> usize {
-    let counts = [
-        route.matcher.match_host.len(),
-        route.matcher.match_path.len(),
-        route.matcher.match_listener.len(),
-    ];
+    let counts = [route.matcher.match_host.len(), route.matcher.match_path.len(), route.matcher.match_listener.len()];
     if counts == [0, 0, 0] {
         return 0;
     }
-    counts.iter().fold(1, |product: usize, count| {
-        product.saturating_mul((*count).max(1))
-    })
+    counts.iter().fold(1, |product: usize, count| product.saturating_mul((*count).max(1)))
 }
 
 fn backoff(config: &Config, route: &RouteConfig, problems: &mut Problems) {
@@ -100,9 +89,7 @@ fn mode<'a>(
 ) {
     let mine = route.settings.mode;
     if mine == Mode::Tcp {
-        let unmatchable = ["MATCH_HOST", "MATCH_PATH"]
-            .into_iter()
-            .filter_map(|key| route.setting(key));
+        let unmatchable = ["MATCH_HOST", "MATCH_PATH"].into_iter().filter_map(|key| route.setting(key));
         let before = problems.len();
         for setting in unmatchable.filter(|setting| !setting.text.is_empty()) {
             problems.push(
@@ -138,11 +125,7 @@ fn mode<'a>(
     }
 }
 
-type Combination<'a> = (
-    Option<&'a HostPattern>,
-    Option<&'a PathPattern>,
-    Option<&'a str>,
-);
+type Combination<'a> = (Option<&'a HostPattern>, Option<&'a PathPattern>, Option<&'a str>);
 
 /// Two routes that match the same; which one would win is nobody's guess.
 fn duplicate<'a>(
@@ -151,11 +134,7 @@ fn duplicate<'a>(
     problems: &mut Problems,
 ) {
     fn each<T>(list: &[T]) -> Vec<Option<&T>> {
-        if list.is_empty() {
-            vec![None]
-        } else {
-            list.iter().map(Some).collect()
-        }
+        if list.is_empty() { vec![None] } else { list.iter().map(Some).collect() }
     }
     let mut said = false;
     for host in each(&route.matcher.match_host) {
@@ -220,16 +199,12 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         let place = place(own.or_else(|| config.setting("BACKEND_ADDRESS")));
         let backends = &route.settings.backend_address;
         if backends.len() > 1 && backends.iter().any(|one| one.target == Target::Echo) {
-            warnings.push(format!(
-                "{place}: the built-in page takes its turn among the backends"
-            ));
+            warnings.push(format!("{place}: the built-in page takes its turn among the backends"));
         }
         for address in &daemon.proxy_address {
             let listen = address.to_string();
             if backends.iter().any(|one| one.target.to_string() == listen) {
-                warnings.push(format!(
-                    "{place}: backend `{listen}` is the address that doorward listens on itself"
-                ));
+                warnings.push(format!("{place}: backend `{listen}` is the address that doorward listens on itself"));
             }
         }
     }

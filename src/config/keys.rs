@@ -157,40 +157,22 @@ macro_rules! keys {
 }
 
 const fn span(min: u64, max: Duration) -> Span {
-    Span {
-        min: Duration::from_millis(min),
-        max,
-    }
+    Span { min: Duration::from_millis(min), max }
 }
 
 const fn listeners() -> List<Listen> {
-    List {
-        of: Listen,
-        noun: "addresses",
-        may_be_empty: false,
-        same: ListenAddress::clashes,
-    }
+    List { of: Listen, noun: "addresses", may_be_empty: false, same: ListenAddress::clashes }
 }
 
 const fn backends() -> List<Backend> {
-    List {
-        of: Backend,
-        noun: "backends",
-        may_be_empty: false,
-        same: |a, b| a.target == b.target,
-    }
+    List { of: Backend, noun: "backends", may_be_empty: false, same: |a, b| a.target == b.target }
 }
 
 const fn matches<F: Form>(of: F, noun: &'static str) -> List<F>
 where
     F::Value: PartialEq,
 {
-    List {
-        of,
-        noun,
-        may_be_empty: true,
-        same: |a, b| a == b,
-    }
+    List { of, noun, may_be_empty: true, same: |a, b| a == b }
 }
 
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
@@ -334,22 +316,12 @@ mod tests {
     #[test]
     fn every_row_of_the_table_is_whole() {
         for key in KEYS {
-            key.check(key.default)
-                .unwrap_or_else(|wrong| panic!("default of {}: {wrong}", key.name));
+            key.check(key.default).unwrap_or_else(|wrong| panic!("default of {}: {wrong}", key.name));
             assert!(key.is_default(key.default), "{}", key.name);
             assert!(key.help().ends_with('.'), "{}", key.name);
             assert!(!key.form().is_empty(), "{}", key.name);
-            assert!(
-                key.name
-                    .bytes()
-                    .all(|b| b.is_ascii_uppercase() || b == b'_'),
-                "{}",
-                key.name
-            );
-            assert_eq!(
-                KEYS.iter().filter(|other| other.name == key.name).count(),
-                1
-            );
+            assert!(key.name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'), "{}", key.name);
+            assert_eq!(KEYS.iter().filter(|other| other.name == key.name).count(), 1);
             assert_eq!(key.name.starts_with("MATCH_"), key.scope == Scope::Matcher);
         }
     }

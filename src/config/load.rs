@@ -40,10 +40,7 @@ pub struct Request {
 impl Request {
     /// A request with the environment of this process.
     pub fn here(path: Option<PathBuf>) -> Request {
-        Request {
-            path,
-            environment: std::env::vars_os().collect(),
-        }
+        Request { path, environment: std::env::vars_os().collect() }
     }
 }
 
@@ -93,9 +90,7 @@ pub struct Text {
 pub fn load(request: &Request) -> Result<Config, Problems> {
     let mut problems = Problems::default();
     let (main, folder) = locate(request, &mut problems);
-    let routes = folder.map_or_else(Vec::new, |folder| {
-        route_files(&folder.join("routes.d"), &mut problems)
-    });
+    let routes = folder.map_or_else(Vec::new, |folder| route_files(&folder.join("routes.d"), &mut problems));
     Config::assemble_with(main, routes, &request.environment, problems)
 }
 
@@ -115,9 +110,8 @@ fn locate(request: &Request, problems: &mut Problems) -> (Option<Text>, Option<P
     candidates.push(PathBuf::new());
     for folder in candidates {
         let path = folder.join("config.env");
-        let missing = std::fs::metadata(&path).is_err_and(|error| {
-            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-        });
+        let missing = std::fs::metadata(&path)
+            .is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory));
         if !missing {
             return (read(&path, problems), Some(folder));
         }
@@ -131,10 +125,7 @@ fn locate(request: &Request, problems: &mut Problems) -> (Option<Text>, Option<P
 
 fn read(path: &Path, problems: &mut Problems) -> Option<Text> {
     match source::read(path) {
-        Ok(bytes) => Some(Text {
-            path: path.into(),
-            bytes,
-        }),
+        Ok(bytes) => Some(Text { path: path.into(), bytes }),
         Err(error) => {
             problems.push(unreadable(path, &error));
             None
@@ -143,10 +134,7 @@ fn read(path: &Path, problems: &mut Problems) -> Option<Text> {
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
-    Problem::new(
-        Origin::File(path.into()),
-        format!("can't be read: {}", source::reason(error)),
-    )
+    Problem::new(Origin::File(path.into()), format!("can't be read: {}", source::reason(error)))
 }
 
 /// The route files of a folder in the order of their names.
@@ -179,17 +167,11 @@ fn route_files(folder: &Path, problems: &mut Problems) -> Vec<Text> {
         }
     }
     if paths.len() > ROUTE_LIMIT {
-        problems.push(Problem::new(
-            Origin::File(folder.into()),
-            format!("more than {ROUTE_LIMIT} files"),
-        ));
+        problems.push(Problem::new(Origin::File(folder.into()), format!("more than {ROUTE_LIMIT} files")));
         return Vec::new();
     }
     paths.sort();
-    paths
-        .iter()
-        .filter_map(|path| read(path, problems))
-        .collect()
+    paths.iter().filter_map(|path| read(path, problems)).collect()
 }
 
 /// What one file, or the environment, sets.
@@ -215,10 +197,7 @@ impl Layer {
         }
     }
 
-    fn of_environment(
-        environment: &BTreeMap<OsString, OsString>,
-        problems: &mut Problems,
-    ) -> Layer {
+    fn of_environment(environment: &BTreeMap<OsString, OsString>, problems: &mut Problems) -> Layer {
         let mut layer = Layer::default();
         for key in KEYS.iter().filter(|key| key.scope != Scope::Matcher) {
             let Some(value) = environment.get(std::ffi::OsStr::new(key.name)) else {
@@ -231,10 +210,7 @@ impl Layer {
                 origin: Origin::Environment,
                 line: format!("{}={shown}", key.name),
             };
-            if value
-                .to_str()
-                .is_none_or(|value| value.contains(char::is_control))
-            {
+            if value.to_str().is_none_or(|value| value.contains(char::is_control)) {
                 layer.broken = true;
                 problems.push(setting.problem("is no plain text".to_owned(), None));
             } else {
@@ -287,29 +263,22 @@ fn unknown(name: &str) -> String {
 
 fn misplaced(key: &Key, of_route: bool) -> Option<String> {
     match key.scope {
-        Scope::Daemon if of_route => Some(format!(
-            "`{}` is a setting of the whole daemon; it belongs in `config.env`",
-            key.name
-        )),
-        Scope::Matcher if !of_route => Some(format!(
-            "`{}` says what a route matches; it belongs in a file of `routes.d/`",
-            key.name
-        )),
+        Scope::Daemon if of_route => {
+            Some(format!("`{}` is a setting of the whole daemon; it belongs in `config.env`", key.name))
+        }
+        Scope::Matcher if !of_route => {
+            Some(format!("`{}` says what a route matches; it belongs in a file of `routes.d/`", key.name))
+        }
         _ => None,
     }
 }
 
 /// The name of a route, by its file.
 fn route_name(path: &Path) -> Result<String, &'static str> {
-    let name = path
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or_default();
+    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@+".contains(&byte);
     if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
-        Err(
-            "the file's name names the route: 1 to 64 letters, digits and `.`, `_`, `-`, `@`, `+`, then `.env`",
-        )
+        Err("the file's name names the route: 1 to 64 letters, digits and `.`, `_`, `-`, `@`, `+`, then `.env`")
     } else if name == DEFAULT_ROUTE {
         Err("`default` is the route that `config.env` describes")
     } else {
@@ -338,9 +307,7 @@ impl Config {
     ) -> Result<Config, Problems> {
         let unread = !problems.is_empty();
         let outer = Layer::of_environment(environment, &mut problems);
-        let file = main.as_ref().map_or_else(Layer::default, |text| {
-            Layer::of_file(text, false, &mut problems)
-        });
+        let file = main.as_ref().map_or_else(Layer::default, |text| Layer::of_file(text, false, &mut problems));
         let base = |key: &'static str| outer.find(key).or_else(|| file.find(key));
         let text = |key: &'static str| base(key).map(|setting| setting.text.as_str());
 
@@ -365,13 +332,7 @@ impl Config {
             let matcher = take(Matcher::read(mine), &mut problems);
             if let (Some(settings), Some(matcher)) = (settings, matcher) {
                 sound.push(!own.broken);
-                built.push(RouteConfig {
-                    name,
-                    matcher,
-                    settings,
-                    origin,
-                    own: own.settings,
-                });
+                built.push(RouteConfig { name, matcher, settings, origin, own: own.settings });
             }
         }
         let (Some(daemon), Some(default), Some(nothing)) = (daemon, default, nothing) else {
@@ -386,18 +347,8 @@ impl Config {
             origin: origin.clone(),
             own: Vec::new(),
         });
-        let settings: Vec<Setting> = KEYS
-            .iter()
-            .filter_map(|key| base(key.name))
-            .cloned()
-            .collect();
-        let mut config = Config {
-            daemon,
-            routes: built,
-            origin,
-            warnings: Vec::new(),
-            settings,
-        };
+        let settings: Vec<Setting> = KEYS.iter().filter_map(|key| base(key.name)).cloned().collect();
+        let mut config = Config { daemon, routes: built, origin, warnings: Vec::new(), settings };
         check::contradictions(&config, &sound, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
@@ -414,15 +365,11 @@ impl Config {
     /// The files that were read, `config.env` first.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let main = std::iter::once(&self.origin);
-        let routes = self
-            .routes
-            .iter()
-            .filter(|route| route.name != DEFAULT_ROUTE);
-        main.chain(routes.map(|route| &route.origin))
-            .filter_map(|origin| match origin {
-                Origin::File(path) => Some(&**path),
-                _ => None,
-            })
+        let routes = self.routes.iter().filter(|route| route.name != DEFAULT_ROUTE);
+        main.chain(routes.map(|route| &route.origin)).filter_map(|origin| match origin {
+            Origin::File(path) => Some(&**path),
+            _ => None,
+        })
     }
 }
 

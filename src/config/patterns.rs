@@ -65,47 +65,33 @@ impl Form for Host {
             return Err(Wrong::new(if text == "*" {
                 "without `MATCH_HOST` a route matches every host".to_owned()
             } else {
-                format!(
-                    "`{text}`: `*` stands only for whole labels at the front, as in `*.example.com`"
-                )
+                format!("`{text}`: `*` stands only for whole labels at the front, as in `*.example.com`")
             }));
         }
         if !host.is_ascii() {
-            return Err(Wrong::new(format!(
-                "`{text}`: write the name in its ASCII form (`xn--…`)"
-            )));
+            return Err(Wrong::new(format!("`{text}`: write the name in its ASCII form (`xn--…`)")));
         }
         let normal = normal_host(host.as_bytes());
         let normal = String::from_utf8_lossy(&normal);
         if host.starts_with('[') {
-            let inner = host
-                .strip_prefix('[')
-                .and_then(|host| host.strip_suffix(']'));
+            let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
             return match inner.and_then(|inner| inner.parse::<std::net::Ipv6Addr>().ok()) {
                 Some(_) if !below => Ok(HostPattern::Exact(normal.into_owned())),
                 _ => Err(Wrong::new(format!("`{text}` is not {}", self.describe()))),
             };
         }
         if host.contains(':') {
-            return Err(Wrong::new(format!(
-                "`{text}`: a host is matched without its port"
-            )));
+            return Err(Wrong::new(format!("`{text}`: a host is matched without its port")));
         }
         let label = |label: &str| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         };
         if normal.len() > 253 || !normal.split('.').all(label) {
             return Err(Wrong::new(format!("`{text}` is not {}", self.describe())));
         }
         let normal = normal.into_owned();
-        Ok(if below {
-            HostPattern::Below(normal)
-        } else {
-            HostPattern::Exact(normal)
-        })
+        Ok(if below { HostPattern::Below(normal) } else { HostPattern::Exact(normal) })
     }
 
     fn describe(&self) -> String {
@@ -157,9 +143,7 @@ impl Form for ListenerName {
             return Err(Wrong::new(format!("`{text}` is not {}", self.describe())));
         }
         if RESERVED_LISTENERS.contains(&text) {
-            return Err(Wrong::new(format!(
-                "the listener name `{text}` is reserved"
-            )));
+            return Err(Wrong::new(format!("the listener name `{text}` is reserved")));
         }
         Ok(text.to_owned())
     }
@@ -185,11 +169,7 @@ pub fn normal_host(host: &[u8]) -> Cow<'_, [u8]> {
         },
     };
     let bare = bare.strip_suffix(b".").unwrap_or(bare);
-    if bare.iter().any(u8::is_ascii_uppercase) {
-        Cow::Owned(bare.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(bare)
-    }
+    if bare.iter().any(u8::is_ascii_uppercase) { Cow::Owned(bare.to_ascii_lowercase()) } else { Cow::Borrowed(bare) }
 }
 
 /// The normal form of a request's path: without query, unreserved characters
@@ -207,11 +187,7 @@ pub fn normal_path(target: &[u8]) -> Cow<'_, [u8]> {
     }
     if memchr::memchr(b'%', path).is_some() {
         let decoded = decode_unreserved(path);
-        return Cow::Owned(if has_dot_segment(&decoded) {
-            remove_dot_segments(&decoded)
-        } else {
-            decoded
-        });
+        return Cow::Owned(if has_dot_segment(&decoded) { remove_dot_segments(&decoded) } else { decoded });
     }
     if has_dot_segment(path) {
         return Cow::Owned(remove_dot_segments(path));
@@ -225,9 +201,9 @@ fn decode_unreserved(path: &[u8]) -> Vec<u8> {
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
         let escape = match (byte, after) {
-            (b'%', [high, low, tail @ ..]) => hex(*high)
-                .zip(hex(*low))
-                .map(|(first, second)| (first * 16 + second, [*high, *low], tail)),
+            (b'%', [high, low, tail @ ..]) => {
+                hex(*high).zip(hex(*low)).map(|(first, second)| (first * 16 + second, [*high, *low], tail))
+            }
             _ => None,
         };
         match escape {
@@ -247,26 +223,18 @@ fn decode_unreserved(path: &[u8]) -> Vec<u8> {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 fn has_dot_segment(path: &[u8]) -> bool {
     memchr::memchr(b'.', path).is_some()
-        && path
-            .split(|byte| *byte == b'/')
-            .any(|segment| segment == b"." || segment == b"..")
+        && path.split(|byte| *byte == b'/').any(|segment| segment == b"." || segment == b"..")
 }
 
 fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
     let mut kept: Vec<&[u8]> = Vec::new();
     let mut open = false; // whether the path ends with a slash
-    for segment in path
-        .strip_prefix(b"/")
-        .unwrap_or(path)
-        .split(|byte| *byte == b'/')
-    {
+    for segment in path.strip_prefix(b"/").unwrap_or(path).split(|byte| *byte == b'/') {
         open = segment == b"." || segment == b"..";
         if segment == b".." {
             kept.pop();
@@ -340,17 +308,10 @@ mod tests {
             ("/a/.well-known/...", "/a/.well-known/..."),
             ("/a%00b", "/a%00b"),
         ] {
-            assert_eq!(
-                String::from_utf8_lossy(&normal_path(path.as_bytes())),
-                normal,
-                "{path}"
-            );
+            assert_eq!(String::from_utf8_lossy(&normal_path(path.as_bytes())), normal, "{path}");
         }
         for path in ["/", "/a/b.html?x=%41", "/.well-known/x", "//a"] {
-            assert!(
-                matches!(normal_path(path.as_bytes()), Cow::Borrowed(_)),
-                "{path}"
-            );
+            assert!(matches!(normal_path(path.as_bytes()), Cow::Borrowed(_)), "{path}");
         }
     }
 
@@ -364,14 +325,9 @@ mod tests {
         ] {
             assert_eq!(Host.parse(text).unwrap().to_string(), shown);
         }
-        for (text, shown) in [
-            ("/", "/"),
-            ("/api", "/api"),
-            ("/api/", "/api"),
-            ("/%61pi", "/api"),
-            ("=/api/", "=/api/"),
-            ("=/", "=/"),
-        ] {
+        for (text, shown) in
+            [("/", "/"), ("/api", "/api"), ("/api/", "/api"), ("/%61pi", "/api"), ("=/api/", "=/api/"), ("=/", "=/")]
+        {
             assert_eq!(Path.parse(text).unwrap().to_string(), shown);
         }
         assert_eq!(ListenerName.parse("app-1").unwrap(), "app-1");
@@ -379,15 +335,12 @@ mod tests {
 
     #[test]
     fn wrong_patterns_are_refused() {
-        for text in [
-            "*", "*.*.a", "a.*", "*a.com", "a.com:80", "[::1", "*.[::1]", "ä.com", "a..b", "",
-            "*.", "a b", "http://a",
-        ] {
+        for text in
+            ["*", "*.*.a", "a.*", "*a.com", "a.com:80", "[::1", "*.[::1]", "ä.com", "a..b", "", "*.", "a b", "http://a"]
+        {
             assert!(Host.parse(text).is_err(), "{text}");
         }
-        for text in [
-            "", "api", "=api", "/a?b", "/a#b", "/a*", "/a b", "/ä", "~/a",
-        ] {
+        for text in ["", "api", "=api", "/a?b", "/a#b", "/a*", "/a b", "/ä", "~/a"] {
             assert!(Path.parse(text).is_err(), "{text}");
         }
         for text in ["", "a:b", "ä", "a b", "admin", "https"] {

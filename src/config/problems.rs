@@ -66,11 +66,7 @@ impl Setting {
                 from + lead..from + value.trim_end().len().max(lead)
             }
         };
-        Problem::new(
-            self.origin.clone(),
-            format!("`{}`: {message}", self.key.name),
-        )
-        .with_excerpt(&self.line, range)
+        Problem::new(self.origin.clone(), format!("`{}`: {message}", self.key.name)).with_excerpt(&self.line, range)
     }
 }
 
@@ -94,52 +90,28 @@ pub struct Problem {
 impl Problem {
     pub(super) fn new(origin: Origin, message: impl Into<String>) -> Problem {
         let message: String = message.into();
-        Problem {
-            origin,
-            message: message.chars().map(tame).collect(),
-            excerpt: None,
-        }
+        Problem { origin, message: message.chars().map(tame).collect(), excerpt: None }
     }
 
     /// Shows `line` with a caret under `range` (bytes).
     pub(super) fn with_excerpt(mut self, line: &str, range: Range<usize>) -> Problem {
         let before = line.get(..range.start).unwrap_or_default().chars().count();
         let width = line.get(range).unwrap_or_default().chars().count().max(1);
-        let skip = if line.chars().count() > EXCERPT_LIMIT {
-            before.saturating_sub(EXCERPT_LIMIT / 4)
-        } else {
-            0
-        };
-        let shown: Vec<char> = line
-            .chars()
-            .skip(skip)
-            .take(EXCERPT_LIMIT)
-            .map(tame)
-            .collect();
+        let skip = if line.chars().count() > EXCERPT_LIMIT { before.saturating_sub(EXCERPT_LIMIT / 4) } else { 0 };
+        let shown: Vec<char> = line.chars().skip(skip).take(EXCERPT_LIMIT).map(tame).collect();
         let before = before - skip;
         let width = width.min(shown.len().saturating_sub(before).max(1));
-        let mut marks: String = shown
-            .iter()
-            .take(before)
-            .map(|c| if *c == '\t' { '\t' } else { ' ' })
-            .collect();
+        let mut marks: String = shown.iter().take(before).map(|c| if *c == '\t' { '\t' } else { ' ' }).collect();
         marks.push('^');
         marks.extend(std::iter::repeat_n('~', width - 1));
-        self.excerpt = Some((
-            shown.into_iter().collect::<String>().trim_end().to_owned(),
-            marks,
-        ));
+        self.excerpt = Some((shown.into_iter().collect::<String>().trim_end().to_owned(), marks));
         self
     }
 }
 
 /// A character that is safe to print and as wide as any.
 fn tame(c: char) -> char {
-    if c == '\t' || !c.is_control() {
-        c
-    } else {
-        '\u{fffd}'
-    }
+    if c == '\t' || !c.is_control() { c } else { '\u{fffd}' }
 }
 
 impl fmt::Display for Problem {
@@ -195,9 +167,7 @@ impl Problems {
     }
 
     fn summary(&self) -> String {
-        let many = |count: usize, noun: &str| {
-            format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-        };
+        let many = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
         let files: BTreeSet<&Path> = self
             .list
             .iter()
@@ -206,10 +176,7 @@ impl Problems {
                 Origin::Default | Origin::Environment => None,
             })
             .collect();
-        let environment = self
-            .list
-            .iter()
-            .any(|problem| problem.origin == Origin::Environment);
+        let environment = self.list.iter().any(|problem| problem.origin == Origin::Environment);
         let mut places = Vec::new();
         if !files.is_empty() {
             places.push(many(files.len(), "file"));
@@ -218,11 +185,7 @@ impl Problems {
             places.push("the environment".to_owned());
         }
         let count = many(self.list.len(), "problem");
-        if places.is_empty() {
-            count
-        } else {
-            format!("{count} in {}", places.join(" and "))
-        }
+        if places.is_empty() { count } else { format!("{count} in {}", places.join(" and ")) }
     }
 }
 
@@ -245,8 +208,7 @@ mod tests {
 
     #[test]
     fn a_problem_shows_its_line_and_points_at_the_fault() {
-        let problem = Problem::new(line(4), "unknown key `CONECT_TIMEOUT`")
-            .with_excerpt("CONECT_TIMEOUT=3s", 0..14);
+        let problem = Problem::new(line(4), "unknown key `CONECT_TIMEOUT`").with_excerpt("CONECT_TIMEOUT=3s", 0..14);
         assert_eq!(
             problem.to_string(),
             "/etc/a.env:4: unknown key `CONECT_TIMEOUT`\n    CONECT_TIMEOUT=3s\n    ^~~~~~~~~~~~~~"
@@ -269,9 +231,7 @@ mod tests {
     #[test]
     fn a_long_line_is_shown_around_the_fault() {
         let long = format!("A={}!{}", "x".repeat(500), "y".repeat(500));
-        let shown = Problem::new(line(1), "x")
-            .with_excerpt(&long, 502..503)
-            .to_string();
+        let shown = Problem::new(line(1), "x").with_excerpt(&long, 502..503).to_string();
         let lines: Vec<&str> = shown.lines().collect();
         let caret = lines[2].find('^').unwrap();
         assert_eq!(&lines[1][caret..=caret], "!");
@@ -282,16 +242,13 @@ mod tests {
     fn the_summary_counts_files_and_the_environment() {
         let mut problems = Problems::default();
         problems.push(Problem::new(Origin::Environment, "a"));
-        assert_eq!(
-            problems.to_string(),
-            "environment: a\n1 problem in the environment"
-        );
+        assert_eq!(problems.to_string(), "environment: a\n1 problem in the environment");
         problems.push(Problem::new(line(1), "b"));
         problems.push(Problem::new(line(2), "c"));
         assert!(
-            problems.report("still serving generation 7").ends_with(
-                "\n3 problems in 1 file and the environment; still serving generation 7"
-            )
+            problems
+                .report("still serving generation 7")
+                .ends_with("\n3 problems in 1 file and the environment; still serving generation 7")
         );
     }
 }

@@ -55,14 +55,9 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("is not a regular file"));
     }
     let mut bytes = Vec::new();
-    File::open(path)?
-        .take(FILE_LIMIT + 1)
-        .read_to_end(&mut bytes)?;
+    File::open(path)?.take(FILE_LIMIT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_LIMIT {
-        return Err(io::Error::other(format!(
-            "is larger than {} KiB",
-            FILE_LIMIT / 1024
-        )));
+        return Err(io::Error::other(format!("is larger than {} KiB", FILE_LIMIT / 1024)));
     }
     Ok(bytes)
 }
@@ -79,10 +74,7 @@ fn examine(path: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> Vec<Entry
     let before = problems.len();
     let text = Text::new(path, bytes, problems);
     let position = Rc::new(Cell::new(0));
-    let mut items = dotenvy::Iter::new(Lines {
-        bytes: text.all.as_bytes(),
-        position: Rc::clone(&position),
-    });
+    let mut items = dotenvy::Iter::new(Lines { bytes: text.all.as_bytes(), position: Rc::clone(&position) });
     let mut entries: Vec<Entry> = Vec::new();
     loop {
         let first = text.first_line_from(position.get());
@@ -101,21 +93,12 @@ fn examine(path: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> Vec<Entry
                     .with_excerpt(line, 0..line.len())
             }
             Ok((key, value)) => match entries.iter().find(|entry| entry.key == key) {
-                Some(earlier) => Problem::new(
-                    origin,
-                    format!(
-                        "`{key}` is set twice; the first is in line {}",
-                        earlier.line
-                    ),
-                )
-                .with_excerpt(line, at_key(line, &key)),
+                Some(earlier) => {
+                    Problem::new(origin, format!("`{key}` is set twice; the first is in line {}", earlier.line))
+                        .with_excerpt(line, at_key(line, &key))
+                }
                 None => {
-                    entries.push(Entry {
-                        key,
-                        value,
-                        line: first + 1,
-                        text: line.to_owned(),
-                    });
+                    entries.push(Entry { key, value, line: first + 1, text: line.to_owned() });
                     continue;
                 }
             },
@@ -133,11 +116,7 @@ fn examine(path: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> Vec<Entry
 
 /// Where `key` stands in its line.
 pub(super) fn at_key(line: &str, key: &str) -> std::ops::Range<usize> {
-    let start = line
-        .find('=')
-        .and_then(|equal| line.get(..equal))
-        .and_then(|before| before.rfind(key))
-        .unwrap_or(0);
+    let start = line.find('=').and_then(|equal| line.get(..equal)).and_then(|before| before.rfind(key)).unwrap_or(0);
     start..start + key.len()
 }
 
@@ -151,27 +130,16 @@ fn syntax(origin: Origin, line: &str, error: &dotenvy::Error) -> Problem {
         return Problem::new(origin, error.to_string());
     };
     // A fault in the value comes with the value alone, and counts characters.
-    let value = line
-        .find(text.as_str())
-        .filter(|at| *at > 0 && line.get(..*at).is_some_and(|key| key.contains('=')));
+    let value = line.find(text.as_str()).filter(|at| *at > 0 && line.get(..*at).is_some_and(|key| key.contains('=')));
     let Some(value_at) = value else {
         return Problem::new(origin, "expected `KEY=value`").with_excerpt(line, 0..line.len());
     };
-    let (offset, fault) = text
-        .char_indices()
-        .nth(*index)
-        .unwrap_or((text.len().saturating_sub(1), ' '));
-    let escaped = text
-        .get(..offset)
-        .is_some_and(|before| before.ends_with('\\'));
-    let blank = text
-        .get(..offset)
-        .is_some_and(|before| before.ends_with([' ', '\t']));
+    let (offset, fault) = text.char_indices().nth(*index).unwrap_or((text.len().saturating_sub(1), ' '));
+    let escaped = text.get(..offset).is_some_and(|before| before.ends_with('\\'));
+    let blank = text.get(..offset).is_some_and(|before| before.ends_with([' ', '\t']));
     let start = value_at + offset;
     if escaped {
-        let message = format!(
-            "unknown escape `\\{fault}`; there are `\\\\`, `\\'`, `\\\"`, `\\$`, `\\ ` and `\\n`"
-        );
+        let message = format!("unknown escape `\\{fault}`; there are `\\\\`, `\\'`, `\\\"`, `\\$`, `\\ ` and `\\n`");
         Problem::new(origin, message).with_excerpt(line, start - 1..start + fault.len_utf8())
     } else if blank {
         Problem::new(origin, "a value with blanks needs quotes around it")
@@ -222,18 +190,12 @@ impl Text {
     /// The text of a line, without its break.
     fn line(&self, index: usize) -> &str {
         let start = self.starts.get(index).copied().unwrap_or(self.all.len());
-        self.all
-            .get(start..self.end(index))
-            .unwrap_or_default()
-            .trim_end_matches(['\r', '\n'])
+        self.all.get(start..self.end(index)).unwrap_or_default().trim_end_matches(['\r', '\n'])
     }
 
     /// Where the line after this one begins.
     fn end(&self, index: usize) -> usize {
-        self.starts
-            .get(index + 1)
-            .copied()
-            .unwrap_or(self.all.len())
+        self.starts.get(index + 1).copied().unwrap_or(self.all.len())
     }
 
     /// The first line at or behind `position` that may hold an entry.
@@ -276,10 +238,8 @@ mod tests {
     fn read_all(text: &[u8]) -> (Vec<(String, String, usize)>, Vec<String>) {
         let mut problems = Problems::default();
         let path: Arc<Path> = Path::new("a.env").into();
-        let entries = entries(&path, text, &mut problems)
-            .into_iter()
-            .map(|entry| (entry.key, entry.value, entry.line))
-            .collect();
+        let entries =
+            entries(&path, text, &mut problems).into_iter().map(|entry| (entry.key, entry.value, entry.line)).collect();
         (entries, problems.iter().map(Problem::to_string).collect())
     }
 
@@ -295,13 +255,7 @@ mod tests {
         assert_eq!(problems, Vec::<String>::new());
         assert_eq!(
             entries,
-            [
-                entry("A", "1", 3),
-                entry("B", "x y", 6),
-                entry("C", "", 8),
-                entry("D", "1-1", 9),
-                entry("E", "z", 10),
-            ]
+            [entry("A", "1", 3), entry("B", "x y", 6), entry("C", "", 8), entry("D", "1-1", 9), entry("E", "z", 10),]
         );
     }
 
@@ -315,13 +269,9 @@ mod tests {
 
     #[test]
     fn every_fault_of_a_file_is_found() {
-        let (entries, problems) = read_all(
-            b"A=\"x\nB=2\nhello\nC=a b\n=D\nE=h\\8\nF=${A\nG=3\nB=4\nH=\xff\nI=\0\nJ='\nK=5",
-        );
-        assert_eq!(
-            entries,
-            [entry("B", "2", 2), entry("G", "3", 8), entry("K", "5", 13)]
-        );
+        let (entries, problems) =
+            read_all(b"A=\"x\nB=2\nhello\nC=a b\n=D\nE=h\\8\nF=${A\nG=3\nB=4\nH=\xff\nI=\0\nJ='\nK=5");
+        assert_eq!(entries, [entry("B", "2", 2), entry("G", "3", 8), entry("K", "5", 13)]);
         assert_eq!(
             problems,
             [
@@ -360,9 +310,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..20_000 {
             let length = random.usize(0..24);
-            let text: Vec<u8> = (0..length)
-                .map(|_| alphabet[random.usize(0..alphabet.len())])
-                .collect();
+            let text: Vec<u8> = (0..length).map(|_| alphabet[random.usize(0..alphabet.len())]).collect();
             read_all(&text);
         }
     }

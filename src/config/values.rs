@@ -28,10 +28,7 @@ pub struct Wrong {
 impl Wrong {
     /// The whole text is at fault.
     pub fn new(message: impl Into<String>) -> Wrong {
-        Wrong {
-            message: message.into(),
-            part: None,
-        }
+        Wrong { message: message.into(), part: None }
     }
 
     /// Names the part at fault, unless one is named already.
@@ -85,12 +82,10 @@ impl<F: Form> Form for AutoOr<F> {
         if text == "auto" {
             return Ok(Auto::Auto);
         }
-        self.0.parse(text).map(Auto::Is).map_err(|_| {
-            Wrong::new(format!(
-                "expected `auto` or {}, found `{text}`",
-                self.0.describe()
-            ))
-        })
+        self.0
+            .parse(text)
+            .map(Auto::Is)
+            .map_err(|_| Wrong::new(format!("expected `auto` or {}, found `{text}`", self.0.describe())))
     }
 
     fn describe(&self) -> String {
@@ -114,10 +109,7 @@ impl Form for Int {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse::<usize>() {
             Ok(value) if digits && (self.min..=self.max).contains(&value) => Ok(value),
-            _ => Err(Wrong::new(format!(
-                "expected {}, found `{text}`",
-                self.describe()
-            ))),
+            _ => Err(Wrong::new(format!("expected {}, found `{text}`", self.describe()))),
         }
     }
 
@@ -136,14 +128,8 @@ pub(super) struct Span {
 
 impl Span {
     fn read(text: &str) -> Option<Duration> {
-        let bare = text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || byte == b'.');
-        if bare {
-            humantime::parse_duration(&format!("{text}s")).ok()
-        } else {
-            humantime::parse_duration(text).ok()
-        }
+        let bare = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if bare { humantime::parse_duration(&format!("{text}s")).ok() } else { humantime::parse_duration(text).ok() }
     }
 }
 
@@ -153,19 +139,12 @@ impl Form for Span {
     fn parse(&self, text: &str) -> Result<Duration, Wrong> {
         match Span::read(text) {
             Some(span) if (self.min..=self.max).contains(&span) => Ok(span),
-            _ => Err(Wrong::new(format!(
-                "expected {}, found `{text}`",
-                self.describe()
-            ))),
+            _ => Err(Wrong::new(format!("expected {}, found `{text}`", self.describe()))),
         }
     }
 
     fn describe(&self) -> String {
-        format!(
-            "a duration from {} to {}",
-            humantime::format_duration(self.min),
-            humantime::format_duration(self.max)
-        )
+        format!("a duration from {} to {}", humantime::format_duration(self.min), humantime::format_duration(self.max))
     }
 }
 
@@ -179,10 +158,7 @@ impl Form for SpanOrOff {
         if text == "off" || Span::read(text).is_some_and(|span| span.is_zero()) {
             return Ok(None);
         }
-        self.0
-            .parse(text)
-            .map(Some)
-            .map_err(|_| Wrong::new(format!("expected {}, found `{text}`", self.describe())))
+        self.0.parse(text).map(Some).map_err(|_| Wrong::new(format!("expected {}, found `{text}`", self.describe())))
     }
 
     fn describe(&self) -> String {
@@ -202,15 +178,10 @@ impl Form for Size {
     type Value = usize;
 
     fn parse(&self, text: &str) -> Result<usize, Wrong> {
-        let size = ByteSize::from_str(text)
-            .ok()
-            .and_then(|size| usize::try_from(size.as_u64()).ok());
+        let size = ByteSize::from_str(text).ok().and_then(|size| usize::try_from(size.as_u64()).ok());
         match size {
             Some(size) if (self.min..=self.max).contains(&size) => Ok(size),
-            _ => Err(Wrong::new(format!(
-                "expected {}, found `{text}`",
-                self.describe()
-            ))),
+            _ => Err(Wrong::new(format!("expected {}, found `{text}`", self.describe()))),
         }
     }
 
@@ -302,10 +273,7 @@ impl<F: Form> Form for List<F> {
 mod tests {
     use super::*;
 
-    const SPAN: Span = Span {
-        min: Duration::from_millis(1),
-        max: DAY,
-    };
+    const SPAN: Span = Span { min: Duration::from_millis(1), max: DAY };
 
     #[test]
     fn durations_take_units_and_bare_seconds() {
@@ -319,31 +287,11 @@ mod tests {
             ("1m 30s", 90_000),
             ("24h", 86_400_000),
         ] {
-            assert_eq!(
-                SPAN.parse(text),
-                Ok(Duration::from_millis(millis)),
-                "{text}"
-            );
+            assert_eq!(SPAN.parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in [
-            "",
-            "0",
-            "off",
-            "-1",
-            "5x",
-            "s",
-            "1..5",
-            ".",
-            "25h",
-            "1e3",
-            "0.1ms",
-            "9".repeat(30).as_str(),
-        ] {
+        for text in ["", "0", "off", "-1", "5x", "s", "1..5", ".", "25h", "1e3", "0.1ms", "9".repeat(30).as_str()] {
             let wrong = SPAN.parse(text).unwrap_err();
-            assert_eq!(
-                wrong.message,
-                format!("expected a duration from 1ms to 1day, found `{text}`")
-            );
+            assert_eq!(wrong.message, format!("expected a duration from 1ms to 1day, found `{text}`"));
         }
     }
 
@@ -359,10 +307,7 @@ mod tests {
 
     #[test]
     fn sizes_take_units_and_bare_bytes() {
-        let form = Size {
-            min: 1024,
-            max: 60 * 1024,
-        };
+        let form = Size { min: 1024, max: 60 * 1024 };
         assert_eq!(form.parse("32KiB"), Ok(32 * 1024));
         assert_eq!(form.parse("2048"), Ok(2048));
         assert_eq!(form.parse("32 KB"), Ok(32_000));
@@ -379,15 +324,7 @@ mod tests {
         let form = Int { min: 0, max: 20 };
         assert_eq!(form.parse("20"), Ok(20));
         assert_eq!(form.parse("007"), Ok(7));
-        for text in [
-            "",
-            "21",
-            "-1",
-            "+3",
-            "1.5",
-            "0x10",
-            "99999999999999999999999",
-        ] {
+        for text in ["", "21", "-1", "+3", "1.5", "0x10", "99999999999999999999999"] {
             assert!(form.parse(text).is_err(), "{text}");
         }
         let form = AutoOr(form);
@@ -405,31 +342,17 @@ mod tests {
     fn a_choice_names_its_words() {
         let form = Choice(&[("on", true), ("off", false)]);
         assert_eq!(form.parse("on"), Ok(true));
-        assert_eq!(
-            form.parse("yes").unwrap_err().message,
-            "expected `on` or `off`, found `yes`"
-        );
+        assert_eq!(form.parse("yes").unwrap_err().message, "expected `on` or `off`, found `yes`");
         let form = Choice(&[("a", 1), ("b", 2), ("c", 3)]);
         assert_eq!(form.describe(), "`a`, `b` or `c`");
     }
 
     #[test]
     fn a_list_names_the_entry_at_fault() {
-        let form = List {
-            of: Int { min: 1, max: 9 },
-            noun: "digits",
-            may_be_empty: false,
-            same: |a, b| a == b,
-        };
+        let form = List { of: Int { min: 1, max: 9 }, noun: "digits", may_be_empty: false, same: |a, b| a == b };
         assert_eq!(form.parse("1, 2,3"), Ok(vec![1, 2, 3]));
-        assert_eq!(
-            form.parse("1,22,3").unwrap_err().part.as_deref(),
-            Some("22")
-        );
-        assert_eq!(
-            form.parse("1,2,1").unwrap_err().message,
-            "`1` is listed twice"
-        );
+        assert_eq!(form.parse("1,22,3").unwrap_err().part.as_deref(), Some("22"));
+        assert_eq!(form.parse("1,2,1").unwrap_err().message, "`1` is listed twice");
         assert!(form.parse("1,,2").is_err());
         assert!(form.parse("1,").is_err());
         assert!(form.parse("").is_err());
