@@ -19,3 +19,6 @@
 pub mod admission;
 pub mod telemetry;
 pub mod transport;
+pub mod balance;
+pub mod proxy;
+pub mod telemetry;
