@@ -21,3 +21,6 @@ pub mod config;
 pub mod routing;
 pub mod telemetry;
 pub mod transport;
+pub mod balance;
+pub mod proxy;
+pub mod telemetry;
