@@ -17,6 +17,8 @@
 //! | `telemetry` | the log, events, records, counters |
 
 pub mod admission;
+pub mod config;
+pub mod routing;
 pub mod telemetry;
 pub mod transport;
 pub mod balance;
