@@ -15,3 +15,12 @@
 //! | `routing` | host + path + listener → route |
 //! | `config` | the key table, files, values |
 //! | `telemetry` | the log, events, records, counters |
+
+pub mod admission;
+pub mod config;
+pub mod routing;
+pub mod telemetry;
+pub mod transport;
+pub mod balance;
+pub mod proxy;
+pub mod telemetry;
