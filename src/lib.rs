@@ -15,3 +15,8 @@
 //! | `routing` | host + path + listener → route |
 //! | `config` | the key table, files, values |
 //! | `telemetry` | the log, events, records, counters |
+
+pub mod admin;
+pub mod config;
+pub mod lifecycle;
+pub mod transport;

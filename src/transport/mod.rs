@@ -1,0 +1,3 @@
+//! Sockets: listeners from the service manager, streams, connections to backends.
+
+pub mod listeners;
