@@ -17,6 +17,7 @@
 //! | `telemetry` | the log, events, records, counters |
 
 pub mod admin;
+pub mod admission;
 pub mod config;
 pub mod lifecycle;
 pub mod transport;

@@ -1,3 +1,7 @@
-//! Sockets: listeners from the service manager, streams, connections to backends.
+//! What bytes travel on: listeners, streams, the buffers they fill, deadlines, and dialling.
 
+pub mod buffer;
+pub mod clock;
+pub mod dial;
 pub mod listeners;
+pub mod stream;
