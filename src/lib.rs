@@ -20,4 +20,5 @@ pub mod admin;
 pub mod admission;
 pub mod config;
 pub mod lifecycle;
+pub mod telemetry;
 pub mod transport;
