@@ -45,28 +45,17 @@ pub struct Answer {
 impl Answer {
     /// The state that was asked for.
     pub fn status(status: Status) -> Answer {
-        Answer {
-            ok: true,
-            status: Some(Box::new(status)),
-            ..Answer::default()
-        }
+        Answer { ok: true, status: Some(Box::new(status)), ..Answer::default() }
     }
 
     /// The reload is done: `generation` serves.
     pub fn reloaded(generation: u64) -> Answer {
-        Answer {
-            ok: true,
-            generation: Some(generation),
-            ..Answer::default()
-        }
+        Answer { ok: true, generation: Some(generation), ..Answer::default() }
     }
 
     /// The command was refused, for the reason in `error`.
     pub fn refused(error: impl Into<String>) -> Answer {
-        Answer {
-            error: Some(error.into()),
-            ..Answer::default()
-        }
+        Answer { error: Some(error.into()), ..Answer::default() }
     }
 }
 
@@ -156,28 +145,17 @@ mod tests {
 
     #[test]
     fn the_words_on_the_wire_are_as_documented() -> serde_json::Result<()> {
-        assert_eq!(
-            serde_json::from_str::<Command>(r#"{"command":"reload"}"#)?,
-            Command::Reload
-        );
+        assert_eq!(serde_json::from_str::<Command>(r#"{"command":"reload"}"#)?, Command::Reload);
         assert!(serde_json::from_str::<Command>(r#"{"command":"halt"}"#).is_err());
-        assert_eq!(
-            serde_json::to_string(&Answer::reloaded(7))?,
-            r#"{"ok":true,"generation":7}"#
-        );
-        assert_eq!(
-            serde_json::to_string(&Answer::refused("no"))?,
-            r#"{"ok":false,"error":"no"}"#
-        );
+        assert_eq!(serde_json::to_string(&Answer::reloaded(7))?, r#"{"ok":true,"generation":7}"#);
+        assert_eq!(serde_json::to_string(&Answer::refused("no"))?, r#"{"ok":false,"error":"no"}"#);
         Ok(())
     }
 
     #[test]
     fn a_client_accepts_fields_that_it_does_not_know() -> serde_json::Result<()> {
         let line = r#"{"ok":true,"later":1,"status":{"version":"9","moon":"full"}}"#;
-        let status = serde_json::from_str::<Answer>(line)?
-            .status
-            .unwrap_or_default();
+        let status = serde_json::from_str::<Answer>(line)?.status.unwrap_or_default();
         assert_eq!(status.version, "9");
         Ok(())
     }

@@ -124,11 +124,7 @@ mod tests {
     type TestResult = Result<(), Box<dyn std::error::Error>>;
 
     /// A server on a socket of its own, and the questions that reach its daemon.
-    fn served() -> io::Result<(
-        tempfile::TempDir,
-        std::path::PathBuf,
-        mpsc::Receiver<Question>,
-    )> {
+    fn served() -> io::Result<(tempfile::TempDir, std::path::PathBuf, mpsc::Receiver<Question>)> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("admin.sock");
         let socket = StdUnixListener::bind(&path)?;
@@ -152,10 +148,7 @@ mod tests {
             client.write_all(b"{\"command\":\"reload\"}\n").await?;
             let question = questions.recv().await.ok_or("server gone")?;
             assert_eq!(question.command, Command::Reload);
-            question
-                .answer
-                .send(Answer::reloaded(generation))
-                .map_err(|_| "client gone")?;
+            question.answer.send(Answer::reloaded(generation)).map_err(|_| "client gone")?;
             let expected = format!("{{\"ok\":true,\"generation\":{generation}}}\n");
             assert_eq!(read_line(&mut client).await?, expected);
         }
@@ -203,11 +196,7 @@ mod tests {
             clients.push(client);
         }
         let mut late = UnixStream::connect(&path).await?;
-        assert!(
-            read_line(&mut late)
-                .await?
-                .contains("too many admin connections")
-        );
+        assert!(read_line(&mut late).await?.contains("too many admin connections"));
         Ok(())
     }
 }

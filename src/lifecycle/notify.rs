@@ -47,10 +47,7 @@ impl Notifier {
     /// # Errors
     /// The address is of another kind, or no socket can be opened.
     pub fn open(environment: &BTreeMap<OsString, OsString>) -> io::Result<Notifier> {
-        let Some(name) = environment
-            .get(OsStr::new("NOTIFY_SOCKET"))
-            .filter(|name| !name.is_empty())
-        else {
+        let Some(name) = environment.get(OsStr::new("NOTIFY_SOCKET")).filter(|name| !name.is_empty()) else {
             return Ok(Notifier::default());
         };
         let manager = match name.as_bytes() {
@@ -59,19 +56,13 @@ impl Notifier {
             _ => {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
-                    format!(
-                        "NOTIFY_SOCKET={} is neither a path nor an abstract name",
-                        name.to_string_lossy()
-                    ),
+                    format!("NOTIFY_SOCKET={} is neither a path nor an abstract name", name.to_string_lossy()),
                 ));
             }
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        Ok(Notifier {
-            line: Some(Line { socket, manager }),
-            ..Notifier::default()
-        })
+        Ok(Notifier { line: Some(Line { socket, manager }), ..Notifier::default() })
     }
 
     /// True when a service manager listens.
@@ -98,11 +89,7 @@ impl Notifier {
     pub fn stopping(&mut self, status: &str, patience: Duration) {
         status.clone_into(&mut self.status);
         let usec = micros(patience);
-        self.send(&[
-            NotifyState::Stopping,
-            NotifyState::ExtendTimeoutUsec(usec),
-            NotifyState::Status(status),
-        ]);
+        self.send(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(usec), NotifyState::Status(status)]);
     }
 
     /// Asks for `patience` more, counted from now, before the stop counts as hung.
@@ -197,10 +184,7 @@ mod tests {
         manager.set_nonblocking(true)?;
         let mut notifier = open(OsStr::new(&format!("@{name}")))?;
         notifier.ready("serving");
-        assert_eq!(
-            heard(&manager).as_deref(),
-            Some("READY=1\nSTATUS=serving\n")
-        );
+        assert_eq!(heard(&manager).as_deref(), Some("READY=1\nSTATUS=serving\n"));
         Ok(())
     }
 
@@ -219,9 +203,7 @@ mod tests {
         let message = heard(&manager).ok_or("nothing heard")?;
         let mut lines = message.lines();
         assert_eq!(lines.next(), Some("RELOADING=1"));
-        let time = lines
-            .next()
-            .and_then(|line| line.strip_prefix("MONOTONIC_USEC="));
+        let time = lines.next().and_then(|line| line.strip_prefix("MONOTONIC_USEC="));
         assert!(time.ok_or("no time")?.parse::<u64>()? > 0);
         Ok(())
     }
@@ -263,10 +245,7 @@ mod tests {
             last = Some(message);
             notifier.flush();
         }
-        assert_eq!(
-            last.as_deref(),
-            Some("STOPPING=1\nEXTEND_TIMEOUT_USEC=1000000\nSTATUS=draining\n")
-        );
+        assert_eq!(last.as_deref(), Some("STOPPING=1\nEXTEND_TIMEOUT_USEC=1000000\nSTATUS=draining\n"));
         Ok(())
     }
 }

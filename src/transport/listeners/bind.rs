@@ -54,18 +54,11 @@ pub fn bind(addresses: &[ListenAddress]) -> Result<Bound, ListenError> {
             }),
         };
         match socket {
-            Ok(socket) => bound.listeners.push(Listener {
-                name: Arc::from(HTTP),
-                socket,
-            }),
+            Ok(socket) => bound.listeners.push(Listener { name: Arc::from(HTTP), socket }),
             Err(error) => faults.push(explain(address, &error)),
         }
     }
-    if faults.is_empty() {
-        Ok(bound)
-    } else {
-        Err(ListenError::Bind(faults))
-    }
+    if faults.is_empty() { Ok(bound) } else { Err(ListenError::Bind(faults)) }
 }
 
 /// Binds the admin socket at `path`, for its own user only (mode 0600).
@@ -73,20 +66,13 @@ pub fn bind(addresses: &[ListenAddress]) -> Result<Bound, ListenError> {
 /// # Errors
 /// [`ListenError::Bind`] as for [`bind`].
 pub fn bind_admin(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
-    bind_path(path, ADMIN_MODE).map_err(|error| {
-        ListenError::Bind(vec![explain(
-            &ListenAddress::Unix(path.to_path_buf()),
-            &error,
-        )])
-    })
+    bind_path(path, ADMIN_MODE)
+        .map_err(|error| ListenError::Bind(vec![explain(&ListenAddress::Unix(path.to_path_buf()), &error)]))
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
+    let socket =
+        socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -116,10 +102,7 @@ fn clear_stale(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !kind.is_socket() {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "a file of another kind is there",
-        ));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file of another kind is there"));
     }
     // Non-blocking: a listener with a full queue would hold a blocking `connect`.
     let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
@@ -165,10 +148,7 @@ pub struct SocketFile {
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<SocketFile> {
-        Ok(SocketFile {
-            path: path.to_path_buf(),
-            identity: identity(path)?,
-        })
+        Ok(SocketFile { path: path.to_path_buf(), identity: identity(path)? })
     }
 }
 
@@ -195,18 +175,11 @@ fn identity(path: &Path) -> io::Result<Identity> {
 /// `DOORWARD_ADMIN_SOCKET`, else `admin.sock` in the first `RUNTIME_DIRECTORY`,
 /// else nowhere. Empty values count as absent.
 pub fn admin_path(environment: &BTreeMap<OsString, OsString>) -> Option<PathBuf> {
-    let set = |name: &str| {
-        environment
-            .get(OsStr::new(name))
-            .filter(|value| !value.is_empty())
-    };
+    let set = |name: &str| environment.get(OsStr::new(name)).filter(|value| !value.is_empty());
     if let Some(path) = set("DOORWARD_ADMIN_SOCKET") {
         return Some(PathBuf::from(path));
     }
-    let first = set("RUNTIME_DIRECTORY")?
-        .as_bytes()
-        .split(|byte| *byte == b':')
-        .next()?;
+    let first = set("RUNTIME_DIRECTORY")?.as_bytes().split(|byte| *byte == b':').next()?;
     Some(Path::new(OsStr::from_bytes(first)).join("admin.sock"))
 }
 
@@ -246,11 +219,7 @@ mod tests {
             return Err("bound".into());
         };
         assert_eq!(faults.len(), 3, "{faults:?}");
-        assert!(
-            faults[0].contains("in use") && faults[0].contains("ss -ltnp"),
-            "{}",
-            faults[0]
-        );
+        assert!(faults[0].contains("in use") && faults[0].contains("ss -ltnp"), "{}", faults[0]);
         assert!(faults[1].contains("another kind"), "{}", faults[1]);
         assert!(faults[2].contains("203.0.113.1:0"), "{}", faults[2]);
         assert_eq!(fs::read_to_string(plain)?, "kept");
@@ -264,23 +233,13 @@ mod tests {
         drop(UnixListener::bind(&path)?);
         let address = [ListenAddress::Unix(path.clone())];
         let bound = bind(&address)?;
-        assert_eq!(
-            fs::metadata(&path)?.permissions().mode() & 0o777,
-            TRAFFIC_MODE
-        );
-        assert_eq!(
-            bound.listeners[0].local(),
-            format!("unix:{}", path.display())
-        );
+        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, TRAFFIC_MODE);
+        assert_eq!(bound.listeners[0].local(), format!("unix:{}", path.display()));
 
         let Err(ListenError::Bind(faults)) = bind(&address) else {
             return Err("stolen".into());
         };
-        assert!(
-            faults[0].contains("somebody listens there"),
-            "{}",
-            faults[0]
-        );
+        assert!(faults[0].contains("somebody listens there"), "{}", faults[0]);
         std::os::unix::net::UnixStream::connect(&path)?;
 
         drop(bound);
@@ -306,26 +265,16 @@ mod tests {
 
     #[test]
     fn the_admin_socket_lies_where_the_environment_says() {
-        let environment = |pairs: &[(&str, &str)]| {
-            pairs
-                .iter()
-                .map(|(key, value)| ((*key).into(), (*value).into()))
-                .collect()
-        };
+        let environment =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
         assert_eq!(admin_path(&environment(&[])), None);
-        assert_eq!(
-            admin_path(&environment(&[("DOORWARD_ADMIN_SOCKET", "")])),
-            None
-        );
+        assert_eq!(admin_path(&environment(&[("DOORWARD_ADMIN_SOCKET", "")])), None);
         assert_eq!(
             admin_path(&environment(&[("RUNTIME_DIRECTORY", "/run/a:/run/b")])),
             Some(PathBuf::from("/run/a/admin.sock"))
         );
         assert_eq!(
-            admin_path(&environment(&[
-                ("RUNTIME_DIRECTORY", "/run/a"),
-                ("DOORWARD_ADMIN_SOCKET", "/tmp/x.sock")
-            ])),
+            admin_path(&environment(&[("RUNTIME_DIRECTORY", "/run/a"), ("DOORWARD_ADMIN_SOCKET", "/tmp/x.sock")])),
             Some(PathBuf::from("/tmp/x.sock"))
         );
     }

@@ -73,10 +73,7 @@ impl Listener {
             Socket::Tcp(socket) => Socket::Tcp(socket.try_clone()?),
             Socket::Unix(socket) => Socket::Unix(socket.try_clone()?),
         };
-        Ok(Listener {
-            name: Arc::clone(&self.name),
-            socket,
-        })
+        Ok(Listener { name: Arc::clone(&self.name), socket })
     }
 
     /// Where it listens, in the notation of `PROXY_ADDRESS`; an abstract Unix
@@ -127,10 +124,8 @@ pub fn differ(passed: &[Listener], addresses: &[ListenAddress]) -> bool {
 /// found after two minutes (60 s idle, then 6 probes of 10 s).
 fn inherit(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(6);
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(6);
     socket.set_tcp_keepalive(&keepalive)
 }
 

@@ -47,31 +47,22 @@ pub struct Passed {
 ///
 /// Source: `sd_listen_fds(3)`, `systemd.socket(5)` on `FileDescriptorName=`.
 pub fn passed(environment: &BTreeMap<OsString, OsString>) -> Result<Passed, ListenError> {
-    let announced = environment
-        .get(OsStr::new("LISTEN_FDS"))
-        .and_then(|count| count.to_str()?.parse::<usize>().ok())
-        .unwrap_or(0);
+    let announced =
+        environment.get(OsStr::new("LISTEN_FDS")).and_then(|count| count.to_str()?.parse::<usize>().ok()).unwrap_or(0);
     if announced > MAX_PASSED {
         return Err(ListenError::Passed(vec![format!(
             "LISTEN_FDS={announced} is more than the {MAX_PASSED} descriptors that doorward takes"
         )]));
     }
     let mut descriptors = ListenFd::from_env();
-    let names = names(
-        environment.get(OsStr::new("LISTEN_FDNAMES")),
-        descriptors.len(),
-    )?;
+    let names = names(environment.get(OsStr::new("LISTEN_FDNAMES")), descriptors.len())?;
     let implied = implied(&names)?;
 
     let mut passed = Passed::default();
     let mut faults = Vec::new();
     for (index, given) in names.iter().enumerate() {
         let number = FIRST_DESCRIPTOR + index;
-        let name = if implied.as_deref() == Some(given.as_str()) {
-            HTTP
-        } else {
-            given.as_str()
-        };
+        let name = if implied.as_deref() == Some(given.as_str()) { HTTP } else { given.as_str() };
         if RESERVED.contains(&name) {
             faults.push(format!(
                 "descriptor {number}: the name `{name}` is reserved for a later version; \
@@ -82,9 +73,7 @@ pub fn passed(environment: &BTreeMap<OsString, OsString>) -> Result<Passed, List
         let socket = match take(&mut descriptors, index) {
             Ok(socket) => socket,
             Err(what) => {
-                faults.push(format!(
-                    "descriptor {number} (`{given}`) is {what}; a listening stream socket is needed"
-                ));
+                faults.push(format!("descriptor {number} (`{given}`) is {what}; a listening stream socket is needed"));
                 continue;
             }
         };
@@ -93,17 +82,12 @@ pub fn passed(environment: &BTreeMap<OsString, OsString>) -> Result<Passed, List
             (ADMIN, Socket::Unix(_)) => {
                 faults.push(format!("descriptor {number} (`{ADMIN}`) is a second admin socket"));
             }
-            (ADMIN, Socket::Tcp(_)) => faults.push(format!(
-                "descriptor {number} (`{ADMIN}`) is a TCP socket; the admin socket must be a Unix one"
-            )),
+            (ADMIN, Socket::Tcp(_)) => faults
+                .push(format!("descriptor {number} (`{ADMIN}`) is a TCP socket; the admin socket must be a Unix one")),
             (name, socket) => passed.traffic.push(Listener { name: Arc::from(name), socket }),
         }
     }
-    if faults.is_empty() {
-        Ok(passed)
-    } else {
-        Err(ListenError::Passed(faults))
-    }
+    if faults.is_empty() { Ok(passed) } else { Err(ListenError::Passed(faults)) }
 }
 
 /// Splits `LISTEN_FDNAMES`; without it every descriptor is `unknown`.
@@ -114,11 +98,7 @@ fn names(list: Option<&OsString>, count: usize) -> Result<Vec<String>, ListenErr
     if count == 0 {
         return Ok(Vec::new());
     }
-    let names: Vec<String> = list
-        .to_string_lossy()
-        .split(':')
-        .map(str::to_owned)
-        .collect();
+    let names: Vec<String> = list.to_string_lossy().split(':').map(str::to_owned).collect();
     if names.len() == count {
         Ok(names)
     } else {
@@ -134,9 +114,7 @@ fn names(list: Option<&OsString>, count: usize) -> Result<Vec<String>, ListenErr
 fn implied(names: &[String]) -> Result<Option<String>, ListenError> {
     let nameless: BTreeSet<&String> = names
         .iter()
-        .filter(|name| {
-            matches!(name.as_str(), "" | "unknown" | "connection") || name.ends_with(".socket")
-        })
+        .filter(|name| matches!(name.as_str(), "" | "unknown" | "connection") || name.ends_with(".socket"))
         .collect();
     let Some(first) = nameless.first() else {
         return Ok(None);
@@ -147,9 +125,7 @@ fn implied(names: &[String]) -> Result<Option<String>, ListenError> {
     Err(ListenError::Passed(
         nameless
             .iter()
-            .map(|name| {
-                format!("`{name}` is no name to go by; set FileDescriptorName= in that socket unit")
-            })
+            .map(|name| format!("`{name}` is no name to go by; set FileDescriptorName= in that socket unit"))
             .collect(),
     ))
 }
@@ -158,17 +134,13 @@ fn implied(names: &[String]) -> Result<Option<String>, ListenError> {
 fn take(descriptors: &mut ListenFd, index: usize) -> Result<Socket, String> {
     if let Ok(Some(socket)) = descriptors.take_tcp_listener(index) {
         listening(SockRef::from(&socket))?;
-        socket
-            .set_nonblocking(true)
-            .map_err(|error| error.to_string())?;
+        socket.set_nonblocking(true).map_err(|error| error.to_string())?;
         inherit(SockRef::from(&socket)).map_err(|error| error.to_string())?;
         return Ok(Socket::Tcp(socket));
     }
     if let Ok(Some(socket)) = descriptors.take_unix_listener(index) {
         listening(SockRef::from(&socket))?;
-        socket
-            .set_nonblocking(true)
-            .map_err(|error| error.to_string())?;
+        socket.set_nonblocking(true).map_err(|error| error.to_string())?;
         return Ok(Socket::Unix(socket));
     }
     Err(String::from(other_kind(descriptors, index)))
@@ -177,9 +149,7 @@ fn take(descriptors: &mut ListenFd, index: usize) -> Result<Socket, String> {
 fn listening(socket: SockRef<'_>) -> Result<(), String> {
     match socket.is_listener() {
         Ok(true) => Ok(()),
-        Ok(false) if socket.peer_addr().is_ok() => Err(String::from(
-            "a connection (Accept=yes is not for doorward)",
-        )),
+        Ok(false) if socket.peer_addr().is_ok() => Err(String::from("a connection (Accept=yes is not for doorward)")),
         Ok(false) => Err(String::from("a socket that does not listen")),
         Err(error) => Err(format!("unusable ({error})")),
     }
@@ -189,11 +159,7 @@ fn other_kind(descriptors: &mut ListenFd, index: usize) -> &'static str {
     let kinds = [
         (AddressFamily::INET, SocketType::DGRAM, "a datagram socket"),
         (AddressFamily::UNIX, SocketType::DGRAM, "a datagram socket"),
-        (
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            "a sequential packet socket",
-        ),
+        (AddressFamily::UNIX, SocketType::SEQPACKET, "a sequential packet socket"),
     ];
     for (family, kind, what) in kinds {
         let family = i32::from(family.as_raw());
@@ -228,20 +194,10 @@ mod tests {
 
     #[test]
     fn a_nameless_descriptor_is_http_only_when_nothing_else_can_be_meant() -> TestResult {
-        let implied = |names: &[&str]| {
-            implied(
-                &names
-                    .iter()
-                    .map(|name| (*name).to_owned())
-                    .collect::<Vec<_>>(),
-            )
-        };
+        let implied = |names: &[&str]| implied(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         assert_eq!(implied(&["http", "admin"])?, None);
         assert_eq!(implied(&["unknown"])?.as_deref(), Some("unknown"));
-        assert_eq!(
-            implied(&["web.socket", "web.socket", "admin"])?.as_deref(),
-            Some("web.socket")
-        );
+        assert_eq!(implied(&["web.socket", "web.socket", "admin"])?.as_deref(), Some("web.socket"));
         assert!(implied(&["web.socket", "doorward-admin.socket"]).is_err());
         assert!(implied(&["http", "doorward-admin.socket"]).is_err());
         Ok(())
