@@ -18,11 +18,11 @@
 
 pub mod admin;
 pub mod admission;
+pub mod balance;
 pub mod config;
 pub mod lifecycle;
+pub mod proxy;
 pub mod routing;
+pub mod state;
 pub mod telemetry;
 pub mod transport;
-pub mod balance;
-pub mod proxy;
-pub mod state;
