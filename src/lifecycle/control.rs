@@ -28,7 +28,7 @@ use super::watchdog::{Verdict, Watchdog};
 use crate::admin::Question;
 use crate::admin::protocol::{Answer, Command, ListenerStatus};
 use crate::config::{Auto, Daemon as Settings, ListenAddress, LogFormat, Request};
-use crate::proxy::worker::{WorkerDied, Workers};
+use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::Generation;
 use crate::telemetry::{Log, events};
 use crate::transport::listeners::SocketFile;

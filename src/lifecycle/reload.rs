@@ -27,7 +27,7 @@ use super::start::{NAMES_PATIENCE, names, warn_of};
 use crate::admin::protocol::{Answer, ReloadStatus};
 use crate::balance::endpoint::Endpoint;
 use crate::config::{self, Config, Problems, Target};
-use crate::proxy::worker::WorkerDied;
+use crate::proxy::workers::WorkerDied;
 use crate::state::Generation;
 use crate::telemetry::events;
 

@@ -28,7 +28,7 @@ use super::watchdog::Watchdog;
 use super::{reload, status};
 use crate::admin;
 use crate::config::{Config, LogFormat, Origin, Problems, Request, Target};
-use crate::proxy::worker::{WorkerDied, Workers};
+use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::Generation;
 use crate::telemetry::{self, Guard, Log, events};
 use crate::transport::listeners::{ListenError, Passed};
