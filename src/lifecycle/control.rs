@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info};
 
+use super::doors::list;
 use super::drain::Drain;
 use super::notify::Notifier;
 use super::reload::{self, Reload};
@@ -171,6 +172,8 @@ impl Daemon {
     }
 
     fn round(&mut self, notifier: &mut Notifier) {
+        let stuck = self.workers.stuck();
+        // Asks them to turn over again until the next round.
         let turned = self.workers.turned();
         match self.watchdog.round(turned) {
             Verdict::Feed => notifier.watchdog(),
@@ -179,7 +182,9 @@ impl Daemon {
                 notifier.watchdog();
             }
             Verdict::Wait => {}
-            Verdict::Stuck => error!(message_id = events::WORKER_STUCK, "a worker does not turn over"),
+            Verdict::Stuck => {
+                error!(message_id = events::WORKER_STUCK, worker = list(&stuck), "a worker does not turn over");
+            }
         }
     }
 }

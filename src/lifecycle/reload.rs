@@ -193,7 +193,10 @@ impl Daemon {
         let Stage::Resolving(generation, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
         match timeout(ADOPT_PATIENCE, self.workers.adopt(Arc::clone(&generation))).await {
             Ok(adopted) => adopted?,
-            Err(_) => error!(message_id = events::WORKER_STUCK, "a worker does not take the new configuration"),
+            Err(_) => {
+                let worker = list(self.workers.stuck());
+                error!(message_id = events::WORKER_STUCK, worker, "a worker does not take the new configuration");
+            }
         }
         self.log.set_level(tracing::Level::from(generation.config.daemon.log_level).into());
         self.generation = generation;
