@@ -59,27 +59,19 @@ fn rest(command: &clap::Command) -> Roff {
 fn entry_of_command(page: &mut Roff, command: &clap::Command) {
     page.control("TP", []);
     let mut head = vec![bold(command.get_name())];
-    let own = || command.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help");
-    for arg in own() {
-        head.push(roman(" ["));
-        let value = arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
+    let own = command.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help");
+    for arg in own {
+        let value = arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string).unwrap_or_default();
+        let (open, close) = if arg.is_required_set() { (" ", "") } else { (" [", "]") };
+        head.push(roman(open));
         match arg.get_long() {
-            Some(long) => {
-                head.push(bold(format!("--{long}")));
-                if let Some(value) = value.filter(|_| arg.get_action().takes_values()) {
-                    head.push(roman(" "));
-                    head.push(italic(value));
-                }
+            Some(long) if arg.get_action().takes_values() => {
+                head.extend([bold(format!("--{long}")), roman(" "), italic(value)]);
             }
-            None => head.push(italic(value.unwrap_or_default())),
+            Some(long) => head.push(bold(format!("--{long}"))),
+            None => head.push(italic(value)),
         }
-        head.push(roman("]"));
-        if arg.is_required_set() {
-            head.pop();
-            if let Some(bracket) = head.iter_mut().rev().nth(1) {
-                *bracket = roman(" ");
-            }
-        }
+        head.push(roman(close));
     }
     page.text(head);
     let about = command.get_long_about().or_else(|| command.get_about()).map(ToString::to_string).unwrap_or_default();
