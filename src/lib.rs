@@ -24,5 +24,6 @@ pub mod config;
 pub mod lifecycle;
 pub mod proxy;
 pub mod routing;
+pub mod state;
 pub mod telemetry;
 pub mod transport;

@@ -39,7 +39,7 @@ enum NoAnswer {
     #[error("no answer from {} within {} s", .0.display(), .1.as_secs())]
     Late(PathBuf, Duration),
     /// The daemon is there, but its answer is none.
-    #[error("no answer from {}: {1}", .0.display())]
+    #[error("no answer from {}: {}", .0.display(), .1)]
     Broken(PathBuf, String),
 }
 
