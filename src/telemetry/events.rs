@@ -31,6 +31,8 @@ macro_rules! events {
 events! {
     /// The daemon has started and says how it listens and where it sends.
     STARTED = "dcefff1e92e0c4ec7f82c24dec21f0f6" ["version"];
+    /// The configuration or a listening socket was refused at the start.
+    START_REFUSED = "fb322442e63cc46eeb79da41a2f4e63e" ["error"];
     /// A listening socket is in use, passed by systemd or bound by the daemon.
     LISTENING = "71194e75b5687ba01e35b7cac13cd05b" ["address"];
     /// Every worker accepts.
@@ -49,6 +51,8 @@ events! {
     DRAIN_CUT = "5b32edb16f77a82f4564e5951709f161" ["cut"];
     /// A worker thread does not turn over; the watchdog is no longer fed.
     WORKER_STUCK = "91e234f3eed725ca5d2acc14afc461f0" ["worker"];
+    /// A worker thread ended unasked; the daemon ends with it.
+    WORKER_DIED = "1fc00b95ad196d05e4a765781b3f8540" ["error"];
     /// A backend stopped taking connections.
     BACKEND_DOWN = "3e74bc9885a514644489e5bd60433749" ["backend" "reason"];
     /// A backend takes connections again.
@@ -62,7 +66,9 @@ events! {
     /// A backend died within a response; the client's connection was cut.
     RESPONSE_CUT = "01fe3059773e65ccaf502089b4e57ba2" ["backend" "reason"];
     /// The process ran out of file descriptors and pauses accepting.
-    OUT_OF_DESCRIPTORS = "0ef2c88bff86e80aa4c2adc00a133f8c" ["limit"];
+    OUT_OF_DESCRIPTORS = "0ef2c88bff86e80aa4c2adc00a133f8c" ["error"];
+    /// As many client connections are open as may be; accepting pauses.
+    CONNECTIONS_FULL = "5f2d0c1b7c8e4e0f9a6d3b1e8c47a290" ["limit"];
     /// Entries of the log were lost.
     LOG_DROPPED = "baaab5ebe9e3fad2da03293a5afa8c5b" ["dropped"];
     /// journald can't be reached; the log goes to stderr.
