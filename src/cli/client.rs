@@ -284,7 +284,11 @@ mod tests {
                 BackendStatus { address: "10.0.0.2:3000".to_owned(), up: true, reason: None },
                 BackendStatus { address: "app:80".to_owned(), up: false, reason: Some("no such name".to_owned()) },
             ],
-            reload: Some(ReloadStatus { ok: false, at: 940, error: Some("a.env:1: bad\n1 problem in 1 file".to_owned()) }),
+            reload: Some(ReloadStatus {
+                ok: false,
+                at: 940,
+                error: Some("a.env:1: bad\n1 problem in 1 file".to_owned()),
+            }),
             ..Status::default()
         };
         assert_eq!(

@@ -96,7 +96,10 @@ const LISTS: &[List] = &[
     (
         "SIGNALS",
         &[
-            ("SIGHUP", "Reads the configuration anew, as `reload` does, but nobody learns of a refusal except the log."),
+            (
+                "SIGHUP",
+                "Reads the configuration anew, as `reload` does, but nobody learns of a refusal except the log.",
+            ),
             (
                 "SIGTERM, SIGINT",
                 "Stops accepting and ends once all that is in flight has finished, after `DRAIN_TIMEOUT` at the \
