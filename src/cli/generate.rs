@@ -25,8 +25,19 @@ fn script(shell: Shell) -> Vec<u8> {
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut script = Vec::new();
-    clap_complete::generate(generator, &mut Cli::command(), "doorward", &mut script);
+    clap_complete::generate(generator, &mut visible(), "doorward", &mut script);
     script
+}
+
+/// The command line without what is hidden; completions would offer that too.
+fn visible() -> clap::Command {
+    let whole = Cli::command();
+    let commands: Vec<clap::Command> =
+        whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
+    clap::Command::new("doorward")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments().cloned())
+        .subcommands(commands)
 }
 
 /// Writes the generated files into `dir`.

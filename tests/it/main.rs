@@ -1,0 +1,3 @@
+//! The binary as its users meet it, one module for each side of it.
+
+mod config; // check, explain, generated documents, precedence of settings
