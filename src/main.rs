@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use doorward::cli::{self, Cli, Command};
+use doorward::lifecycle;
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
@@ -18,23 +19,5 @@ fn main() -> ExitCode {
         Command::Status { json, daemon } => cli::end(cli::status(&daemon.path(), json)),
         Command::Completions { shell } => cli::end(cli::completions(shell)),
         Command::Generate { dir } => cli::end(cli::generate(&dir)),
-    }
-}
-
-/// Stands in until the daemon's own module is there.
-mod lifecycle {
-    use std::process::ExitCode;
-
-    use doorward::config::{Request, load};
-
-    pub(super) struct Options {
-        pub(super) config: Request,
-    }
-
-    pub(super) fn run(options: Options) -> ExitCode {
-        match load(&options.config) {
-            Ok(_) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::from(doorward::cli::CONFIGURATION),
-        }
     }
 }
