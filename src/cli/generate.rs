@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use super::{Cli, Shell, docs, man, say};
+use crate::config::KEYS;
 
 /// Prints the completions of a shell.
 ///
@@ -26,6 +27,15 @@ fn script(shell: Shell) -> Vec<u8> {
     };
     let mut script = Vec::new();
     clap_complete::generate(generator, &mut visible(), "doorward", &mut script);
+    if shell == Shell::Fish {
+        // clap_complete leaves the values of positional arguments out for this shell.
+        let keys: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+        let line = format!(
+            "complete -c doorward -n \"__fish_doorward_using_subcommand explain\" -f -a \"{}\"\n",
+            keys.join(" ")
+        );
+        script.extend_from_slice(line.as_bytes());
+    }
     script
 }
 

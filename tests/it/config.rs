@@ -145,25 +145,26 @@ fn a_file_that_is_no_readable_file_is_named() {
 
 #[test]
 fn routes_that_contradict_each_other_are_refused() {
-    let tcp = "MODE=tcp\nMATCH_LISTENER=db\n";
-    let host = "MATCH_HOST=a.example,b.example\nMATCH_PATH=/x,/y\n";
-    let same = "MATCH_PATH=/%78/,/z\nMATCH_HOST=B.Example.\n";
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    const TCP: &str = "MODE=tcp\nMATCH_LISTENER=db\n";
+    const HOST: &str = "MATCH_HOST=a.example,b.example\nMATCH_PATH=/x,/y\n";
+    const SAME: &str = "MATCH_PATH=/%78/,/z\nMATCH_HOST=B.Example.\n";
+    type Files = &'static [(&'static str, &'static str)];
+    let cases: &[(Files, &[&str])] = &[
         (
             &[("routes.d/a.env", "MAX_RETRIES=1\n"), ("config.env", "")],
             &["routes.d/a.env: a route needs `MATCH_HOST`, `MATCH_PATH` or `MATCH_LISTENER`; \
                what no route matches goes where `config.env` says"],
         ),
         (
-            &[("routes.d/a.env", host), ("routes.d/b.env", same), ("config.env", "")],
+            &[("routes.d/a.env", HOST), ("routes.d/b.env", SAME), ("config.env", "")],
             &["routes.d/b.env:2: `MATCH_HOST`: host `b.example`, path `/x` is matched by routes.d/a.env too"],
         ),
         (
-            &[("routes.d/a.env", tcp), ("routes.d/b.env", tcp), ("config.env", "")],
+            &[("routes.d/a.env", TCP), ("routes.d/b.env", TCP), ("config.env", "")],
             &["routes.d/b.env:2: `MATCH_LISTENER`: listener `db` is matched by routes.d/a.env too"],
         ),
         (
-            &[("routes.d/a.env", tcp), ("routes.d/b.env", "MATCH_LISTENER=db\nMATCH_PATH=/\n"), ("config.env", "")],
+            &[("routes.d/a.env", TCP), ("routes.d/b.env", "MATCH_LISTENER=db\nMATCH_PATH=/\n"), ("config.env", "")],
             &[
                 "routes.d/b.env:1: `MATCH_LISTENER`: listener `db` has `MODE=tcp` in routes.d/a.env and `MODE=http` here",
             ],
@@ -381,7 +382,7 @@ fn wrong_use_of_the_command_line_ends_with_64_and_help_with_0() {
 
 #[test]
 fn a_pager_that_was_closed_early_is_no_failure() {
-    let (reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
     drop(reader);
     let status = Command::new(env!("CARGO_BIN_EXE_doorward")).arg("explain").stdout(writer).status().unwrap();
     assert!(status.success(), "{status}");
