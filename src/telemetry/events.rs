@@ -49,6 +49,8 @@ events! {
     DRAIN_CUT = "5b32edb16f77a82f4564e5951709f161" ["cut"];
     /// A worker thread does not turn over; the watchdog is no longer fed.
     WORKER_STUCK = "91e234f3eed725ca5d2acc14afc461f0" ["worker"];
+    /// A worker thread ended although nobody asked it to.
+    WORKER_DIED = "701ffbade726a6e7b1934005a17371bd" ["worker"];
     /// A backend stopped taking connections.
     BACKEND_DOWN = "3e74bc9885a514644489e5bd60433749" ["backend" "reason"];
     /// A backend takes connections again.
@@ -69,4 +71,92 @@ events! {
     LOG_FALLBACK = "304389e9d0f511e0b7bd39585731f4c3" ["error"];
     /// A thread or task panicked: a fault in doorward.
     PANICKED = "8fd1c5842bc23eb61b95e5a2ff925e87" ["cause" "location"];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const CATALOG: &str = include_str!("../../packaging/doorward.catalog");
+
+    /// An entry of the catalog: its header fields and its text.
+    struct Entry {
+        headers: BTreeMap<&'static str, &'static str>,
+        text: &'static str,
+    }
+
+    /// The catalog's entries by id. The format is that of systemd's message catalogs:
+    /// `-- ID`, header lines, an empty line, text.
+    fn catalog() -> BTreeMap<&'static str, Entry> {
+        let (comment, entries) = CATALOG.split_once("\n-- ").unwrap();
+        assert!(
+            comment
+                .lines()
+                .all(|line| line.starts_with('#') || line.is_empty())
+        );
+        let mut parsed = BTreeMap::new();
+        for entry in entries.split("\n-- ") {
+            let (id, entry) = entry.split_once('\n').unwrap();
+            let (headers, text) = entry.split_once("\n\n").unwrap();
+            let headers = headers.lines().map(|line| line.split_once(": ").unwrap());
+            let entry = Entry {
+                headers: headers.collect(),
+                text: text.trim(),
+            };
+            assert!(parsed.insert(id, entry).is_none(), "{id} stands twice");
+        }
+        parsed
+    }
+
+    /// What stands between pairs of `@`.
+    fn variables(text: &str) -> Vec<&str> {
+        let parts: Vec<&str> = text.split('@').collect();
+        assert!(parts.len() % 2 == 1, "an @ without its partner: {text}");
+        parts.into_iter().skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn every_id_is_well_formed_and_stands_once() {
+        let ids: BTreeSet<_> = ALL.iter().map(|event| event.id).collect();
+        assert_eq!(ids.len(), ALL.len());
+        for Event { name, id, .. } in ALL {
+            let digits = id
+                .bytes()
+                .filter(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+            assert_eq!((id.len(), digits.count()), (32, 32), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_catalog_explains_each_event_and_nothing_else() {
+        let catalog = catalog();
+        for Event { name, id, fields } in ALL {
+            let entry = catalog
+                .get(id)
+                .unwrap_or_else(|| panic!("no catalog entry for {name}"));
+            assert_eq!(entry.headers["Defined-By"], "doorward", "{name}");
+            assert_eq!(entry.headers["Support"], "man:doorward(8)", "{name}");
+            assert!(
+                entry.headers["Documentation"].starts_with("man:doorward"),
+                "{name}"
+            );
+            assert!(!entry.text.is_empty(), "{name}");
+            let subject = entry.headers["Subject"];
+            for variable in [variables(subject), variables(entry.text)].concat() {
+                let known = fields.iter().any(|field| field.to_uppercase() == variable);
+                assert!(known, "{name} has no field {variable}");
+            }
+        }
+        let known: BTreeSet<_> = ALL.iter().map(|event| event.id).collect();
+        let stray: Vec<_> = catalog.keys().filter(|id| !known.contains(**id)).collect();
+        assert!(stray.is_empty(), "no event has these ids: {stray:?}");
+    }
+
+    #[test]
+    fn catalog_lines_fit_a_terminal() {
+        for line in CATALOG.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
 }
