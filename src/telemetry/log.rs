@@ -2,7 +2,7 @@
 //!
 //! A log that blocks must not stop a request: journald can be frozen, a pipe can
 //! be full, a disk can hang, and whoever writes then waits. So nobody but the
-//! thread `doorward-log` ever writes. All others put an [`Entry`] into a queue of
+//! thread `doorward-log` ever writes. All others put an entry into a queue of
 //! [`QUEUE`] places and go on; when it is full the entry is dropped and counted, and
 //! the count is logged once the writer gets through again.
 //!
@@ -10,8 +10,8 @@
 //! request [`Record`]s, which are pushed as they are, without being formatted.
 //!
 //! The writer waits for a first entry without a timer. Once it has one it looks for
-//! more only every [`PAUSE`], so that a busy worker does not pay for a wake-up with
-//! each record. The price is that much delay.
+//! more only every 5 ms, so that a busy worker does not pay for a wake-up with each
+//! record. The price is that much delay.
 //!
 //! What is absent: no lock that a worker could wait for, no span, no formatting of
 //! records outside the writer, no wait for the writer that is not bounded.
