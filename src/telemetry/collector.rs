@@ -79,12 +79,5 @@ pub(super) fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
         std::backtrace::BacktraceStatus::Captured => Some(tracing::field::display(backtrace)),
         _ => None,
     };
-    tracing::error!(
-        message_id = events::PANICKED,
-        cause,
-        location,
-        thread = thread.name(),
-        backtrace,
-        "panicked"
-    );
+    tracing::error!(message_id = events::PANICKED, cause, location, thread = thread.name(), backtrace, "panicked");
 }

@@ -65,16 +65,9 @@ impl Captured {
     /// Copies an event's values, at most [`TEXT_LIMIT`] bytes of text.
     pub(super) fn of(event: &Event<'_>) -> Self {
         let metadata = event.metadata();
-        let mut copy = Copy {
-            values: Vec::with_capacity(metadata.fields().len()),
-            room: TEXT_LIMIT,
-        };
+        let mut copy = Copy { values: Vec::with_capacity(metadata.fields().len()), room: TEXT_LIMIT };
         event.record(&mut copy);
-        Self {
-            at: SystemTime::now(),
-            metadata,
-            values: copy.values,
-        }
+        Self { at: SystemTime::now(), metadata, values: copy.values }
     }
 
     /// Emits the event to `subscriber`, without the fields that `hidden` names.
@@ -149,10 +142,7 @@ struct Bounded<'a> {
 
 impl<'a> Bounded<'a> {
     fn within(room: &'a mut usize) -> Self {
-        Self {
-            text: String::new(),
-            room,
-        }
+        Self { text: String::new(), room }
     }
 
     fn finish(self) -> Box<str> {
@@ -289,9 +279,7 @@ pub(super) mod tests {
     #[test]
     fn text_beyond_the_limit_is_cut_between_characters() {
         let long = "ü".repeat(TEXT_LIMIT);
-        let text = written(LogFormat::Json, |_| {
-            info!(long, after = "x", number = 7, "m")
-        });
+        let text = written(LogFormat::Json, |_| info!(long, after = "x", number = 7, "m"));
         let line = only_line(&text);
         // The message is the first field, and one odd byte makes the cut fall within an ü.
         let kept = line["long"].as_str().unwrap();

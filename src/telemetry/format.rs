@@ -44,9 +44,7 @@ impl Surroundings {
         let parent_is_init = rustix::process::getppid().is_some_and(|parent| parent.is_init());
         Self {
             journal_stream: variable("JOURNAL_STREAM"),
-            stderr: rustix::fs::fstat(stderr)
-                .ok()
-                .map(|stat| (stat.st_dev, stat.st_ino)),
+            stderr: rustix::fs::fstat(stderr).ok().map(|stat| (stat.st_dev, stat.st_ino)),
             terminal: stderr.is_terminal(),
             // The second is inherited by everything below a unit, a shell included.
             started: variable("SYSTEMD_EXEC_PID").is_some_and(|pid| pid == me)
@@ -84,59 +82,26 @@ mod tests {
     #[test]
     fn auto_means_what_the_surroundings_say() {
         let nowhere = Surroundings::default;
-        let stream = |value: &str| Surroundings {
-            journal_stream: Some(value.into()),
-            stderr: Some((8, 4711)),
-            ..nowhere()
-        };
+        let stream =
+            |value: &str| Surroundings { journal_stream: Some(value.into()), stderr: Some((8, 4711)), ..nowhere() };
         let cases = [
             (nowhere(), LogFormat::Json, "a pipe or a file"),
             (stream("8:4711"), LogFormat::Journald, "its own stream"),
             (stream("8:4712"), LogFormat::Json, "somebody else's stream"),
             (stream("8"), LogFormat::Json, "nonsense"),
+            (Surroundings { stderr: None, ..stream("8:4711") }, LogFormat::Json, "closed"),
+            (Surroundings { terminal: true, ..nowhere() }, LogFormat::Text, "a terminal"),
             (
-                Surroundings {
-                    stderr: None,
-                    ..stream("8:4711")
-                },
-                LogFormat::Json,
-                "closed",
-            ),
-            (
-                Surroundings {
-                    terminal: true,
-                    ..nowhere()
-                },
-                LogFormat::Text,
-                "a terminal",
-            ),
-            (
-                Surroundings {
-                    terminal: true,
-                    started: true,
-                    journald: true,
-                    ..nowhere()
-                },
+                Surroundings { terminal: true, started: true, journald: true, ..nowhere() },
                 LogFormat::Text,
                 "a terminal of systemd-run",
             ),
             (
-                Surroundings {
-                    started: true,
-                    journald: true,
-                    ..nowhere()
-                },
+                Surroundings { started: true, journald: true, ..nowhere() },
                 LogFormat::Journald,
                 "a unit whose stderr is a file",
             ),
-            (
-                Surroundings {
-                    started: true,
-                    ..nowhere()
-                },
-                LogFormat::Json,
-                "a unit without journald",
-            ),
+            (Surroundings { started: true, ..nowhere() }, LogFormat::Json, "a unit without journald"),
         ];
         for (surroundings, format, case) in cases {
             assert_eq!(surroundings.resolve(LogFormat::Auto), format, "{case}");

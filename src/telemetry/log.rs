@@ -119,9 +119,7 @@ impl Log {
 
     /// From now on takes only events of `level` and above.
     pub fn set_level(&self, level: LevelFilter) {
-        self.shared
-            .level
-            .store(collector::rank(level), Ordering::Relaxed);
+        self.shared.level.store(collector::rank(level), Ordering::Relaxed);
         tracing::callsite::rebuild_interest_cache();
     }
 
@@ -197,32 +195,18 @@ pub fn start(format: LogFormat, level: LevelFilter) -> io::Result<(Log, Guard)> 
 }
 
 /// Starts a log that writes to what `open` returns on the writer's thread.
-fn launch(
-    level: LevelFilter,
-    open: impl FnOnce() -> Sink + Send + 'static,
-) -> io::Result<(Log, Guard)> {
+fn launch(level: LevelFilter, open: impl FnOnce() -> Sink + Send + 'static) -> io::Result<(Log, Guard)> {
     let (sender, queue) = sync_channel(QUEUE);
     let (alive, ended) = sync_channel(0);
     let log = Log::new(Some(sender), level);
     let shared = Arc::clone(&log.shared);
-    let writer = thread::Builder::new()
-        .name(String::from("doorward-log"))
-        .spawn(move || {
-            // Dropped at the end, however that comes about.
-            let _alive: SyncSender<()> = alive;
-            let writer = Writer {
-                queue,
-                sink: open(),
-                shared: &shared,
-                reported: None,
-            };
-            writer.run();
-        })?;
-    let guard = Guard {
-        shared: Arc::clone(&log.shared),
-        ended: Some(ended),
-        writer,
-    };
+    let writer = thread::Builder::new().name(String::from("doorward-log")).spawn(move || {
+        // Dropped at the end, however that comes about.
+        let _alive: SyncSender<()> = alive;
+        let writer = Writer { queue, sink: open(), shared: &shared, reported: None };
+        writer.run();
+    })?;
+    let guard = Guard { shared: Arc::clone(&log.shared), ended: Some(ended), writer };
     Ok((log, guard))
 }
 
@@ -335,10 +319,7 @@ pub(super) mod tests {
         (0..QUEUE * 2).for_each(|_| log.access(record::tests::sample()));
         let dropped = log.dropped();
         let lost = in_time(move || guard.finish(Duration::ZERO));
-        assert!(
-            dropped > 0 && lost > dropped,
-            "{dropped} dropped, {lost} lost"
-        );
+        assert!(dropped > 0 && lost > dropped, "{dropped} dropped, {lost} lost");
         assert!(lost <= (QUEUE * 2) as u64);
     }
 
@@ -384,15 +365,8 @@ pub(super) mod tests {
                 warn!(name, "trouble");
             }
         });
-        let told: Vec<_> = text
-            .lines()
-            .map(|line| {
-                line.split_whitespace()
-                    .skip(2)
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            })
-            .collect();
+        let told: Vec<_> =
+            text.lines().map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(
             told,
             [
@@ -441,10 +415,7 @@ pub(super) mod tests {
             .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{stderr}");
-        let lines: Vec<serde_json::Value> = stderr
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let lines: Vec<serde_json::Value> = stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 3, "{stderr}");
         assert_eq!(lines[0]["message"], "from the main thread");
         assert_eq!(lines[0]["number"], 1);

@@ -14,11 +14,7 @@ use tracing::subscriber::{Interest, Subscriber};
 use tracing::{Event, Level, Metadata};
 
 /// Emits one event; `values` are those of the metadata's fields, in their order.
-pub(super) fn emit(
-    subscriber: &dyn Subscriber,
-    metadata: &'static Metadata<'static>,
-    values: &[Option<&dyn Value>],
-) {
+pub(super) fn emit(subscriber: &dyn Subscriber, metadata: &'static Metadata<'static>, values: &[Option<&dyn Value>]) {
     let values = metadata.fields().value_set_all(values);
     subscriber.event(&Event::new_child_of(None, metadata, &values));
 }
@@ -131,27 +127,13 @@ impl fmt::Display for Version {
     }
 }
 
-site!(
-    DROPPED,
-    Level::WARN,
-    "doorward::telemetry",
-    &["message", "message_id", "dropped"]
-);
-site!(
-    FALLBACK,
-    Level::WARN,
-    "doorward::telemetry",
-    &["message", "message_id", "error"]
-);
+site!(DROPPED, Level::WARN, "doorward::telemetry", &["message", "message_id", "dropped"]);
+site!(FALLBACK, Level::WARN, "doorward::telemetry", &["message", "message_id", "error"]);
 
 /// Emits that `dropped` entries were lost since this was last said.
 pub(super) fn dropped(dropped: u64, id: Option<&str>, subscriber: &dyn Subscriber) {
     let id = id.as_ref().map(|id| id as &dyn Value);
-    emit(
-        subscriber,
-        &DROPPED.0,
-        &[Some(&"log records dropped"), id, Some(&dropped)],
-    );
+    emit(subscriber, &DROPPED.0, &[Some(&"log records dropped"), id, Some(&dropped)]);
 }
 
 /// Emits that journald could not be reached and stderr is used.

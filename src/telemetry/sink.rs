@@ -83,12 +83,7 @@ impl Sink {
             .with_timer(EntryTime(Rc::clone(&page)))
             .with_writer(lines(stderr, &page))
             .log_internal_errors(false);
-        Self {
-            subscriber: Box::new(tracing_subscriber::registry().with(layer)),
-            page,
-            hidden: &[],
-            probe: None,
-        }
+        Self { subscriber: Box::new(tracing_subscriber::registry().with(layer)), page, hidden: &[], probe: None }
     }
 
     fn journald() -> io::Result<Self> {
@@ -105,10 +100,7 @@ impl Sink {
             subscriber: Box::new(tracing_subscriber::registry().with(layer)),
             page: Rc::default(),
             hidden: &[],
-            probe: Some(Probe {
-                socket: UnixDatagram::unbound()?,
-                path: PathBuf::from(JOURNALD),
-            }),
+            probe: Some(Probe { socket: UnixDatagram::unbound()?, path: PathBuf::from(JOURNALD) }),
         })
     }
 
@@ -160,10 +152,7 @@ struct Page {
 
 impl Default for Page {
     fn default() -> Self {
-        Self {
-            at: Cell::new(SystemTime::UNIX_EPOCH),
-            failed: Cell::new(false),
-        }
+        Self { at: Cell::new(SystemTime::UNIX_EPOCH), failed: Cell::new(false) }
     }
 }
 
@@ -196,10 +185,7 @@ impl Probe {
 /// Makes a [`Line`] for each entry.
 fn lines(stderr: File, page: &Rc<Page>) -> impl Fn() -> Line + use<> {
     let (stderr, page) = (Rc::new(stderr), Rc::clone(page));
-    move || Line {
-        stderr: Rc::clone(&stderr),
-        page: Rc::clone(&page),
-    }
+    move || Line { stderr: Rc::clone(&stderr), page: Rc::clone(&page) }
 }
 
 /// One entry on its way to stderr.
@@ -218,9 +204,7 @@ impl io::Write for Line {
         while !bytes.is_empty() {
             let written = match (&*self.stderr).write(bytes) {
                 Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_writable(&self.stderr).map(|()| 0)
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(&self.stderr).map(|()| 0),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
                 other => other,
             };
@@ -270,10 +254,7 @@ pub(super) mod tests {
     /// A JSON sink that counts as away while nobody is bound to `path`.
     pub(in crate::telemetry) fn absent(output: File, path: PathBuf) -> Sink {
         let socket = UnixDatagram::unbound().unwrap();
-        Sink {
-            probe: Some(Probe { socket, path }),
-            ..Sink::json(output)
-        }
+        Sink { probe: Some(Probe { socket, path }), ..Sink::json(output) }
     }
 
     #[test]
