@@ -2,3 +2,5 @@
 
 #[cfg(test)]
 mod config; // check, explain, generated documents, precedence of settings
+#[cfg(test)]
+mod tidy; // floors, lengths, documents that must stay true
