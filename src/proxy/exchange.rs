@@ -16,7 +16,7 @@ use super::client::Client;
 use super::head::{RequestHead, ResponseHead};
 use super::relay::{End, Fault, Relay, Turn};
 use super::upstream::Upstream;
-use crate::balance::retry::Progress;
+use crate::balance::retry::{Failed, Progress};
 use crate::config::RouteSettings;
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
@@ -35,8 +35,8 @@ pub enum Finish {
 pub struct Failure {
     /// The stable reason.
     pub reason: Reason,
-    /// How far it got.
-    pub progress: Progress,
+    /// How far it got, and on what connection.
+    pub failed: Failed,
 }
 
 /// One attempt.
@@ -125,7 +125,10 @@ impl<'a, C: Client> Exchange<'a, C> {
         })
         .await;
         self.timer.set(None);
-        outcome.map_err(|reason| Failure { reason, progress: self.progress() })
+        outcome.map_err(|reason| Failure {
+            reason,
+            failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() },
+        })
     }
 
     /// Bytes of the request's body that were passed on.
@@ -219,7 +222,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         if self.answered || self.upstream.has_answered() {
             Progress::Answered
         } else if self.upstream.has_written() {
-            Progress::Sent { reused: self.upstream.is_reused() }
+            Progress::Sent
         } else {
             Progress::Unsent
         }
