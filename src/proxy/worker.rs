@@ -269,6 +269,23 @@ impl Worker {
         }
     }
 
+    /// A worker without a thread, a door or neighbours.
+    #[cfg(test)]
+    pub(super) fn alone(generation: Generation) -> Rc<Self> {
+        Rc::new(Self {
+            index: 0,
+            shared: Arc::new(Shared::new(1, &generation.limits())),
+            log: Log::silent(),
+            generation: RefCell::new(Rc::new(Arc::new(generation))),
+            clock: Clock::new(),
+            idle: IdlePool::default(),
+            draining: Cell::new(None),
+            open: Cell::new(0),
+            emptied: tokio::sync::Notify::new(),
+            others: Box::default(),
+        })
+    }
+
     /// The generation that new requests use.
     #[must_use]
     pub fn generation(&self) -> Rc<Arc<Generation>> {
