@@ -149,14 +149,17 @@ impl<'a, C: Client> Exchange<'a, C> {
             }
         }
         while !self.answered {
-            match self.upstream.poll_response(cx, self.head.method) {
-                Poll::Ready(Ok(head)) if head.is_interim() => {
-                    self.client.inform(&head);
-                    // What does not go out at once goes out before the final head.
-                    if let Poll::Ready(Err(_)) = self.client.poll_flush(cx) {
-                        return Poll::Ready(Err(Reason::ClientLeft));
-                    }
+            // Interim responses go out before more of them are read.
+            match self.client.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientLeft)),
+                Poll::Pending => {
+                    self.wait(Wait::Reader);
+                    return Poll::Pending;
                 }
+            }
+            match self.upstream.poll_response(cx, self.head.method) {
+                Poll::Ready(Ok(head)) if head.is_interim() => self.client.inform(&head),
                 Poll::Ready(Ok(head)) if head.status == 101 => {
                     let offered = self.head.upgrade.is_some();
                     return Poll::Ready(if offered { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
