@@ -2,3 +2,9 @@
 
 #[cfg(test)]
 mod config; // check, explain, generated documents, precedence of settings
+#[cfg(test)]
+mod daemon; // starts the binary as systemd would: descriptors, a notify socket, signals
+#[cfg(test)]
+mod lifecycle; // start, readiness, what is refused, reload, status, watchdog
+#[cfg(test)]
+mod lifecycle_drain; // SIGTERM, drain, cut, what waits meanwhile
