@@ -91,7 +91,7 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
 
 /// Answers what never became a request, and records it.
 async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Reason, timer: &Timer) -> After {
-    worker.counters().ended(reason.status(), 0, Some(reason));
+    worker.counters().rejected(reason);
     let generation = worker.generation();
     let logged = generation.routes().last().map(|route| route.settings.access_log);
     if logged != Some(AccessLog::Off) {

@@ -185,7 +185,10 @@ impl Asked<'_> {
     ) -> Result<Permit<'g>, Reason> {
         let ticket = match self.worker.shared().gate.enter() {
             Entry::Open(permit) => return Ok(permit),
-            Entry::Full => return Err(Reason::QueueFull),
+            Entry::Full => {
+                self.worker.shared().note_queue_full();
+                return Err(Reason::QueueFull);
+            }
             Entry::Wait(ticket) => ticket,
         };
         let joined = Instant::now();

@@ -87,7 +87,10 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
 
     let _permit = match worker.shared().gate.enter() {
         Entry::Open(permit) => permit,
-        Entry::Full => return Err(Reason::QueueFull),
+        Entry::Full => {
+            worker.shared().note_queue_full();
+            return Err(Reason::QueueFull);
+        }
         Entry::Wait(ticket) => {
             let joined = Instant::now();
             let limit = worker.generation().config.daemon.queue_timeout;

@@ -109,6 +109,19 @@ impl Shared {
         }
     }
 
+    /// Says, not too often, that the queue is full.
+    pub fn note_queue_full(&self) {
+        static LIMITER: Limiter = Limiter::new(1);
+        if let Some(suppressed) = LIMITER.admit(std::time::Instant::now()) {
+            tracing::warn!(
+                message_id = events::QUEUE_FULL,
+                limit = self.gate.queue_limit(),
+                suppressed,
+                "the queue is full; clients are turned away"
+            );
+        }
+    }
+
     /// The least loaded worker, when `index` stands above the mean.
     #[must_use]
     pub fn better_than(&self, index: usize) -> Option<usize> {

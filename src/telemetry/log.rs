@@ -317,8 +317,8 @@ pub(super) mod tests {
         }
         assert_eq!(told, dropped);
         assert_eq!(numbers.len() as u64 + records + dropped, 42_000);
-        // In order, but for the start of the second flood.
-        assert!(numbers.windows(2).filter(|pair| pair[0] >= pair[1]).count() == 1);
+        // In order, but for the start of the second flood; its first numbers may be lost.
+        assert!(numbers.windows(2).filter(|pair| pair[0] >= pair[1]).count() <= 1);
         assert!(numbers.len() >= QUEUE);
     }
 

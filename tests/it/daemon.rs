@@ -103,6 +103,11 @@ struct Said {
     more: Condvar,
 }
 
+fn with_message(lines: &[String], message: &str) -> Vec<Value> {
+    let records = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    records.filter(|record| record["message"] == message).collect()
+}
+
 /// A daemon that runs; dropping it kills it.
 pub struct Daemon {
     child: Child,
@@ -175,23 +180,27 @@ impl Daemon {
 
     /// Waits for a record with this message.
     pub fn record(&self, message: &str) -> Value {
-        let find = |lines: &Vec<String>| {
-            let records = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            records.into_iter().find(|record| record["message"] == message)
-        };
+        self.wait_for(message, 1).swap_remove(0)
+    }
+
+    /// Waits for `count` records with this message.
+    pub fn wait_for(&self, message: &str, count: usize) -> Vec<Value> {
         let lines = self.said.lines.lock().unwrap();
         let (lines, _) = self
             .said
             .more
-            .wait_timeout_while(lines, DEADLINE, |(lines, closed)| find(lines).is_none() && !*closed)
+            .wait_timeout_while(lines, DEADLINE, |(lines, closed)| {
+                with_message(lines, message).len() < count && !*closed
+            })
             .unwrap();
-        find(&lines.0).unwrap_or_else(|| panic!("no `{message}` in {:#?}", lines.0))
+        let found = with_message(&lines.0, message);
+        assert!(found.len() >= count, "{} of {count} `{message}` in {:#?}", found.len(), lines.0);
+        found
     }
 
     /// How many records have this message by now.
     pub fn records(&self, message: &str) -> usize {
-        let is = |line: &String| serde_json::from_str::<Value>(line).is_ok_and(|record| record["message"] == message);
-        self.log().iter().filter(|line| is(line)).count()
+        with_message(&self.log(), message).len()
     }
 
     /// Waits for the end of the process.

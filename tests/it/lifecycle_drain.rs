@@ -1,5 +1,4 @@
-//! Leaving: the drain, its end by itself, by a second signal, by the clock; and the
-//! watchdog, which goes on meanwhile.
+//! Leaving: the drain, its end by itself, by a second signal, by the clock.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,10 +10,10 @@ use super::daemon::{Daemon, Setting, connect, listener, read_head};
 
 /// A daemon with one exchange under way: its client, the backend's side of it, and
 /// the listener that both the test and the daemon hold.
-struct Busy {
-    daemon: Daemon,
+pub struct Busy {
+    pub daemon: Daemon,
     client: TcpStream,
-    exchange: TcpStream,
+    pub exchange: TcpStream,
     door: TcpListener,
     address: SocketAddr,
 }
@@ -23,7 +22,7 @@ fn busy(settings: &str) -> Busy {
     busy_with(settings, |setting| setting)
 }
 
-fn busy_with(settings: &str, more: impl FnOnce(Setting) -> Setting) -> Busy {
+pub fn busy_with(settings: &str, more: impl FnOnce(Setting) -> Setting) -> Busy {
     let (backend, slow) = listener();
     let (door, address) = listener();
     let setting = Setting::new(&format!("BACKEND_ADDRESS={slow}\n{settings}"));
@@ -129,21 +128,4 @@ fn no_reload_begins_while_draining() {
     busy.exchange.write_all(b"whole").unwrap();
     assert_eq!(busy.daemon.end().code(), Some(0));
     assert!(!busy.daemon.all_heard().join("").contains("RELOADING=1"));
-}
-
-#[test]
-fn the_watchdog_is_fed_while_serving_and_while_draining() {
-    let mut busy = busy_with("DRAIN_TIMEOUT=1h\n", |setting| setting.set("WATCHDOG_USEC", "2000000"));
-    for _ in 0..3 {
-        busy.daemon.hear("WATCHDOG=1");
-    }
-    busy.daemon.signal(Signal::TERM);
-    busy.daemon.hear("STOPPING=1");
-    // The worker without a connection has ended by then: it is not taken for stuck.
-    for _ in 0..3 {
-        busy.daemon.hear("WATCHDOG=1");
-    }
-    busy.exchange.write_all(b"whole").unwrap();
-    assert_eq!(busy.daemon.end().code(), Some(0));
-    assert_eq!(busy.daemon.records("a worker does not turn over"), 0);
 }
