@@ -43,6 +43,8 @@ pub struct Http1Upstream {
     reused: bool,
     /// The backend would take another request on it.
     keep_alive: bool,
+    /// Something of a response to the current request was read, and dealt with.
+    answered: bool,
 }
 
 impl Upstream {
@@ -50,6 +52,7 @@ impl Upstream {
     pub fn begin(&mut self, head: &RequestHead, forwarded: &Forwarded<'_>) {
         let Self::Http1(upstream) = self;
         upstream.keep_alive = false;
+        upstream.answered = false;
         encode::request(upstream.wire.begin(head.framing), head, forwarded);
     }
 
@@ -59,7 +62,11 @@ impl Upstream {
     /// The backend's fault.
     pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
         let Self::Http1(upstream) = self;
-        let head = std::task::ready!(upstream.wire.poll_response(cx, to))?;
+        let outcome = std::task::ready!(upstream.wire.poll_response(cx, to));
+        // An interim response and one that can't be read are answers too, though nothing
+        // of them is left in the buffer.
+        upstream.answered |= !matches!(outcome, Err(Fault::Reset | Fault::Truncated));
+        let head = outcome?;
         if !head.is_interim() {
             upstream.keep_alive = head.keep_alive;
         }
@@ -84,7 +91,7 @@ impl Upstream {
     #[must_use]
     pub fn has_answered(&self) -> bool {
         let Self::Http1(upstream) = self;
-        upstream.wire.has_input()
+        upstream.answered || upstream.wire.has_input()
     }
 
     /// From here on it carries bytes of another protocol.
@@ -220,5 +227,5 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Stream, Reason> {
 /// Makes an HTTP connection of a stream.
 #[must_use]
 pub fn http(stream: Stream) -> Upstream {
-    Upstream::Http1(Http1Upstream { wire: Wire::new(stream), reused: false, keep_alive: false })
+    Upstream::Http1(Http1Upstream { wire: Wire::new(stream), reused: false, keep_alive: false, answered: false })
 }

@@ -25,6 +25,7 @@ pub struct Setting {
     pub folder: TempDir,
     passed: Vec<(String, OwnedFd)>,
     environment: BTreeMap<String, String>,
+    launcher: Vec<String>,
 }
 
 impl Setting {
@@ -34,6 +35,7 @@ impl Setting {
             folder: tempfile::tempdir().unwrap(),
             passed: Vec::new(),
             environment: BTreeMap::from([("WORKERS".into(), "2".into())]),
+            launcher: Vec::new(),
         };
         setting.write("config.env", config);
         setting
@@ -58,6 +60,17 @@ impl Setting {
         self
     }
 
+    pub fn without(mut self, key: &str) -> Setting {
+        self.environment.remove(key);
+        self
+    }
+
+    /// Has another program start the daemon and become it.
+    pub fn through(mut self, launcher: &[&str]) -> Setting {
+        self.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// Starts the daemon. `LISTEN_PID` must be the daemon's own, which only a process
     /// that then becomes it can know.
     pub fn start(self) -> Daemon {
@@ -69,6 +82,7 @@ impl Setting {
         } else {
             command.arg(r#"LISTEN_PID=$$ exec "$0" "$@""#);
         }
+        command.args(&self.launcher);
         command.arg(env!("CARGO_BIN_EXE_doorward")).arg("--config").arg(self.path("config.env"));
         command.current_dir(self.folder.path()).env_clear().envs(&self.environment);
         command.env("NOTIFY_SOCKET", self.path("notify"));
@@ -196,6 +210,18 @@ impl Daemon {
         let found = with_message(&lines.0, message);
         assert!(found.len() >= count, "{} of {count} `{message}` in {:#?}", found.len(), lines.0);
         found
+    }
+
+    /// Waits for a record that is as `wanted`; `what` names it if it never comes.
+    pub fn find(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let find = |lines: &[String]| {
+            let mut records = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            records.find(|record| wanted(record))
+        };
+        let lines = self.said.lines.lock().unwrap();
+        let waiting = |(lines, closed): &mut (Vec<String>, bool)| find(lines).is_none() && !*closed;
+        let (lines, _) = self.said.more.wait_timeout_while(lines, DEADLINE, waiting).unwrap();
+        find(&lines.0).unwrap_or_else(|| panic!("no record of {what} in {:#?}", lines.0))
     }
 
     /// How many records have this message by now.

@@ -1,6 +1,8 @@
 //! The binary as its users meet it, one module for each side of it.
 
 #[cfg(test)]
+mod backend; // backends that do as a test says, and addresses that take nobody in
+#[cfg(test)]
 mod config; // check, explain, generated documents, precedence of settings
 #[cfg(test)]
 mod daemon; // starts the binary as systemd would: descriptors, a notify socket, signals
@@ -9,6 +11,10 @@ mod lifecycle; // start, readiness, what is refused, reload, status
 #[cfg(test)]
 mod lifecycle_drain; // SIGTERM, drain, cut, what waits meanwhile
 #[cfg(test)]
+mod peer; // plain sockets with a buffer: clients, and backends that do as a test says
+#[cfg(test)]
 mod tidy; // floors, lengths, documents that must stay true
+#[cfg(test)]
+mod traffic; // requests, tunnels and connections on their way through
 #[cfg(test)]
 mod watchdog; // what systemd hears while workers turn over, and while one does not

@@ -1,0 +1,134 @@
+//! Backends that do as a test says, and addresses that take nobody in.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::daemon::DEADLINE;
+use crate::peer::{Message, Peer};
+
+/// A backend that takes connections when the test says so.
+pub struct Backend {
+    socket: Door,
+    /// As `BACKEND_ADDRESS` has it.
+    pub address: String,
+}
+
+enum Door {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Backend {
+    /// On 127.0.0.1, at a port of the kernel's choice.
+    pub fn new() -> Self {
+        Self::at("127.0.0.1:0")
+    }
+
+    /// At another address.
+    pub fn at(address: &str) -> Self {
+        let socket = TcpListener::bind(address).unwrap();
+        let address = socket.local_addr().unwrap().to_string();
+        // On Linux the limit holds for `accept` too.
+        SockRef::from(&socket).set_read_timeout(Some(DEADLINE)).unwrap();
+        Self { socket: Door::Tcp(socket), address }
+    }
+
+    /// On a Unix socket.
+    pub fn unix(path: PathBuf) -> Self {
+        let socket = UnixListener::bind(&path).unwrap();
+        SockRef::from(&socket).set_read_timeout(Some(DEADLINE)).unwrap();
+        Self { socket: Door::Unix(socket), address: format!("unix:{}", path.display()) }
+    }
+
+    /// The next connection of the daemon's.
+    #[track_caller]
+    pub fn accept(&self) -> Peer {
+        match &self.socket {
+            Door::Tcp(socket) => Peer::tcp(socket.accept().expect("a connection").0),
+            Door::Unix(socket) => Peer::unix(socket.accept().expect("a connection").0),
+        }
+    }
+
+    /// The next connection and the request on it.
+    #[track_caller]
+    pub fn take(&self) -> (Peer, Message) {
+        let mut peer = self.accept();
+        let request = peer.request();
+        (peer, request)
+    }
+
+    /// Asserts that no further connection was made. What the daemon has answered it has
+    /// dialled for before, so nothing is on its way.
+    #[track_caller]
+    pub fn expect_none(&self) {
+        let taken = match &self.socket {
+            Door::Tcp(socket) => {
+                socket.set_nonblocking(true).unwrap();
+                let outcome = socket.accept().map(drop);
+                socket.set_nonblocking(false).unwrap();
+                outcome
+            }
+            Door::Unix(socket) => {
+                socket.set_nonblocking(true).unwrap();
+                let outcome = socket.accept().map(drop);
+                socket.set_nonblocking(false).unwrap();
+                outcome
+            }
+        };
+        assert!(matches!(&taken, Err(error) if error.kind() == ErrorKind::WouldBlock), "one more connection");
+    }
+}
+
+/// An address where connections are refused for as long as the value lives: bound, so
+/// that nobody else gets the port, and not listening.
+pub struct Refusing {
+    socket: Socket,
+    /// As `BACKEND_ADDRESS` has it.
+    pub address: String,
+}
+
+impl Refusing {
+    /// On 127.0.0.1.
+    pub fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap().to_string();
+        Self { socket, address }
+    }
+
+    /// Takes connections from now on.
+    pub fn open(self) -> Backend {
+        self.socket.listen(128).unwrap();
+        self.socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        Backend { socket: Door::Tcp(self.socket.into()), address: self.address }
+    }
+}
+
+/// An address where connections neither stand nor fail: its backlog is full.
+pub struct Silent {
+    _socket: Socket,
+    _waiting: Vec<TcpStream>,
+    /// As `BACKEND_ADDRESS` has it.
+    pub address: String,
+}
+
+impl Silent {
+    /// On 127.0.0.1.
+    pub fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(one) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            waiting.push(one);
+            assert!(waiting.len() < 64, "the backlog never fills");
+        }
+        Self { _socket: socket, _waiting: waiting, address: address.to_string() }
+    }
+}

@@ -1,0 +1,168 @@
+//! The daemon in front of a test's backends, with clients of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::Value;
+
+use crate::daemon::{self, DEADLINE, Setting, listener};
+use crate::peer::Peer;
+
+/// A daemon about to be started.
+pub struct Setup {
+    setting: Setting,
+    config: String,
+    address: Option<SocketAddr>,
+}
+
+impl Setup {
+    /// Two workers, one TCP listener named `http`, records of all requests as JSON.
+    pub fn new() -> Self {
+        let (socket, address) = listener();
+        Self { address: Some(address), ..Self::without_listener() }.listener("http", socket)
+    }
+
+    /// The same without any listener.
+    pub fn without_listener() -> Self {
+        // The environment beats the file, where tests of traffic write all they set.
+        let setting = Setting::new("").without("WORKERS");
+        let config = "WORKERS=2\nLOG_FORMAT=json\nACCESS_LOG=on\n".to_owned();
+        Self { setting, config, address: None }
+    }
+
+    /// Sets a key in `config.env`, once or anew.
+    pub fn set(mut self, key: &str, value: impl std::fmt::Display) -> Self {
+        let start = format!("{key}=");
+        self.config = self.config.lines().filter(|line| !line.starts_with(&start)).map(|l| format!("{l}\n")).collect();
+        self.config.push_str(&format!("{key}=\"{value}\"\n"));
+        self
+    }
+
+    /// Puts a file into `routes.d`.
+    pub fn route(self, name: &str, text: &str) -> Self {
+        fs::create_dir_all(self.path("routes.d")).unwrap();
+        self.setting.write(&format!("routes.d/{name}"), text);
+        self
+    }
+
+    /// Passes a listening socket under a name.
+    pub fn listener(self, name: &str, socket: impl Into<OwnedFd>) -> Self {
+        Self { setting: self.setting.pass(name, socket), ..self }
+    }
+
+    /// Leaves the daemon no network but the sockets that it is passed; `None` where that
+    /// can't be had.
+    pub fn without_network(self) -> Option<Self> {
+        let unshare = "/usr/bin/unshare";
+        let ways: [&[&str]; 2] = [&[unshare, "--net"], &[unshare, "--user", "--map-root-user", "--net"]];
+        let way = ways.into_iter().find(|way| {
+            let tried = Command::new(way[0]).args(&way[1..]).arg("/bin/true").stderr(Stdio::null()).status();
+            tried.is_ok_and(|status| status.success())
+        })?;
+        Some(Self { setting: self.setting.through(way), ..self })
+    }
+
+    /// A path in the test's own folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.setting.path(name)
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub fn start(self) -> Daemon {
+        let admin = self.path("admin.sock");
+        self.setting.write("config.env", &self.config);
+        let setting = self.setting.pass("admin", UnixListener::bind(&admin).unwrap());
+        Daemon { process: setting.start().ready(), admin, address: self.address }
+    }
+}
+
+/// A running daemon; it ends with the value.
+pub struct Daemon {
+    process: daemon::Daemon,
+    admin: PathBuf,
+    address: Option<SocketAddr>,
+}
+
+impl Daemon {
+    /// A client connected to its listener.
+    pub fn connect(&self) -> Peer {
+        Peer::connect(self.address.expect("a TCP listener"))
+    }
+
+    /// Its live state.
+    pub fn status(&self) -> Value {
+        let mut admin = UnixStream::connect(&self.admin).unwrap();
+        admin.set_read_timeout(Some(DEADLINE)).unwrap();
+        admin.write_all(b"{\"command\":\"status\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(admin).read_line(&mut line).unwrap();
+        let mut answer: Value = serde_json::from_str(&line).unwrap();
+        answer["status"].take()
+    }
+
+    /// Asks for its state until it is as wanted.
+    pub fn wait(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return;
+            }
+            assert!(Instant::now() < until, "never came true: {what}\n{status:#}");
+        }
+    }
+
+    /// Waits until so many requests stand in the queue.
+    pub fn wait_queued(&self, queued: u64) {
+        self.wait(&format!("{queued} queued"), |status| status["queued"] == queued);
+    }
+
+    /// Waits until so many requests hold a permit.
+    pub fn wait_in_flight(&self, in_flight: u64) {
+        self.wait(&format!("{in_flight} in flight"), |status| status["in_flight"] == in_flight);
+    }
+
+    /// Waits for a line of the log that is as wanted, and returns it.
+    pub fn logged(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.process.find(what, wanted)
+    }
+
+    /// Waits for the record of the request for `path`.
+    pub fn record(&self, path: &str) -> Value {
+        self.logged(path, |line| line["path"] == path)
+    }
+
+    /// Waits for a record with this reason.
+    pub fn record_of(&self, reason: &str) -> Value {
+        self.logged(reason, |line| line["reason"] == reason && line["target"] == "doorward::access")
+    }
+
+    /// The lines logged so far that are as wanted.
+    pub fn lines(&self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let lines = self.process.log();
+        let lines = lines.iter().map(|line| serde_json::from_str(line).expect("a line of JSON"));
+        lines.filter(|line| wanted(line)).collect()
+    }
+
+    /// Lets it open no descriptor from this number on.
+    pub fn limit_descriptors(&self, limit: u64) {
+        let limit = Rlimit { current: Some(limit), maximum: getrlimit(Resource::Nofile).maximum };
+        let pid = Pid::from_raw(i32::try_from(self.process.pid()).unwrap());
+        prlimit(pid, Resource::Nofile, limit).unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("log of the daemon:\n{}", self.process.log().join("\n"));
+        }
+    }
+}

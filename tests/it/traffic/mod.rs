@@ -1,0 +1,18 @@
+//! What becomes of requests and connections on their way through.
+
+/// Bodies: framing, size, both directions at once, what is expected and refused.
+mod bodies;
+/// Starts the daemon in front of a test's backends.
+mod door;
+/// Heads, connections and their reuse, versions, routes.
+mod http;
+/// Clients that leave, and those that only end their direction.
+mod leaving;
+/// Permits, and the queue before them.
+mod queue;
+/// Attempts after a failed one.
+mod retries;
+/// Connections relayed without being read.
+mod tcp;
+/// Protocols that take over a connection.
+mod tunnels;
