@@ -86,15 +86,21 @@ impl Wire {
         self.input.as_ref().is_some_and(|input| self.raw < input.len())
     }
 
-    /// Ready when the peer has sent something, or ended.
+    /// Ready when the peer has sent something, or ended. Until then no buffer is owned.
     ///
     /// # Errors
     /// [`Fault::Reset`].
-    pub fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+    pub fn poll_stirs(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         if self.has_input() {
             return Poll::Ready(Ok(()));
         }
-        self.io.poll_readable(cx).map_err(|_| Fault::Reset)
+        self.drop_decoded();
+        // Only a read tells: a socket just accepted counts as readable before anything came.
+        let outcome = self.poll_fill(cx).map_ok(|_| ());
+        if outcome.is_pending() {
+            self.input = None;
+        }
+        outcome
     }
 
     /// Reads until a request head is whole; `None` when the peer ended before its
