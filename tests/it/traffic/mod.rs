@@ -8,11 +8,17 @@ mod door;
 mod http;
 /// Clients that leave, and those that only end their direction.
 mod leaving;
+/// The records that requests leave behind.
+mod log;
+/// What neither side may send.
+mod malformed;
 /// Permits, and the queue before them.
 mod queue;
 /// Attempts after a failed one.
 mod retries;
 /// Connections relayed without being read.
 mod tcp;
+/// How long each side may keep the other waiting.
+mod timeouts;
 /// Protocols that take over a connection.
 mod tunnels;
