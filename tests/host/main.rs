@@ -1,0 +1,44 @@
+//! doorward on real systemd hosts: the package, installed by apt, at work.
+//!
+//! Each test is one story on a host of its own and runs on every Debian that we
+//! support. The tests need root and a built package, so a plain `cargo test`
+//! shows them as ignored; `tests/run` runs them.
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that goes wrong may stop, and may say so"
+)]
+
+mod backend; // A backend whose slow answers end when the test says so.
+mod doorward; // The package under test, and what tests ask of an installed one.
+mod harness; // The harness itself: it boots, and it leaves nothing behind.
+mod host; // A throw-away host.
+mod http; // A client that tells failures apart.
+mod load; // Clients that count what became of each request.
+mod wait; // Waiting for a condition.
+
+/// Makes a test on each suite of every named function.
+///
+/// `stories!(boot: fn1, fn2)` boots a bare host for each; `stories!(install: …)`
+/// one with the package installed. The function gets the host.
+macro_rules! stories {
+    ($how:ident: $($name:ident),+ $(,)?) => {
+        mod debian12 {
+            $(#[test]
+            #[ignore = "needs root and a built package: tests/run"]
+            fn $name() -> anyhow::Result<()> {
+                crate::doorward::$how(crate::host::Suite::Bookworm, super::$name)
+            })+
+        }
+        mod debian13 {
+            $(#[test]
+            #[ignore = "needs root and a built package: tests/run"]
+            fn $name() -> anyhow::Result<()> {
+                crate::doorward::$how(crate::host::Suite::Trixie, super::$name)
+            })+
+        }
+    };
+}
+use stories;
