@@ -15,3 +15,7 @@
 //! | `routing` | host + path + listener → route |
 //! | `config` | the key table, files, values |
 //! | `telemetry` | the log, events, records, counters |
+
+pub mod admission;
+pub mod telemetry;
+pub mod transport;

@@ -1,0 +1,72 @@
+//! Operator events: one constant id for each change of state that is logged.
+//!
+//! An event carries its id as the field `message_id`, by which journald finds the
+//! explanation that `journalctl -x` shows (systemd's `sd_journal_print(3)` and the
+//! catalog in `packaging/doorward.catalog`). An id is never changed and never used
+//! for anything else; a new event gets a new random one. The fields listed are
+//! those that the explanation names, so whoever logs the event brings them along.
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Name of the constant.
+    pub name: &'static str,
+    /// 32 lower-case hexadecimal digits.
+    pub id: &'static str,
+    /// Fields that the event always has besides its message.
+    pub fields: &'static [&'static str],
+}
+
+macro_rules! events {
+    ($($(#[doc = $doc:literal])+ $name:ident = $id:literal [$($field:literal)*];)+) => {
+        $($(#[doc = $doc])+ pub const $name: &str = $id;)+
+
+        /// Every event.
+        pub const ALL: &[Event] = &[
+            $(Event { name: stringify!($name), id: $id, fields: &[$($field),*] },)+
+        ];
+    };
+}
+
+events! {
+    /// The daemon has started and says how it listens and where it sends.
+    STARTED = "dcefff1e92e0c4ec7f82c24dec21f0f6" ["version"];
+    /// A listening socket is in use, passed by systemd or bound by the daemon.
+    LISTENING = "71194e75b5687ba01e35b7cac13cd05b" ["address"];
+    /// Every worker accepts.
+    READY = "3edc43e64c6c743453ef10db59323836" [];
+    /// A new configuration serves.
+    RELOADED = "86cba529fc47d40f81126aa02a3e7daa" ["generation"];
+    /// A new configuration was refused; the old one serves on.
+    RELOAD_REFUSED = "7b62eefb95af963fba63609550bc9dd1" ["error"];
+    /// The configuration holds but deserves a look.
+    CONFIG_WARNING = "75a8109812b9770229c3fc7eeb8ee1b5" ["warning"];
+    /// The daemon accepts no more and drains.
+    STOPPING = "8d82f91c3bc9836eda6a5378eb2f8da8" ["signal"];
+    /// The daemon has ended.
+    STOPPED = "aca19c00df90eff1c170963a35560c23" [];
+    /// What was left at the end of the drain was cut.
+    DRAIN_CUT = "5b32edb16f77a82f4564e5951709f161" ["cut"];
+    /// A worker thread does not turn over; the watchdog is no longer fed.
+    WORKER_STUCK = "91e234f3eed725ca5d2acc14afc461f0" ["worker"];
+    /// A backend stopped taking connections.
+    BACKEND_DOWN = "3e74bc9885a514644489e5bd60433749" ["backend" "reason"];
+    /// A backend takes connections again.
+    BACKEND_UP = "175f74f75df58e25e44b9a5978417b83" ["backend"];
+    /// A backend's name has no address.
+    BACKEND_UNRESOLVED = "584811d3578384b7af27f484f24b2bee" ["backend" "error"];
+    /// A backend's name has an address again.
+    BACKEND_RESOLVED = "7862a0296900debb263acafc1519986b" ["backend"];
+    /// Requests are turned away because the queue is full.
+    QUEUE_FULL = "bb16e23a0f83124b2a66f7fb454211ec" ["limit"];
+    /// A backend died within a response; the client's connection was cut.
+    RESPONSE_CUT = "01fe3059773e65ccaf502089b4e57ba2" ["backend" "reason"];
+    /// The process ran out of file descriptors and pauses accepting.
+    OUT_OF_DESCRIPTORS = "0ef2c88bff86e80aa4c2adc00a133f8c" ["limit"];
+    /// Entries of the log were lost.
+    LOG_DROPPED = "baaab5ebe9e3fad2da03293a5afa8c5b" ["dropped"];
+    /// journald can't be reached; the log goes to stderr.
+    LOG_FALLBACK = "304389e9d0f511e0b7bd39585731f4c3" ["error"];
+    /// A thread or task panicked: a fault in doorward.
+    PANICKED = "8fd1c5842bc23eb61b95e5a2ff925e87" ["cause" "location"];
+}

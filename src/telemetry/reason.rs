@@ -1,0 +1,224 @@
+//! Why a request, tunnel or connection did not end well: one name for each cause.
+//!
+//! The names are an interface. They stand in the journal (`REASON=`), in the
+//! counters and, as a token of RFC 9209, in the `Proxy-Status` field of the
+//! answer; so they are listed once, here, and are never renamed. A reason says
+//! what happened and whose side it was on, since only a failure on the backend's
+//! side may count against a backend's health.
+
+use std::fmt;
+
+/// Whose side a failure was on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The client broke the protocol, a limit, or off.
+    Client,
+    /// The backend refused, failed or kept silent.
+    Backend,
+    /// doorward itself: a limit of its configuration or a shortage of its host.
+    Ours,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $status:literal, $token:literal, $side:ident;)+) => {
+        /// A stable reason; see the [module](self).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// All reasons, in the order of [`Reason::index`].
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in journal and counters, in snake case.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The status that a client is answered with when no response has begun;
+            /// 499 (nginx's number) where nobody is left to read one.
+            #[must_use]
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$variant => $status,)+ }
+            }
+
+            /// The error type for the `Proxy-Status` field.
+            ///
+            /// Source: RFC 9209 §2.3.
+            #[must_use]
+            pub const fn proxy_status(self) -> &'static str {
+                match self { $(Self::$variant => $token,)+ }
+            }
+
+            /// Whose side it was on.
+            #[must_use]
+            pub const fn side(self) -> Side {
+                match self { $(Self::$variant => Side::$side,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The backend refused the connection.
+    BackendConnectRefused = "backend_connect_refused", 502, "connection_refused", Backend;
+    /// The backend did not take the connection within `CONNECT_TIMEOUT`.
+    BackendConnectTimeout = "backend_connect_timeout", 504, "connection_timeout", Backend;
+    /// No route leads to the backend, or a firewall says so.
+    BackendUnreachable = "backend_unreachable", 502, "destination_ip_unroutable", Backend;
+    /// The backend's name has no address at the moment.
+    BackendUnresolved = "backend_unresolved", 502, "dns_error", Backend;
+    /// Every backend of the route is known to be down.
+    BackendsDown = "backends_down", 503, "destination_unavailable", Backend;
+    /// The backend reset the connection before its response was whole.
+    BackendReset = "backend_reset", 502, "connection_terminated", Backend;
+    /// The backend closed the connection before its response began.
+    BackendClosed = "backend_closed", 502, "connection_terminated", Backend;
+    /// The backend's response breaks RFC 9112.
+    BackendMalformed = "backend_malformed", 502, "http_protocol_error", Backend;
+    /// The backend sent no response head within `RESPONSE_TIMEOUT`.
+    BackendResponseTimeout = "backend_response_timeout", 504, "connection_read_timeout", Backend;
+    /// The backend kept silent for `STREAM_TIMEOUT` after its response head.
+    BackendStreamTimeout = "backend_stream_timeout", 504, "connection_read_timeout", Backend;
+    /// The backend's body ended before its announced end.
+    BackendTruncated = "backend_truncated", 502, "http_response_incomplete", Backend;
+    /// All permits were taken and the queue was full.
+    QueueFull = "queue_full", 503, "connection_limit_reached", Ours;
+    /// No permit came free within `QUEUE_TIMEOUT`.
+    QueueTimeout = "queue_timeout", 503, "connection_limit_reached", Ours;
+    /// All `MAX_TUNNELS` permits were taken.
+    TunnelLimit = "tunnel_limit", 503, "connection_limit_reached", Ours;
+    /// The client left before its answer was whole.
+    ClientLeft = "client_left", 499, "http_request_error", Client;
+    /// The client did not finish its request head within `HEADER_TIMEOUT`.
+    ClientHeaderTimeout = "client_header_timeout", 408, "http_request_error", Client;
+    /// The client sent nothing of its body for `BODY_TIMEOUT`.
+    ClientBodyTimeout = "client_body_timeout", 408, "http_request_error", Client;
+    /// The client took nothing of its answer for `BODY_TIMEOUT`.
+    ClientSlowReader = "client_slow_reader", 499, "http_request_error", Client;
+    /// The request breaks RFC 9112.
+    BadRequest = "bad_request", 400, "http_request_error", Client;
+    /// The request line alone exceeds the limit.
+    TargetTooLong = "target_too_long", 414, "http_request_error", Client;
+    /// The request head exceeds `MAX_HEADER_SIZE` or the number of fields.
+    HeaderTooLarge = "header_too_large", 431, "http_request_error", Client;
+    /// The request expects something other than `100-continue`.
+    ExpectationFailed = "expectation_failed", 417, "http_request_error", Client;
+    /// The request is of an HTTP version that is not served here.
+    VersionUnsupported = "version_unsupported", 505, "http_request_error", Client;
+    /// CONNECT or TRACE, which a reverse proxy does not implement.
+    MethodRefused = "method_refused", 501, "http_request_denied", Client;
+    /// The request's transfer coding is not `chunked`.
+    TransferEncodingUnsupported = "transfer_encoding_unsupported", 501, "http_request_error", Client;
+    /// No route matches the request.
+    NoRoute = "no_route", 404, "destination_not_found", Client;
+    /// The process has no file descriptor left (EMFILE, ENFILE).
+    OutOfDescriptors = "out_of_descriptors", 503, "proxy_internal_error", Ours;
+    /// The host has no local port left towards the backend (EADDRNOTAVAIL).
+    OutOfPorts = "out_of_ports", 503, "proxy_internal_error", Ours;
+    /// The exchange took longer than `REQUEST_TIMEOUT`.
+    RequestTimeout = "request_timeout", 504, "http_response_timeout", Ours;
+    /// `DRAIN_TIMEOUT` ended, or a second signal came, before the exchange did.
+    DrainCut = "drain_cut", 503, "proxy_internal_response", Ours;
+    /// A fault in doorward.
+    Internal = "internal", 500, "proxy_internal_error", Ours;
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Its place in [`Reason::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// The error types that RFC 9209 §2.3 registers, with the status that it recommends.
+    const REGISTERED: &[(&str, Option<u16>)] = &[
+        ("dns_timeout", Some(504)),
+        ("dns_error", Some(502)),
+        ("destination_not_found", Some(500)),
+        ("destination_unavailable", Some(503)),
+        ("destination_ip_prohibited", Some(502)),
+        ("destination_ip_unroutable", Some(502)),
+        ("connection_refused", Some(502)),
+        ("connection_terminated", Some(502)),
+        ("connection_timeout", Some(504)),
+        ("connection_read_timeout", Some(504)),
+        ("connection_write_timeout", Some(504)),
+        ("connection_limit_reached", Some(503)),
+        ("http_request_error", None),
+        ("http_request_denied", Some(403)),
+        ("http_response_incomplete", Some(502)),
+        ("http_protocol_error", Some(502)),
+        ("http_response_timeout", Some(504)),
+        ("proxy_internal_response", None),
+        ("proxy_internal_error", Some(500)),
+    ];
+
+    #[test]
+    fn every_name_is_its_variant_in_snake_case_and_stands_once() {
+        let mut seen = HashSet::new();
+        for (place, reason) in Reason::ALL.iter().enumerate() {
+            let mut snake = String::new();
+            for character in format!("{reason:?}").chars() {
+                if character.is_uppercase() && !snake.is_empty() {
+                    snake.push('_');
+                }
+                snake.extend(character.to_lowercase());
+            }
+            assert_eq!(reason.as_str(), snake);
+            assert!(seen.insert(reason.as_str()));
+            assert_eq!(reason.index(), place);
+        }
+    }
+
+    #[test]
+    fn every_error_type_is_registered_and_backends_get_its_recommended_status() {
+        for reason in Reason::ALL {
+            let (_, status) = REGISTERED
+                .iter()
+                .find(|(token, _)| *token == reason.proxy_status())
+                .unwrap_or_else(|| panic!("{reason}: {} is not registered", reason.proxy_status()));
+            if reason.side() == Side::Backend {
+                assert_eq!(Some(reason.status()), *status, "{reason}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_status_fits_the_side() {
+        for reason in Reason::ALL {
+            let status = reason.status();
+            match reason.side() {
+                // 501 and 505 blame what the client asked for.
+                Side::Client => assert!(
+                    (400..500).contains(&status) || matches!(status, 501 | 505),
+                    "{reason}"
+                ),
+                Side::Backend => assert!(matches!(status, 502..=504), "{reason}"),
+                Side::Ours => assert!(matches!(status, 500 | 503 | 504), "{reason}"),
+            }
+            let timeout = reason.as_str().ends_with("_timeout");
+            if timeout && reason.side() != Side::Client && *reason != Reason::QueueTimeout {
+                assert_eq!(status, 504, "{reason}");
+            }
+        }
+    }
+}

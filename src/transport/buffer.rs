@@ -1,0 +1,159 @@
+//! Buffers: fixed-size, reused, and held only while there are bytes in them.
+//!
+//! A connection that waits owns no buffer: it takes one from its thread's pool when
+//! its socket turns readable and gives it back once all bytes are dealt with. So
+//! memory follows the number of messages under way, not of connections.
+
+use std::cell::RefCell;
+
+/// Bytes in a buffer from the pool. 16 KiB holds nearly every head together with the
+/// start of its body.
+pub const SIZE: usize = 16 * 1024;
+
+/// Buffers a thread keeps for reuse (8 MiB); more are returned to the allocator.
+const KEPT: usize = 512;
+
+thread_local! {
+    static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer whose filled part is `start..end`.
+///
+/// Every accessor is total: a position outside the buffer yields an empty slice.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// An empty buffer of [`SIZE`] bytes, from this thread's pool if it has one.
+    #[must_use]
+    pub fn take() -> Self {
+        let bytes = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_else(|| vec![0; SIZE]);
+        Self { bytes, start: 0, end: 0 }
+    }
+
+    /// The filled part.
+    #[must_use]
+    pub fn filled(&self) -> &[u8] {
+        self.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// The filled part, to be changed in place.
+    pub fn filled_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.start..self.end).unwrap_or_default()
+    }
+
+    /// The room behind the filled part.
+    pub fn spare(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// Counts `n` bytes written into [`Self::spare`] as filled.
+    pub fn fill(&mut self, n: usize) {
+        self.end = self.end.saturating_add(n).min(self.bytes.len());
+    }
+
+    /// Drops `n` bytes from the front.
+    pub fn consume(&mut self, n: usize) {
+        self.start = self.start.saturating_add(n).min(self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Keeps only the first `n` filled bytes.
+    pub fn truncate(&mut self, n: usize) {
+        self.end = self.start.saturating_add(n).min(self.end);
+    }
+
+    /// Moves the filled part to the front, so that all room is behind it.
+    pub fn compact(&mut self) {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    /// Makes the buffer `size` bytes long, if it is shorter. Such a buffer is not
+    /// pooled afterwards.
+    pub fn grow(&mut self, size: usize) {
+        if self.bytes.len() < size {
+            self.bytes.resize(size, 0);
+        }
+    }
+
+    /// Copies as many of `bytes` behind the filled part as fit; says how many.
+    pub fn append(&mut self, bytes: &[u8]) -> usize {
+        let spare = self.spare();
+        let n = spare.len().min(bytes.len());
+        if let (Some(to), Some(from)) = (spare.get_mut(..n), bytes.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        self.fill(n);
+        n
+    }
+
+    /// Bytes filled.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing is filled.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Bytes the buffer can hold in all.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.bytes.len() == SIZE {
+            let bytes = std::mem::take(&mut self.bytes);
+            // The pool is gone when the thread ends: the bytes then go the usual way.
+            let _ = POOL.try_with(|pool| {
+                let mut pool = pool.borrow_mut();
+                if pool.len() < KEPT {
+                    pool.push(bytes);
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Buffer, SIZE};
+
+    #[test]
+    fn bytes_go_in_behind_and_out_in_front() {
+        let mut buffer = Buffer::take();
+        assert_eq!(buffer.append(b"hello world"), 11);
+        buffer.consume(6);
+        assert_eq!(buffer.filled(), b"world");
+        buffer.compact();
+        assert_eq!(buffer.spare().len(), SIZE - 5);
+        buffer.consume(99);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn a_full_buffer_takes_no_more_and_a_grown_one_does() {
+        let mut buffer = Buffer::take();
+        assert_eq!(buffer.append(&[b'x'; SIZE + 9]), SIZE);
+        assert_eq!(buffer.append(b"y"), 0);
+        buffer.grow(SIZE + 1);
+        assert_eq!(buffer.append(b"yz"), 1);
+    }
+}

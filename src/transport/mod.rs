@@ -1,0 +1,6 @@
+//! What bytes travel on: streams, the buffers they fill, deadlines, and dialling.
+
+pub mod buffer;
+pub mod clock;
+pub mod dial;
+pub mod stream;
