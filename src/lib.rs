@@ -17,5 +17,10 @@
 //! | `telemetry` | the log, events, records, counters |
 
 pub mod admission;
+pub mod balance;
+pub mod config;
+pub mod proxy;
+pub mod routing;
+pub mod state;
 pub mod telemetry;
 pub mod transport;

@@ -17,6 +17,33 @@ thread_local! {
     static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes that a scratch vector may keep allocated between uses.
+const SCRATCH_KEPT: usize = 8 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty vector to write a head into, from this thread's pool if it has one.
+#[must_use]
+pub fn scratch() -> Vec<u8> {
+    SCRATCH.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+}
+
+/// Gives a scratch vector back.
+pub fn recycle(mut vector: Vec<u8>) {
+    if vector.capacity() == 0 || vector.capacity() > SCRATCH_KEPT {
+        return;
+    }
+    vector.clear();
+    let _ = SCRATCH.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if pool.len() < KEPT {
+            pool.push(vector);
+        }
+    });
+}
+
 /// A buffer whose filled part is `start..end`.
 ///
 /// Every accessor is total: a position outside the buffer yields an empty slice.
@@ -33,6 +60,12 @@ impl Buffer {
     pub fn take() -> Self {
         let bytes = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_else(|| vec![0; SIZE]);
         Self { bytes, start: 0, end: 0 }
+    }
+
+    /// A buffer of no bytes, to stand where one was taken out.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { bytes: Vec::new(), start: 0, end: 0 }
     }
 
     /// The filled part.

@@ -1,1 +1,96 @@
-//! x
+//! Dial: a connection to a backend, or whose fault it is that there is none.
+//!
+//! Never resolves a name: the caller brings an address. Never blocks: `connect(2)` is
+//! awaited. What fails is told apart by who must act on it, because our own shortages
+//! (descriptors, ports) must never count against a backend.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use rustix::io::Errno;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::stream::Stream;
+
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// Nobody listens there, or its backlog is full.
+    #[error("refused")]
+    Refused,
+    /// The kernel gave up waiting.
+    #[error("timed out")]
+    TimedOut,
+    /// There is no way to the address.
+    #[error("unreachable")]
+    Unreachable,
+    /// We have no descriptor or memory left: `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`.
+    #[error("out of descriptors")]
+    OutOfDescriptors,
+    /// We have no local port left: `EADDRNOTAVAIL`.
+    #[error("out of ports")]
+    OutOfPorts,
+}
+
+/// Connects over TCP, with `TCP_NODELAY`.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn tcp(address: SocketAddr) -> Result<Stream, DialError> {
+    let socket = TcpStream::connect(address).await.map_err(|error| sort(&error))?;
+    // A socket that can't have it is slower, not wrong.
+    let _ = socket.set_nodelay(true);
+    Ok(Stream::Tcp(socket))
+}
+
+/// Connects to a Unix stream socket.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn unix(path: &Path) -> Result<Stream, DialError> {
+    UnixStream::connect(path).await.map(Stream::Unix).map_err(|error| sort(&error))
+}
+
+/// Whether an error says that this process or host has run out of something.
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    sort(error) == DialError::OutOfDescriptors
+}
+
+fn sort(error: &io::Error) -> DialError {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialError::OutOfDescriptors,
+        Some(Errno::ADDRNOTAVAIL) => DialError::OutOfPorts,
+        Some(Errno::TIMEDOUT) => DialError::TimedOut,
+        Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::NOENT | Errno::AGAIN) => DialError::Refused,
+        _ => DialError::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DialError, is_shortage, sort, tcp, unix};
+    use rustix::io::Errno;
+    use std::io;
+    use std::path::Path;
+
+    #[tokio::test]
+    async fn nobody_listening_is_a_refusal() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(tcp(address).await.is_ok());
+        drop(listener);
+        assert_eq!(tcp(address).await.unwrap_err(), DialError::Refused);
+        assert_eq!(unix(Path::new("/nonexistent/socket")).await.unwrap_err(), DialError::Refused);
+    }
+
+    #[test]
+    fn our_own_shortages_are_told_from_the_backends_failures() {
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        assert!(is_shortage(&error(Errno::MFILE)));
+        assert_eq!(sort(&error(Errno::ADDRNOTAVAIL)), DialError::OutOfPorts);
+        assert_eq!(sort(&error(Errno::HOSTUNREACH)), DialError::Unreachable);
+        assert!(!is_shortage(&error(Errno::CONNREFUSED)));
+    }
+}

@@ -1,0 +1,174 @@
+//! Pool: the backends of one route, taken in turn by weight.
+//!
+//! The order of turns is worked out once: smooth weighted round-robin, which spreads
+//! a heavy backend's turns instead of giving them in a row. A request then costs one
+//! shared addition, and the turn is the same whichever worker takes it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::endpoint::Endpoint;
+
+/// Attempts of one request that are remembered, so that each goes elsewhere.
+const REMEMBERED: usize = 32;
+
+/// The backends of one route.
+#[derive(Debug)]
+pub struct Pool {
+    endpoints: Box<[Arc<Endpoint>]>,
+    order: Box<[u16]>,
+    turn: AtomicUsize,
+}
+
+/// The backends that a request has tried.
+#[derive(Debug, Default, Clone)]
+pub struct Tried {
+    places: [u16; REMEMBERED],
+    count: usize,
+}
+
+impl Tried {
+    fn note(&mut self, place: u16) {
+        if let Some(free) = self.places.get_mut(self.count) {
+            *free = place;
+            self.count += 1;
+        }
+    }
+
+    fn has(&self, place: u16) -> bool {
+        self.places.iter().take(self.count).any(|tried| *tried == place)
+    }
+}
+
+impl Pool {
+    /// A pool of these endpoints with their weights (at least 1 each).
+    #[must_use]
+    pub fn new(members: Vec<(Arc<Endpoint>, u16)>) -> Self {
+        let order = smooth(&members.iter().map(|(_, weight)| *weight).collect::<Vec<_>>());
+        let endpoints = members.into_iter().map(|(endpoint, _)| endpoint).collect();
+        Self { endpoints, order, turn: AtomicUsize::new(0) }
+    }
+
+    /// Its backends.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// The next backend in turn that was not tried and is not down; failing that, one
+    /// that was tried. `None` when every backend is down, or the pool is empty.
+    pub fn pick(&self, tried: &mut Tried, now: u64) -> Option<&Arc<Endpoint>> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.scan(turn, |place| !tried.has(place), now)
+            .or_else(|| self.scan(turn, |_| true, now))
+            .map(|(place, endpoint)| {
+                tried.note(place);
+                endpoint
+            })
+    }
+
+    /// Whether every backend is down.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        !self.endpoints.iter().any(|endpoint| endpoint.is_up())
+    }
+
+    fn scan(&self, turn: usize, wanted: impl Fn(u16) -> bool, now: u64) -> Option<(u16, &Arc<Endpoint>)> {
+        let start = turn.checked_rem(self.order.len())?;
+        let (before, from) = self.order.split_at_checked(start)?;
+        from.iter().chain(before).copied().find_map(|place| {
+            let endpoint = self.endpoints.get(usize::from(place))?;
+            (wanted(place) && endpoint.admits(now)).then_some((place, endpoint))
+        })
+    }
+}
+
+/// Smooth weighted round-robin: in each step every backend gains its weight, the
+/// richest is chosen and pays the sum. Source: nginx, `ngx_http_upstream_round_robin`.
+fn smooth(weights: &[u16]) -> Box<[u16]> {
+    let divisor = weights.iter().copied().filter(|weight| *weight > 0).reduce(gcd).unwrap_or(1);
+    let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / divisor).max(1)).collect();
+    let sum: i64 = weights.iter().sum();
+    let mut credit = vec![0_i64; weights.len()];
+    (0..sum)
+        .filter_map(|_| {
+            for (credit, weight) in credit.iter_mut().zip(&weights) {
+                *credit += weight;
+            }
+            // `max_by_key` takes the last of equals, so look from behind: the first wins.
+            let (richest, credit) = credit.iter_mut().enumerate().rev().max_by_key(|(_, credit)| **credit)?;
+            *credit -= sum;
+            u16::try_from(richest).ok()
+        })
+        .collect()
+}
+
+fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pool, Tried, smooth};
+    use crate::balance::endpoint::{Endpoint, FALL};
+    use crate::config::{BackendAddress, Target};
+    use std::sync::Arc;
+
+    fn pool(weights: &[u16]) -> Pool {
+        let members = weights.iter().enumerate().map(|(index, weight)| {
+            let target = Target::Ip(format!("127.0.0.1:{}", 4000 + index).parse().unwrap());
+            (Arc::new(Endpoint::new(&BackendAddress { target, weight: *weight })), *weight)
+        });
+        Pool::new(members.collect())
+    }
+
+    fn pick(pool: &Pool, tried: &mut Tried) -> String {
+        pool.pick(tried, 0).expect("a backend").identity().to_string()
+    }
+
+    #[test]
+    fn turns_are_taken_one_after_the_other() {
+        let pool = pool(&[1, 1, 1]);
+        let taken: Vec<_> = (0..4).map(|_| pick(&pool, &mut Tried::default())).collect();
+        assert_eq!(taken, ["127.0.0.1:4000", "127.0.0.1:4001", "127.0.0.1:4002", "127.0.0.1:4000"]);
+    }
+
+    #[test]
+    fn heavy_backends_get_their_share_spread_out() {
+        assert_eq!(*smooth(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
+        assert_eq!(*smooth(&[10, 20]), [1, 0, 1]);
+    }
+
+    #[test]
+    fn each_attempt_of_a_request_goes_elsewhere_while_there_is_elsewhere() {
+        let pool = pool(&[1, 1, 1]);
+        let mut tried = Tried::default();
+        let mut taken: Vec<_> = (0..3).map(|_| pick(&pool, &mut tried)).collect();
+        taken.sort();
+        taken.dedup();
+        assert_eq!(taken.len(), 3);
+        pick(&pool, &mut tried);
+    }
+
+    #[test]
+    fn a_backend_that_is_down_is_passed_over_and_none_is_left_when_all_are() {
+        let pool = pool(&[1, 1]);
+        let (first, second) = (&pool.endpoints()[0], &pool.endpoints()[1]);
+        for _ in 0..FALL {
+            first.failed(0);
+        }
+        for _ in 0..4 {
+            assert_eq!(pick(&pool, &mut Tried::default()), **second.identity());
+        }
+        for _ in 0..FALL {
+            second.failed(0);
+        }
+        assert!(pool.is_down());
+        assert!(pool.pick(&mut Tried::default(), 1).is_none());
+    }
+
+    #[test]
+    fn an_empty_pool_has_nothing_to_pick() {
+        assert!(Pool::new(Vec::new()).pick(&mut Tried::default(), 0).is_none());
+    }
+}

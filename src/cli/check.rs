@@ -1,0 +1,156 @@
+//! `doorward check`: what is wrong with the configuration, else what it means.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{CONFIGURATION, access, complain, say, table};
+use crate::config::{Auto, Config, Matcher, Origin, Request, RouteConfig, Setting, load};
+
+/// Prints the problems of the configuration on standard error, or its meaning on standard output.
+///
+/// # Errors
+/// Standard output can't be written.
+pub fn check(request: &Request) -> anyhow::Result<ExitCode> {
+    let config = match load(request) {
+        Ok(config) => config,
+        Err(problems) => {
+            complain(&problems.to_string());
+            return Ok(ExitCode::from(CONFIGURATION));
+        }
+    };
+    say(&meaning(&config))?;
+    if let Some(user) = access::packaged_user() {
+        let unreadable = access::unreadable(&user, &files(&config))?;
+        if !unreadable.is_empty() {
+            complain(&format!(
+                "\n{}\nthe daemon runs as this user; `chgrp {user} FILE` and `chmod g+r FILE` let it read",
+                unreadable.join("\n"),
+                user = access::USER
+            ));
+            return Ok(ExitCode::from(CONFIGURATION));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every file and folder that the daemon opens for this configuration.
+fn files(config: &Config) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = config.files().map(PathBuf::from).collect();
+    let beside = config.routes.iter().filter_map(|route| match &route.origin {
+        Origin::File(path) if route.is_default() => path.parent().map(|folder| folder.join("routes.d")),
+        Origin::File(path) => path.parent().map(PathBuf::from),
+        _ => None,
+    });
+    let mut folders: Vec<PathBuf> = beside.filter(|folder| folder.is_dir()).collect();
+    folders.sort();
+    folders.dedup();
+    paths.extend(folders);
+    paths
+}
+
+/// The configuration in words.
+fn meaning(config: &Config) -> String {
+    let mut parts = vec![read(config)];
+    parts.extend(config.warnings.iter().map(|warning| format!("warning: {warning}")));
+    parts.push(format!("\nlistens on\n{}", listening(config)));
+    if !config.settings.is_empty() {
+        parts.push(format!("\nsettings\n{}", settings("  ", &config.settings)));
+    }
+    parts.push(format!("\nroutes, the most specific one first to count\n{}", routes(config)));
+    parts.join("\n")
+}
+
+fn read(config: &Config) -> String {
+    let files: Vec<String> = config.files().map(|path| format!("  {}", path.display())).collect();
+    if files.is_empty() {
+        "configuration is sound; there is no config.env, so the defaults count".to_owned()
+    } else {
+        format!("configuration is sound; read\n{}", files.join("\n"))
+    }
+}
+
+fn listening(config: &Config) -> String {
+    let mut rows: Vec<[String; 2]> = config
+        .daemon
+        .proxy_address
+        .iter()
+        .map(|address| [address.to_string(), "when systemd passes no socket".to_owned()])
+        .collect();
+    let mut names: Vec<&str> =
+        config.routes.iter().flat_map(|route| &route.matcher.match_listener).map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        rows.push([format!("listener `{name}`"), "which a socket unit must pass".to_owned()]);
+    }
+    let workers = match config.daemon.workers {
+        Auto::Auto => "one worker thread for each core".to_owned(),
+        Auto::Is(1) => "1 worker thread".to_owned(),
+        Auto::Is(count) => format!("{count} worker threads"),
+    };
+    rows.push(["by".to_owned(), workers]);
+    table("  ", &rows)
+}
+
+/// What is set, to what, and by whom; what equals the default is marked.
+fn settings(indent: &str, settings: &[Setting]) -> String {
+    let rows: Vec<[String; 3]> = settings
+        .iter()
+        .map(|setting| {
+            let same = setting.key.is_default(&setting.text);
+            let mark = if same { ", the default" } else { "" };
+            [setting.key.name.to_owned(), setting.text.clone(), format!("{}{mark}", setting.origin)]
+        })
+        .collect();
+    table(indent, &rows)
+}
+
+fn routes(config: &Config) -> String {
+    let heads: Vec<[String; 4]> = config
+        .routes
+        .iter()
+        .map(|route| [route.name.clone(), route.settings.mode.to_string(), matching(route), backends(route)])
+        .collect();
+    let heads = table("  ", &heads);
+    let lines = heads.lines().zip(&config.routes).map(|(head, route)| {
+        let own: Vec<Setting> = route
+            .own
+            .iter()
+            .filter(|setting| !setting.key.name.starts_with("MATCH_") && setting.key.name != "BACKEND_ADDRESS")
+            .cloned()
+            .collect();
+        if own.is_empty() { head.to_owned() } else { format!("{head}\n{}", settings("      ", &own)) }
+    });
+    lines.collect::<Vec<String>>().join("\n")
+}
+
+/// What a route takes, in words.
+fn matching(route: &RouteConfig) -> String {
+    let Matcher { match_host, match_path, match_listener } = &route.matcher;
+    let list = |words: Vec<String>, name: &str| match words.is_empty() {
+        true => None,
+        false => Some(format!("{name} {}", words.join(", "))),
+    };
+    let parts: Vec<String> = [
+        list(match_host.iter().map(ToString::to_string).collect(), "host"),
+        list(match_path.iter().map(ToString::to_string).collect(), "path"),
+        list(match_listener.clone(), "listener"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if parts.is_empty() { "everything else".to_owned() } else { parts.join("; ") }
+}
+
+fn backends(route: &RouteConfig) -> String {
+    let backends: Vec<String> = route
+        .settings
+        .backend_address
+        .iter()
+        .map(|backend| match backend.weight {
+            1 => backend.target.to_string(),
+            weight => format!("{} (weight {weight})", backend.target),
+        })
+        .collect();
+    format!("→ {}", backends.join(", "))
+}

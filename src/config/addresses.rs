@@ -1,0 +1,387 @@
+//! Addresses to listen on and addresses of backends.
+//!
+//! A [`Target`]'s `Display` is its identity: what names it in logs, metrics and
+//! the registry that outlives a reload. It holds no options, and two spellings
+//! of one address have one identity (`[::ffff:10.0.0.2]:80` is `10.0.0.2:80`).
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::values::{Form, Wrong};
+
+/// Longest path of a Unix socket in bytes.
+///
+/// Source: `sun_path` of unix(7) holds 108 with the final NUL.
+pub const UNIX_PATH_LIMIT: usize = 107;
+
+/// Largest weight of a backend.
+pub const WEIGHT_LIMIT: u16 = 256;
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ListenAddress {
+    /// TCP over IPv4 or IPv6.
+    Tcp(SocketAddr),
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Tcp(address) => write!(out, "{address}"),
+            ListenAddress::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl ListenAddress {
+    /// Whether both can't be bound at once; port 0 means a port of the kernel's choice.
+    pub fn clashes(&self, other: &ListenAddress) -> bool {
+        match self {
+            ListenAddress::Tcp(address) if address.port() == 0 => false,
+            _ => self == other,
+        }
+    }
+}
+
+/// Where a backend is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A numeric address.
+    Ip(SocketAddr),
+    /// A name that the resolver knows; lower case, without a final dot.
+    Name {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A Unix stream socket.
+    Unix(PathBuf),
+    /// The built-in backend, which shows the request as it received it.
+    Echo,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Ip(address) => write!(out, "{address}"),
+            Target::Name { host, port } => write!(out, "{host}:{port}"),
+            Target::Unix(path) => write!(out, "unix:{}", path.display()),
+            Target::Echo => out.write_str("builtin:echo"),
+        }
+    }
+}
+
+/// One backend as `BACKEND_ADDRESS` names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BackendAddress {
+    /// Where it is.
+    pub target: Target,
+    /// Its share of the traffic relative to its neighbours, 1 to [`WEIGHT_LIMIT`].
+    pub weight: u16,
+}
+
+/// The form of a [`ListenAddress`].
+pub(super) struct Listen;
+
+impl Form for Listen {
+    type Value = ListenAddress;
+
+    fn parse(&self, text: &str) -> Result<ListenAddress, Wrong> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix(path).map(ListenAddress::Unix);
+        }
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(ListenAddress::Tcp(canonical(address)));
+        }
+        Err(Wrong::new(if text.contains("://") {
+            format!("`{text}` is a URL; write `HOST:PORT`")
+        } else if text.parse::<u16>().is_ok() {
+            format!("`{text}` lacks an address; write `127.0.0.1:{text}` or `0.0.0.0:{text}`")
+        } else if text.parse::<IpAddr>().is_ok() {
+            lacks_port(text)
+        } else {
+            match host_and_port(text) {
+                Ok((host, port)) if host.is_empty() || host == "*" => {
+                    format!("`{text}` lacks an address; write `0.0.0.0:{port}` or `[::]:{port}`")
+                }
+                Ok((host, _)) if name(host).is_ok() => {
+                    format!("`{host}` is a name; an address to listen on is numeric")
+                }
+                _ => format!("`{text}` is not {}", self.describe()),
+            }
+        }))
+    }
+
+    fn describe(&self) -> String {
+        "`HOST:PORT` with a numeric host, `[V6]:PORT` or `unix:/PATH`".to_owned()
+    }
+}
+
+/// The form of a [`BackendAddress`].
+pub(super) struct Backend;
+
+impl Form for Backend {
+    type Value = BackendAddress;
+
+    fn parse(&self, text: &str) -> Result<BackendAddress, Wrong> {
+        let (address, options) = match text.split_once('?') {
+            Some((address, options)) => (address, Some(options)),
+            None => (text, None),
+        };
+        let target = target(address)?;
+        let mut weight = None;
+        for option in options.into_iter().flat_map(|options| options.split('&')) {
+            match option.split_once('=') {
+                Some(("weight", value)) if weight.is_none() => {
+                    let known = value.parse().ok().filter(|n| (1..=WEIGHT_LIMIT).contains(n));
+                    weight = Some(known.ok_or_else(|| {
+                        Wrong::new(format!("a weight is a whole number from 1 to {WEIGHT_LIMIT}, found `{value}`"))
+                            .at(option)
+                    })?);
+                }
+                Some(("weight", _)) => {
+                    return Err(Wrong::new("`weight` is given twice").at(option));
+                }
+                _ => {
+                    return Err(Wrong::new(format!(
+                        "unknown option `{option}`; the one known is `weight=1` to `weight={WEIGHT_LIMIT}`"
+                    ))
+                    .at(option));
+                }
+            }
+        }
+        Ok(BackendAddress { target, weight: weight.unwrap_or(1) })
+    }
+
+    fn describe(&self) -> String {
+        "`HOST:PORT`, `[V6]:PORT`, `unix:/PATH` or `builtin:echo`, each with `?weight=1` to `?weight=256`".to_owned()
+    }
+}
+
+fn target(text: &str) -> Result<Target, Wrong> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return unix(path).map(Target::Unix);
+    }
+    if let Some(builtin) = text.strip_prefix("builtin:") {
+        return if builtin == "echo" {
+            Ok(Target::Echo)
+        } else {
+            Err(Wrong::new(format!("no built-in backend `{builtin}`; there is `builtin:echo`")))
+        };
+    }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        if scheme.eq_ignore_ascii_case("https") {
+            return Err(Wrong::new("TLS to backends is not in this version; write `HOST:PORT` for cleartext"));
+        }
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err(Wrong::new(format!("unknown scheme `{scheme}`; write `HOST:PORT`")));
+        }
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains('/') || authority.contains('@') {
+            return Err(Wrong::new(format!(
+                "a backend is an address without user or path; write `http://{}`",
+                authority.rsplit('@').next().and_then(|rest| rest.split('/').next()).unwrap_or_default()
+            )));
+        }
+        return match host_and_port(authority) {
+            Err(_) if !authority.is_empty() => place(&format!("{authority}:80")),
+            _ => place(authority),
+        };
+    }
+    place(text)
+}
+
+/// `HOST:PORT`, numeric or a name.
+fn place(text: &str) -> Result<Target, Wrong> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        let address = canonical(address);
+        return if address.port() == 0 {
+            Err(Wrong::new("port 0 can't be connected to"))
+        } else {
+            Ok(Target::Ip(address))
+        };
+    }
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Err(Wrong::new(format!("`{text}` lacks brackets and a port; write `[{address}]:PORT`")));
+    }
+    let (host, port) = host_and_port(text).map_err(Wrong::new)?;
+    if host.is_empty() {
+        return Err(Wrong::new(format!("`{text}` lacks a host; write `HOST:{port}`")));
+    }
+    let host = name(host).map_err(Wrong::new)?;
+    if port == 0 {
+        return Err(Wrong::new("port 0 can't be connected to"));
+    }
+    Ok(Target::Name { host, port })
+}
+
+fn host_and_port(text: &str) -> Result<(&str, u16), String> {
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| lacks_port(text))?;
+    if port.is_empty() {
+        return Err(lacks_port(host));
+    }
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("`{port}` is not a port"));
+    }
+    match port.parse() {
+        Ok(port) => Ok((host, port)),
+        Err(_) => Err(format!("port `{port}` is above 65535")),
+    }
+}
+
+fn lacks_port(host: &str) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V6(_)) => format!("`{host}` lacks a port; write `[{host}]:PORT`"),
+        _ => format!("`{host}` lacks a port; write `{host}:PORT`"),
+    }
+}
+
+/// A host name in lower case without its final dot.
+///
+/// Labels of letters, digits, `-` and `_`, 63 bytes each, 253 together; the last
+/// one not all digits, since that is a mistyped address.
+/// Source: RFC 1123 §2.1; `_` is in use between containers.
+fn name(text: &str) -> Result<String, String> {
+    let host = text.strip_suffix('.').unwrap_or(text);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    let numeric = host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+    if host.is_empty() || host.len() > 253 || numeric || !host.split('.').all(label) {
+        return Err(format!("`{text}` is neither an address nor a host name"));
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+fn unix(path: &str) -> Result<PathBuf, Wrong> {
+    if path.starts_with('@') {
+        return Err(Wrong::new("abstract sockets have no owner and no mode; write `unix:/PATH`"));
+    }
+    if !path.starts_with('/') || path.ends_with('/') {
+        return Err(Wrong::new("a Unix socket needs its absolute path, as in `unix:/run/app.sock`"));
+    }
+    if path.len() > UNIX_PATH_LIMIT {
+        return Err(Wrong::new(format!(
+            "the path of a Unix socket has at most {UNIX_PATH_LIMIT} bytes, found {}",
+            path.len()
+        )));
+    }
+    Ok(PathBuf::from(path))
+}
+
+/// An IPv4 address in IPv6 clothes becomes plain IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_has_one_identity_however_it_is_written() {
+        for (text, identity, weight) in [
+            ("127.0.0.1:3000", "127.0.0.1:3000", 1),
+            ("10.0.0.2:3000?weight=3", "10.0.0.2:3000", 3),
+            ("[::1]:80", "[::1]:80", 1),
+            ("[::ffff:10.0.0.2]:80", "10.0.0.2:80", 1),
+            ("localhost:3000", "localhost:3000", 1),
+            ("App.Example.COM.:3000", "app.example.com:3000", 1),
+            ("my_app-1:3000", "my_app-1:3000", 1),
+            ("http://10.0.0.2:3000", "10.0.0.2:3000", 1),
+            ("http://10.0.0.2:3000/", "10.0.0.2:3000", 1),
+            ("HTTP://app", "app:80", 1),
+            ("http://[::1]", "[::1]:80", 1),
+            ("unix:/run/app.sock?weight=256", "unix:/run/app.sock", 256),
+            ("builtin:echo", "builtin:echo", 1),
+        ] {
+            let backend = Backend.parse(text).unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
+            assert_eq!(backend.target.to_string(), identity, "{text}");
+            assert_eq!(backend.weight, weight, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_backend_is_explained() {
+        for (text, message) in [
+            ("app", "`app` lacks a port; write `app:PORT`"),
+            ("app:", "`app` lacks a port; write `app:PORT`"),
+            ("app:http", "`http` is not a port"),
+            ("app:70000", "port `70000` is above 65535"),
+            ("app:+80", "`+80` is not a port"),
+            ("app:0", "port 0 can't be connected to"),
+            ("1.2.3.4:0", "port 0 can't be connected to"),
+            (":3000", "`:3000` lacks a host; write `HOST:3000`"),
+            ("1.2.3:80", "`1.2.3` is neither an address nor a host name"),
+            ("1.2.3.400:80", "`1.2.3.400` is neither an address nor a host name"),
+            ("-a:80", "`-a` is neither an address nor a host name"),
+            ("a..b:80", "`a..b` is neither an address nor a host name"),
+            ("ä:80", "`ä` is neither an address nor a host name"),
+            ("::1", "`::1` lacks brackets and a port; write `[::1]:PORT`"),
+            ("https://app:443", "TLS to backends is not in this version; write `HOST:PORT` for cleartext"),
+            ("ftp://app:21", "unknown scheme `ftp`; write `HOST:PORT`"),
+            ("http://u@app:80/x", "a backend is an address without user or path; write `http://app:80`"),
+            ("builtin:page", "no built-in backend `page`; there is `builtin:echo`"),
+            ("unix:run/app", "a Unix socket needs its absolute path, as in `unix:/run/app.sock`"),
+            ("unix:@app", "abstract sockets have no owner and no mode; write `unix:/PATH`"),
+            ("app:80?weight=0", "a weight is a whole number from 1 to 256, found `0`"),
+            ("app:80?weight=257", "a weight is a whole number from 1 to 256, found `257`"),
+            ("app:80?weight=1&weight=2", "`weight` is given twice"),
+            ("app:80?wait=1", "unknown option `wait=1`; the one known is `weight=1` to `weight=256`"),
+        ] {
+            match Backend.parse(text) {
+                Ok(backend) => panic!("{text} gave {backend:?}"),
+                Err(wrong) => assert_eq!(wrong.message, message, "{text}"),
+            }
+        }
+        let long = format!("unix:/{}", "x".repeat(UNIX_PATH_LIMIT));
+        assert!(Backend.parse(&long).is_err());
+    }
+
+    #[test]
+    fn listening_takes_numeric_addresses_and_sockets() {
+        for (text, shown) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("[::]:80", "[::]:80"),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("unix:/run/doorward.sock", "unix:/run/doorward.sock"),
+        ] {
+            assert_eq!(Listen.parse(text).unwrap().to_string(), shown);
+        }
+        for (text, message) in [
+            ("8080", "`8080` lacks an address; write `127.0.0.1:8080` or `0.0.0.0:8080`"),
+            (":8080", "`:8080` lacks an address; write `0.0.0.0:8080` or `[::]:8080`"),
+            ("*:8080", "`*:8080` lacks an address; write `0.0.0.0:8080` or `[::]:8080`"),
+            ("localhost:8080", "`localhost` is a name; an address to listen on is numeric"),
+            ("127.0.0.1", "`127.0.0.1` lacks a port; write `127.0.0.1:PORT`"),
+            ("::1", "`::1` lacks a port; write `[::1]:PORT`"),
+            ("http://127.0.0.1:80", "`http://127.0.0.1:80` is a URL; write `HOST:PORT`"),
+            (
+                "127.0.0.1:99999",
+                "`127.0.0.1:99999` is not `HOST:PORT` with a numeric host, `[V6]:PORT` or `unix:/PATH`",
+            ),
+        ] {
+            assert_eq!(Listen.parse(text).unwrap_err().message, message);
+        }
+    }
+
+    #[test]
+    fn two_ports_of_the_kernels_choice_do_not_clash() {
+        let any = Listen.parse("127.0.0.1:0").unwrap();
+        let one = Listen.parse("127.0.0.1:1").unwrap();
+        assert!(!any.clashes(&any));
+        assert!(one.clashes(&one));
+        assert!(!one.clashes(&any));
+    }
+}

@@ -1,0 +1,212 @@
+//! Settings that contradict each other, and those that seem unmeant.
+//!
+//! Only sound layers are compared: a second problem that follows from the first
+//! one helps nobody.
+
+use std::collections::HashMap;
+
+use super::load::{Config, RouteConfig};
+use super::problems::{Origin, Problem, Problems, Setting};
+use super::words::Mode;
+use super::{Auto, HostPattern, PathPattern, Target};
+
+/// Most combinations of host, path and listener in one route.
+const COMBINATION_LIMIT: usize = 65_536;
+
+/// Reports what can't hold together. `sound` says for each route whether its file is.
+pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Problems) {
+    let routes: Vec<&RouteConfig> =
+        config.routes.iter().zip(sound).filter(|(_, sound)| **sound).map(|(route, _)| route).collect();
+    let default = routes.last().filter(|route| route.is_default()).copied();
+    let mut taken = HashMap::new();
+    let mut modes: HashMap<&str, &RouteConfig> = HashMap::new();
+    for &route in &routes {
+        backoff(config, route, problems);
+        if route.is_default() {
+            continue;
+        }
+        if combinations(route) == 0 {
+            problems.push(Problem::new(
+                route.origin.clone(),
+                "a route needs `MATCH_HOST`, `MATCH_PATH` or `MATCH_LISTENER`; \
+                 what no route matches goes where `config.env` says",
+            ));
+            continue;
+        }
+        if combinations(route) > COMBINATION_LIMIT {
+            problems.push(Problem::new(
+                route.origin.clone(),
+                format!("more than {COMBINATION_LIMIT} combinations of host, path and listener"),
+            ));
+            continue;
+        }
+        // A route inherits its mode, so a broken config.env says nothing of it.
+        if default.is_some() || route.setting("MODE").is_some() {
+            mode(route, default, &mut modes, problems);
+        }
+        duplicate(route, &mut taken, problems);
+    }
+}
+
+/// How many combinations a route matches; 0 when it names nothing.
+fn combinations(route: &RouteConfig) -> usize {
+    let counts = [route.matcher.match_host.len(), route.matcher.match_path.len(), route.matcher.match_listener.len()];
+    if counts == [0, 0, 0] {
+        return 0;
+    }
+    counts.iter().fold(1, |product: usize, count| product.saturating_mul((*count).max(1)))
+}
+
+fn backoff(config: &Config, route: &RouteConfig, problems: &mut Problems) {
+    if route.settings.retry_backoff <= route.settings.retry_backoff_max {
+        return;
+    }
+    let own = |key| route.setting(key);
+    let base = |key| config.setting(key).filter(|_| route.is_default());
+    let Some(setting) = own("RETRY_BACKOFF")
+        .or_else(|| own("RETRY_BACKOFF_MAX"))
+        .or_else(|| base("RETRY_BACKOFF"))
+        .or_else(|| base("RETRY_BACKOFF_MAX"))
+    else {
+        return; // inherited, and reported there
+    };
+    problems.push(setting.problem(
+        format!(
+            "the first wait ({}) is longer than the longest one ({})",
+            humantime::format_duration(route.settings.retry_backoff),
+            humantime::format_duration(route.settings.retry_backoff_max)
+        ),
+        None,
+    ));
+}
+
+/// TCP carries neither host nor path, and a listener speaks one of both.
+fn mode<'a>(
+    route: &'a RouteConfig,
+    default: Option<&RouteConfig>,
+    modes: &mut HashMap<&'a str, &'a RouteConfig>,
+    problems: &mut Problems,
+) {
+    let mine = route.settings.mode;
+    if mine == Mode::Tcp {
+        let unmatchable = ["MATCH_HOST", "MATCH_PATH"].into_iter().filter_map(|key| route.setting(key));
+        let before = problems.len();
+        for setting in unmatchable.filter(|setting| !setting.text.is_empty()) {
+            problems.push(
+                setting.problem(
+                    "with `MODE=tcp` nothing is read that names a host or a path; \
+                 `MATCH_LISTENER` is left"
+                        .to_owned(),
+                    None,
+                ),
+            );
+        }
+        if problems.len() > before {
+            return;
+        }
+    }
+    let listeners = &route.matcher.match_listener;
+    if listeners.is_empty() && default.is_some_and(|default| default.settings.mode == Mode::Tcp) {
+        problems.push(Problem::new(
+            route.origin.clone(),
+            "`config.env` says `MODE=tcp` for every listener that no route names; \
+             a route with `MODE=http` needs `MATCH_LISTENER` beside it",
+        ));
+    }
+    for listener in listeners {
+        let first = modes.entry(listener).or_insert(route);
+        if first.settings.mode != mine {
+            let message = format!(
+                "listener `{listener}` has `MODE={}` in {} and `MODE={mine}` here",
+                first.settings.mode, first.origin
+            );
+            problems.push(at(route, "MATCH_LISTENER", listener, message));
+        }
+    }
+}
+
+type Combination<'a> = (Option<&'a HostPattern>, Option<&'a PathPattern>, Option<&'a str>);
+
+/// Two routes that match the same; which one would win is nobody's guess.
+fn duplicate<'a>(
+    route: &'a RouteConfig,
+    taken: &mut HashMap<Combination<'a>, &'a RouteConfig>,
+    problems: &mut Problems,
+) {
+    fn each<T>(list: &[T]) -> Vec<Option<&T>> {
+        if list.is_empty() { vec![None] } else { list.iter().map(Some).collect() }
+    }
+    let mut said = false;
+    for host in each(&route.matcher.match_host) {
+        for path in each(&route.matcher.match_path) {
+            for listener in each(&route.matcher.match_listener) {
+                let combination = (host, path, listener.map(String::as_str));
+                let first = *taken.entry(combination).or_insert(route);
+                if std::ptr::eq(first, route) || said {
+                    continue;
+                }
+                said = true; // once for a route
+                let words: Vec<String> = [
+                    host.map(|host| format!("host `{host}`")),
+                    path.map(|path| format!("path `{path}`")),
+                    listener.map(|listener| format!("listener `{listener}`")),
+                ]
+                .into_iter()
+                .flatten()
+                .collect();
+                let message = format!("{} is matched by {} too", words.join(", "), first.origin);
+                let key = match (host, path) {
+                    (Some(_), _) => "MATCH_HOST",
+                    (None, Some(_)) => "MATCH_PATH",
+                    (None, None) => "MATCH_LISTENER",
+                };
+                problems.push(at(route, key, "", message));
+            }
+        }
+    }
+}
+
+/// A problem at the line of `key`, under `part` of its value.
+fn at(route: &RouteConfig, key: &str, part: &str, message: String) -> Problem {
+    match route.setting(key) {
+        Some(setting) => setting.problem(message, Some(part)),
+        None => Problem::new(route.origin.clone(), message),
+    }
+}
+
+/// What is allowed and yet seems unmeant.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let daemon = &config.daemon;
+    let place = |setting: Option<&Setting>| match setting {
+        Some(setting) => setting.origin.to_string(),
+        None => Origin::Default.to_string(),
+    };
+    if let Auto::Is(connections) = daemon.max_connections {
+        if connections < daemon.max_concurrent_requests {
+            warnings.push(format!(
+                "{}: `MAX_CONNECTIONS` ({connections}) is below `MAX_CONCURRENT_REQUESTS` ({})",
+                place(config.setting("MAX_CONNECTIONS")),
+                daemon.max_concurrent_requests
+            ));
+        }
+    }
+    for route in &config.routes {
+        let own = route.setting("BACKEND_ADDRESS");
+        if own.is_none() && !route.is_default() {
+            continue; // inherited, and said there
+        }
+        let place = place(own.or_else(|| config.setting("BACKEND_ADDRESS")));
+        let backends = &route.settings.backend_address;
+        if backends.len() > 1 && backends.iter().any(|one| one.target == Target::Echo) {
+            warnings.push(format!("{place}: the built-in page takes its turn among the backends"));
+        }
+        for address in &daemon.proxy_address {
+            let listen = address.to_string();
+            if backends.iter().any(|one| one.target.to_string() == listen) {
+                warnings.push(format!("{place}: backend `{listen}` is the address that doorward listens on itself"));
+            }
+        }
+    }
+    warnings
+}

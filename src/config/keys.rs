@@ -1,0 +1,362 @@
+//! The key table: every key that doorward knows, once.
+//!
+//! A row holds the key's name, its field, its type, its form, its default, its
+//! unit and one sentence of help, which is also the field's doc comment. From the
+//! rows come the settings' structs, the parser, `doorward explain`, `config.env`,
+//! doorward.env(5) and the README's table.
+
+use std::time::Duration;
+
+use super::addresses::{Backend, BackendAddress, Listen, ListenAddress};
+use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
+use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, List, Size, Span, SpanOrOff, Wrong};
+use super::words::{AccessLog, LogFormat, LogLevel, Mode};
+
+/// Where a key may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// In `config.env` and the environment: a setting of the whole daemon.
+    Daemon,
+    /// In `config.env` and the environment as the default of every route, and in a
+    /// file of `routes.d/` for that route.
+    Route,
+    /// In a file of `routes.d/` only.
+    Matcher,
+}
+
+impl Scope {
+    /// The scope in words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::Daemon => "daemon",
+            Scope::Route => "route",
+            Scope::Matcher => "route files only",
+        }
+    }
+}
+
+/// A row of the table.
+#[derive(Clone, Copy)]
+pub struct Key {
+    /// The name, in capitals.
+    pub name: &'static str,
+    /// Where it may stand.
+    pub scope: Scope,
+    /// The heading it stands under in the manual.
+    pub group: &'static str,
+    /// The default as one would write it; empty when there is none.
+    pub default: &'static str,
+    /// What the value counts: "seconds", "bytes", "requests"; empty when nothing.
+    pub unit: &'static str,
+    form: fn() -> String,
+    check: fn(&str) -> Result<(), Wrong>,
+    is_default: fn(&str) -> bool,
+    help: &'static [&'static str],
+}
+
+impl Key {
+    /// The key of this name; case matters.
+    pub fn find(name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// What values the key takes, in words.
+    pub fn form(&self) -> String {
+        (self.form)()
+    }
+
+    /// What the key means, as one paragraph.
+    pub fn help(&self) -> String {
+        let lines: Vec<&str> = self.help.iter().map(|line| line.trim()).collect();
+        lines.join(" ")
+    }
+
+    /// Whether `text` says the same as the default does.
+    pub fn is_default(&self, text: &str) -> bool {
+        (self.is_default)(text)
+    }
+
+    /// Reads `text` for its errors only.
+    ///
+    /// # Errors
+    /// [`Wrong`] when the key does not take this value.
+    pub fn check(&self, text: &str) -> Result<(), Wrong> {
+        (self.check)(text)
+    }
+}
+
+/// The key whose name is nearest to `name`, when one is near enough to be meant.
+pub fn nearest(name: &str) -> Option<&'static Key> {
+    let name = name.to_ascii_uppercase();
+    KEYS.iter()
+        .map(|key| (strsim::damerau_levenshtein(&name, key.name), key))
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, key)| *distance <= key.name.len() / 3)
+        .map(|(_, key)| key)
+}
+
+macro_rules! keys {
+    ($(
+        $(#[doc = $about:literal])+
+        $scope:ident $settings:ident {
+            $( $group:literal {
+                $(
+                    $(#[doc = $help:literal])+
+                    $name:literal, $field:ident: $type:ty = $default:literal, $unit:literal, $form:expr;
+                )+
+            } )+
+        }
+    )+) => {
+        /// Every key, in the order of the manual.
+        pub static KEYS: &[Key] = &[$( $( $(
+            Key {
+                name: $name,
+                scope: Scope::$scope,
+                group: $group,
+                default: $default,
+                unit: $unit,
+                form: || ($form).describe(),
+                check: |text| ($form).parse(text).map(drop),
+                is_default: |text| {
+                    let given: Result<$type, Wrong> = ($form).parse(text);
+                    given.is_ok() && given == ($form).parse($default)
+                },
+                help: &[$($help),+],
+            },
+        )+ )+ )+];
+
+        $(
+            $(#[doc = $about])+
+            #[derive(Debug, Clone, PartialEq, Eq)]
+            pub struct $settings {
+                $( $(
+                    $(#[doc = $help])+
+                    pub $field: $type,
+                )+ )+
+            }
+
+            impl $settings {
+                /// Reads every key from the text that `find` has for it, or its default.
+                ///
+                /// # Errors
+                /// The name of a key and what is wrong with its text.
+                pub(super) fn read<'a>(
+                    find: impl Fn(&'static str) -> Option<&'a str>,
+                ) -> Result<$settings, (&'static str, Wrong)> {
+                    Ok($settings {
+                        $( $(
+                            $field: ($form)
+                                .parse(find($name).unwrap_or($default))
+                                .map_err(|wrong| ($name, wrong))?,
+                        )+ )+
+                    })
+                }
+            }
+        )+
+    };
+}
+
+const fn span(min: u64, max: Duration) -> Span {
+    Span { min: Duration::from_millis(min), max }
+}
+
+const fn listeners() -> List<Listen> {
+    List { of: Listen, noun: "addresses", may_be_empty: false, same: ListenAddress::clashes }
+}
+
+const fn backends() -> List<Backend> {
+    List { of: Backend, noun: "backends", may_be_empty: false, same: |a, b| a.target == b.target }
+}
+
+const fn matches<F: Form>(of: F, noun: &'static str) -> List<F>
+where
+    F::Value: PartialEq,
+{
+    List { of, noun, may_be_empty: true, same: |a, b| a == b }
+}
+
+const WEEK: Duration = Duration::from_secs(7 * 86_400);
+
+keys! {
+    /// The settings of the whole daemon.
+    Daemon Daemon {
+        "Listening" {
+            /// Addresses to listen on when systemd passes no socket; when it passes some, those
+            /// count and this key does not.
+            "PROXY_ADDRESS", proxy_address: Vec<ListenAddress> = "127.0.0.1:8080", "", listeners();
+            /// Connections of clients open at once; above it new ones wait in the kernel's
+            /// backlog. `auto` works it out from the limit of open files.
+            "MAX_CONNECTIONS", max_connections: Auto<usize> = "auto", "connections",
+                AutoOr(Int { min: 1, max: 10_000_000 });
+        }
+        "Threads" {
+            /// Threads that serve. `auto` means one for each core that the process may use.
+            "WORKERS", workers: Auto<usize> = "auto", "threads", AutoOr(Int { min: 1, max: 1024 });
+        }
+        "Admission" {
+            /// Requests (with `MODE=tcp`, connections) served at once; further ones queue.
+            "MAX_CONCURRENT_REQUESTS", max_concurrent_requests: usize = "1024", "requests",
+                Int { min: 1, max: 1_000_000 };
+            /// Requests that may wait for a permit; those beyond are answered with 503 at once.
+            /// `auto` means ten times `MAX_CONCURRENT_REQUESTS`, 0 means no queue.
+            "QUEUE_LIMIT", queue_limit: Auto<usize> = "auto", "requests",
+                AutoOr(Int { min: 0, max: 10_000_000 });
+            /// Longest wait in the queue; then the answer is 503 with `Retry-After`.
+            "QUEUE_TIMEOUT", queue_timeout: Duration = "1s", "seconds", span(1, DAY);
+            /// WebSockets and other tunnels open at once; a tunnel holds no permit of
+            /// `MAX_CONCURRENT_REQUESTS`. `auto` works it out from the limit of open files.
+            "MAX_TUNNELS", max_tunnels: Auto<usize> = "auto", "tunnels",
+                AutoOr(Int { min: 0, max: 10_000_000 });
+        }
+        "Clients" {
+            /// Time for a whole request head, from its first byte; then 408 and the connection
+            /// is closed.
+            "HEADER_TIMEOUT", header_timeout: Duration = "10s", "seconds", span(1, DAY);
+            /// How long a connection may idle between two requests before it is closed.
+            "IDLE_TIMEOUT", idle_timeout: Duration = "75s", "seconds", span(1, DAY);
+            /// Largest request head; above it the answer is 431.
+            "MAX_HEADER_SIZE", max_header_size: usize = "32KiB", "bytes",
+                Size { min: 1024, max: 60 * 1024 };
+        }
+        "Leaving" {
+            /// How long a stop waits for what is in flight; what remains then is cut and
+            /// counted. Keep it below `TimeoutStopSec=` of the unit.
+            "DRAIN_TIMEOUT", drain_timeout: Duration = "30s", "seconds", span(0, DAY);
+        }
+        "Log" {
+            /// Least severity of what is logged.
+            "LOG_LEVEL", log_level: LogLevel = "info", "", Choice(&[
+                ("error", LogLevel::Error),
+                ("warn", LogLevel::Warn),
+                ("info", LogLevel::Info),
+                ("debug", LogLevel::Debug),
+                ("trace", LogLevel::Trace),
+            ]);
+            /// Where the log goes. `auto` means journald under systemd, text on a terminal, and
+            /// JSON on standard error otherwise.
+            "LOG_FORMAT", log_format: LogFormat = "auto", "", Choice(&[
+                ("auto", LogFormat::Auto),
+                ("journald", LogFormat::Journald),
+                ("text", LogFormat::Text),
+                ("json", LogFormat::Json),
+            ]);
+        }
+    }
+
+    /// The settings of one route.
+    Route RouteSettings {
+        "Backends" {
+            /// Whether bytes are read as HTTP requests, or relayed both ways unread, so that any
+            /// protocol passes.
+            "MODE", mode: Mode = "http", "", Choice(&[("http", Mode::Http), ("tcp", Mode::Tcp)]);
+            /// One backend or several, taken in turn. `builtin:echo` is a page that shows the
+            /// request as a backend receives it.
+            "BACKEND_ADDRESS", backend_address: Vec<BackendAddress> = "builtin:echo", "",
+                backends();
+            /// How long an idle connection to a backend is kept for the next request.
+            "BACKEND_IDLE_TIMEOUT", backend_idle_timeout: Duration = "4s", "seconds",
+                span(1, DAY);
+        }
+        "Retries" {
+            /// Further attempts after the first one fails, on another backend where there is one.
+            "MAX_RETRIES", max_retries: usize = "3", "attempts", Int { min: 0, max: 20 };
+            /// Wait before the first further attempt; doubled for each one after it. The real
+            /// wait is a random part of it.
+            "RETRY_BACKOFF", retry_backoff: Duration = "25ms", "seconds", span(0, DAY);
+            /// Longest wait between two attempts.
+            "RETRY_BACKOFF_MAX", retry_backoff_max: Duration = "1s", "seconds", span(0, DAY);
+        }
+        "Timeouts" {
+            /// Time for a connection to a backend to stand; then another attempt follows.
+            "CONNECT_TIMEOUT", connect_timeout: Duration = "3s", "seconds", span(1, DAY);
+            /// How long a client may neither send nor take a byte while we wait for it alone.
+            "BODY_TIMEOUT", body_timeout: Duration = "30s", "seconds", span(1, DAY);
+            /// How long a backend may be silent before the head of its response; then 504.
+            "RESPONSE_TIMEOUT", response_timeout: Duration = "60s", "seconds", span(1, DAY);
+            /// How long a backend may be silent after the head of its response, and either side
+            /// of a tunnel or of a connection with `MODE=tcp`.
+            "STREAM_TIMEOUT", stream_timeout: Option<Duration> = "off", "seconds",
+                SpanOrOff(span(1, WEEK));
+            /// Longest time for a request from its first byte to the last one of its response.
+            "REQUEST_TIMEOUT", request_timeout: Option<Duration> = "off", "seconds",
+                SpanOrOff(span(1, WEEK));
+        }
+        "Records" {
+            /// Which requests leave a record in the log: all, none, or those that failed or were
+            /// refused.
+            "ACCESS_LOG", access_log: AccessLog = "errors", "", Choice(&[
+                ("on", AccessLog::On),
+                ("off", AccessLog::Off),
+                ("errors", AccessLog::Errors),
+            ]);
+        }
+    }
+
+    /// What a route matches: every list that is not empty must have an entry that matches.
+    Matcher Matcher {
+        "Matching" {
+            /// Hosts that the route serves; `*.example.com` means every host below it, however
+            /// deep. An exact host beats the longest `*.` one.
+            "MATCH_HOST", match_host: Vec<HostPattern> = "", "", matches(Host, "hosts");
+            /// Paths that the route serves: `/api` means it and all below it, `=/api` means it
+            /// alone. An exact path beats the longest prefix.
+            "MATCH_PATH", match_path: Vec<PathPattern> = "", "", matches(Path, "paths");
+            /// Listeners that the route serves, by the name that `FileDescriptorName=` of the
+            /// socket unit gives them; what doorward binds itself is `http`.
+            "MATCH_LISTENER", match_listener: Vec<String> = "", "",
+                matches(ListenerName, "listeners");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_table_is_whole() {
+        for key in KEYS {
+            key.check(key.default).unwrap_or_else(|wrong| panic!("default of {}: {wrong}", key.name));
+            assert!(key.is_default(key.default), "{}", key.name);
+            assert!(key.help().ends_with('.'), "{}", key.name);
+            assert!(!key.form().is_empty(), "{}", key.name);
+            assert!(key.name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'), "{}", key.name);
+            assert_eq!(KEYS.iter().filter(|other| other.name == key.name).count(), 1);
+            assert_eq!(key.name.starts_with("MATCH_"), key.scope == Scope::Matcher);
+        }
+    }
+
+    #[test]
+    fn a_field_is_named_as_its_key() {
+        let daemon = format!("{:?}", Daemon::read(|_| None).unwrap());
+        let route = format!("{:?}", RouteSettings::read(|_| None).unwrap());
+        let matcher = format!("{:?}", Matcher::read(|_| None).unwrap());
+        for key in KEYS {
+            let field = format!(" {}: ", key.name.to_ascii_lowercase());
+            let settings = match key.scope {
+                Scope::Daemon => &daemon,
+                Scope::Route => &route,
+                Scope::Matcher => &matcher,
+            };
+            assert!(settings.contains(&field), "{field} in {settings}");
+        }
+    }
+
+    #[test]
+    fn a_default_is_recognised_in_another_spelling() {
+        let key = Key::find("RETRY_BACKOFF_MAX").unwrap();
+        assert!(key.is_default("1000ms"));
+        assert!(!key.is_default("2s"));
+        assert!(!key.is_default("nonsense"));
+    }
+
+    #[test]
+    fn the_nearest_key_is_offered_only_when_it_is_near() {
+        let name = |text| nearest(text).map(|key| key.name);
+        assert_eq!(name("CONECT_TIMEOUT"), Some("CONNECT_TIMEOUT"));
+        assert_eq!(name("backend_adress"), Some("BACKEND_ADDRESS"));
+        assert_eq!(name("WORKER"), Some("WORKERS"));
+        assert_eq!(name("LISTEN"), None);
+        assert_eq!(name(""), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! Configuration: the key table, the files, and the values they give.
+//!
+//! One vocabulary on two levels. `config.env` sets the daemon and the defaults of
+//! every route; a file of `routes.d/` describes one route with the same keys.
+//! For a key of the daemon or of the default route the process environment beats
+//! `config.env`, which beats the default. For a route its own file beats all of
+//! them: the environment stands in for `config.env`, it does not reach past it.
+//!
+//! The daemon never meets an unchecked value: [`load`] gives either a whole
+//! [`Config`] or every problem of every file at once. Nothing is written into the
+//! process environment, and nothing here opens a socket or resolves a name.
+
+mod addresses;
+mod check;
+mod keys;
+mod load;
+mod patterns;
+mod problems;
+mod source;
+mod values;
+mod words;
+
+pub use addresses::{BackendAddress, ListenAddress, Target, UNIX_PATH_LIMIT, WEIGHT_LIMIT};
+pub use keys::{Daemon, KEYS, Key, Matcher, RouteSettings, Scope, nearest};
+pub use load::{Config, DEFAULT_ROUTE, Request, RouteConfig, Text, load};
+pub use patterns::{HostPattern, PathPattern, RESERVED_LISTENERS, normal_host, normal_path};
+pub use problems::{Origin, Problem, Problems, Setting};
+pub use source::FILE_LIMIT;
+pub use values::{Auto, Wrong};
+pub use words::{AccessLog, LogFormat, LogLevel, Mode};

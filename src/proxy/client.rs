@@ -1,0 +1,61 @@
+//! Client: the side that asks, whatever protocol version it asks in.
+//!
+//! The story of a request is told over this trait, so that routing, admission, retries
+//! and records know nothing of HTTP/1 bytes or of TCP.
+
+use std::future::Future;
+
+use super::head::ResponseHead;
+use super::relay::{Sink, Source};
+
+/// An answer of our own.
+#[derive(Debug, Clone, Copy)]
+pub struct Own<'a> {
+    /// Its status code.
+    pub status: u16,
+    /// Its fields, without framing and connection.
+    pub fields: &'a [(&'a str, &'a str)],
+    /// Its body.
+    pub body: &'a [u8],
+}
+
+/// One request's client: the source of its body and the sink of its answer.
+pub trait Client: Source + Sink {
+    /// Holds the body as it is consumed, so that it can be sent again.
+    fn hold(&mut self);
+
+    /// Stops holding the body.
+    fn release(&mut self);
+
+    /// Whether all of the body consumed so far is still held.
+    fn is_held(&self) -> bool;
+
+    /// Goes back to the start of a held body.
+    fn rewind(&mut self);
+
+    /// Whether the request was read to its end.
+    fn is_read(&self) -> bool;
+
+    /// Queues an interim response, for a client that understands them.
+    fn inform(&mut self, head: &ResponseHead);
+
+    /// Queues a response head; its body follows through the sink. `last` says that no
+    /// other request will be served on this connection.
+    fn answer(&mut self, head: &ResponseHead, last: bool);
+
+    /// Queues an answer of our own, whole.
+    fn answer_own(&mut self, own: &Own<'_>, last: bool);
+
+    /// Queues the head that ends HTTP on this connection; from here on the source and
+    /// the sink carry bytes of another protocol.
+    fn switch(&mut self, head: &ResponseHead);
+
+    /// Resolves when the client has left for good. A half-close is not leaving.
+    fn left(&self) -> impl Future<Output = ()> + 'static;
+
+    /// Makes the end of this exchange look like the failure it is.
+    fn abort(&mut self);
+
+    /// Bytes written to the client since its answer began.
+    fn bytes_out(&self) -> u64;
+}

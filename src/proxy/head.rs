@@ -1,0 +1,373 @@
+//! Heads: what a request or response says before its body, whatever the protocol
+//! version that carried it.
+//!
+//! A head owns the buffer it was read into and points into it with 16-bit offsets, so
+//! nothing is copied out, order and case are kept, and a second attempt can be
+//! serialised from the same bytes.
+
+use std::cell::RefCell;
+
+use crate::transport::buffer::Buffer;
+
+/// Fields a head may have; more are refused (HAProxy 101, Envoy 100).
+pub const MAX_FIELDS: usize = 100;
+
+/// A part of a head's bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u16,
+    len: u16,
+}
+
+impl Span {
+    /// The part of `whole` that `part`, a subslice of it, covers.
+    #[must_use]
+    pub fn within(whole: &[u8], part: &[u8]) -> Self {
+        let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
+        Self { start: u16::try_from(start).unwrap_or(u16::MAX), len: u16::try_from(part.len()).unwrap_or(0) }
+    }
+
+    /// The bytes it stands for; empty when it does not fit.
+    #[must_use]
+    pub fn of(self, whole: &[u8]) -> &[u8] {
+        let start = usize::from(self.start);
+        whole.get(start..start + usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+/// Field names that doorward acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the field of that name")]
+pub enum Known {
+    Other,
+    Connection,
+    ContentLength,
+    Date,
+    Expect,
+    Forwarded,
+    Host,
+    Http2Settings,
+    KeepAlive,
+    ProxyConnection,
+    Te,
+    Trailer,
+    TransferEncoding,
+    Upgrade,
+    Via,
+    XForwardedFor,
+    XForwardedHost,
+    XForwardedProto,
+    XRequestId,
+}
+
+impl Known {
+    /// Classifies a field name, whatever its case.
+    #[must_use]
+    pub fn of(name: &[u8]) -> Self {
+        let is = |known: &str, kind| if name.eq_ignore_ascii_case(known.as_bytes()) { kind } else { Self::Other };
+        match name.len() {
+            2 => is("te", Self::Te),
+            3 => is("via", Self::Via),
+            4 if matches!(name.first(), Some(b'h' | b'H')) => is("host", Self::Host),
+            4 => is("date", Self::Date),
+            6 => is("expect", Self::Expect),
+            7 if matches!(name.first(), Some(b'u' | b'U')) => is("upgrade", Self::Upgrade),
+            7 => is("trailer", Self::Trailer),
+            9 => is("forwarded", Self::Forwarded),
+            10 if matches!(name.first(), Some(b'c' | b'C')) => is("connection", Self::Connection),
+            10 => is("keep-alive", Self::KeepAlive),
+            12 => is("x-request-id", Self::XRequestId),
+            14 if matches!(name.first(), Some(b'c' | b'C')) => is("content-length", Self::ContentLength),
+            14 => is("http2-settings", Self::Http2Settings),
+            15 => is("x-forwarded-for", Self::XForwardedFor),
+            16 if matches!(name.first(), Some(b'x' | b'X')) => is("x-forwarded-host", Self::XForwardedHost),
+            16 => is("proxy-connection", Self::ProxyConnection),
+            17 if matches!(name.first(), Some(b't' | b'T')) => is("transfer-encoding", Self::TransferEncoding),
+            17 => is("x-forwarded-proto", Self::XForwardedProto),
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether the field concerns one connection only (RFC 9110 §7.6.1). `Trailer` is
+    /// among them because trailers are not passed on.
+    #[must_use]
+    pub fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Self::Connection
+                | Self::Http2Settings
+                | Self::KeepAlive
+                | Self::ProxyConnection
+                | Self::Te
+                | Self::Trailer
+                | Self::TransferEncoding
+                | Self::Upgrade
+        )
+    }
+}
+
+/// One field line.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// Its name as sent.
+    pub name: Span,
+    /// Its value without surrounding white space.
+    pub value: Span,
+    /// What its name means to us.
+    pub known: Known,
+    /// It ends here: a hop-by-hop field, or one that `Connection` names.
+    pub hop: bool,
+}
+
+thread_local! {
+    static INDEXES: RefCell<Vec<Vec<Field>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The field lines of a head, with the bytes they point into.
+#[derive(Debug)]
+pub struct Fields {
+    buffer: Buffer,
+    index: Vec<Field>,
+}
+
+impl Fields {
+    /// No fields yet, over these bytes.
+    #[must_use]
+    pub fn new(buffer: Buffer) -> Self {
+        let index = INDEXES.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default();
+        Self { buffer, index }
+    }
+
+    /// The bytes that all spans of this head point into.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.filled()
+    }
+
+    /// The bytes, to be filled, and the index of the fields in them.
+    pub fn parts_mut(&mut self) -> (&mut Buffer, &mut Vec<Field>) {
+        (&mut self.buffer, &mut self.index)
+    }
+
+    /// The field lines in the order they came.
+    pub fn iter(&self) -> impl Iterator<Item = &Field> {
+        self.index.iter()
+    }
+
+    /// The values of all fields of this kind.
+    pub fn values(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        self.index.iter().filter(move |field| field.known == known).map(|field| field.value.of(self.bytes()))
+    }
+
+    /// The value of the first field of this kind.
+    #[must_use]
+    pub fn first(&self, known: Known) -> Option<&[u8]> {
+        self.values(known).next()
+    }
+}
+
+impl Drop for Fields {
+    fn drop(&mut self) {
+        let mut index = std::mem::take(&mut self.index);
+        index.clear();
+        // The pool is gone when the thread ends.
+        let _ = INDEXES.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < 512 {
+                pool.push(index);
+            }
+        });
+    }
+}
+
+/// HTTP versions that a message head can carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0: no chunks, no 1xx, closes unless asked to keep alive.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+}
+
+impl Version {
+    /// As the log has it: 10, 11.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Http10 => 10,
+            Self::Http11 => 11,
+        }
+    }
+}
+
+/// Request methods, by what they mean to a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// The response to HEAD has no body, whatever its fields say.
+    Head,
+    /// Asks about the server itself when its target is `*`.
+    Options,
+    /// Would make a tunnel; refused.
+    Connect,
+    /// Echoes the request, credentials included; refused.
+    Trace,
+    /// Another idempotent method: GET, PUT, DELETE (RFC 9110 §9.2.2).
+    Idempotent,
+    /// Anything else: POST, PATCH, extensions.
+    Other,
+}
+
+impl Method {
+    /// Classifies a method name. Methods are case-sensitive.
+    #[must_use]
+    pub fn of(name: &[u8]) -> Self {
+        match name {
+            b"GET" | b"PUT" | b"DELETE" => Self::Idempotent,
+            b"HEAD" => Self::Head,
+            b"OPTIONS" => Self::Options,
+            b"CONNECT" => Self::Connect,
+            b"TRACE" => Self::Trace,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether sending it twice has the effect of sending it once.
+    #[must_use]
+    pub fn is_idempotent(self) -> bool {
+        !matches!(self, Self::Other | Self::Connect)
+    }
+}
+
+/// How the end of a body is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// There is no body.
+    Empty,
+    /// So many bytes.
+    Length(u64),
+    /// Chunks, or whatever frames another version has: the sender says when it ends.
+    Chunked,
+    /// The end of the connection.
+    UntilClose,
+}
+
+/// A request head.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// Its field lines.
+    pub fields: Fields,
+    /// What its method means.
+    pub method: Method,
+    /// Its method as sent.
+    pub method_name: Span,
+    /// Path and query, in origin form, or `*`.
+    pub target: Span,
+    /// Host and port that the client asked for: the target's authority in absolute
+    /// form, else the Host field (RFC 9112 §3.2.2).
+    pub authority: Option<Span>,
+    /// The version it came in.
+    pub version: Version,
+    /// How its body ends.
+    pub framing: Framing,
+    /// The client would send another request on this connection.
+    pub keep_alive: bool,
+    /// The client offers another protocol in place of HTTP.
+    pub upgrade: Option<Span>,
+}
+
+impl RequestHead {
+    /// The bytes that all spans point into.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.fields.bytes()
+    }
+
+    /// The method's name as sent.
+    #[must_use]
+    pub fn method_name(&self) -> &[u8] {
+        self.method_name.of(self.bytes())
+    }
+
+    /// Path and query.
+    #[must_use]
+    pub fn target(&self) -> &[u8] {
+        self.target.of(self.bytes())
+    }
+
+    /// The path without its query.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        let target = self.target();
+        memchr::memchr(b'?', target).and_then(|at| target.get(..at)).unwrap_or(target)
+    }
+
+    /// Host and port that the client asked for.
+    #[must_use]
+    pub fn authority(&self) -> Option<&[u8]> {
+        self.authority.map(|span| span.of(self.bytes()))
+    }
+}
+
+/// A response head.
+#[derive(Debug)]
+pub struct ResponseHead {
+    /// Its field lines.
+    pub fields: Fields,
+    /// Its status code, 100 to 999.
+    pub status: u16,
+    /// The reason phrase as sent.
+    pub phrase: Span,
+    /// How its body ends.
+    pub framing: Framing,
+    /// The Content-Length it states, also where there is no body (HEAD, 304).
+    pub stated_length: Option<u64>,
+    /// The backend would take another request on this connection.
+    pub keep_alive: bool,
+}
+
+impl ResponseHead {
+    /// Whether it is an interim response, to be followed by another.
+    #[must_use]
+    pub fn is_interim(&self) -> bool {
+        (100..200).contains(&self.status) && self.status != 101
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Known, Method, Span};
+
+    #[test]
+    fn names_are_recognised_in_any_case() {
+        for (name, known) in [
+            ("HOST", Known::Host),
+            ("Date", Known::Date),
+            ("upgrade", Known::Upgrade),
+            ("Trailer", Known::Trailer),
+            ("transfer-Encoding", Known::TransferEncoding),
+            ("X-Forwarded-Proto", Known::XForwardedProto),
+            ("Proxy-Connection", Known::ProxyConnection),
+            ("HTTP2-Settings", Known::Http2Settings),
+            ("Content-Length", Known::ContentLength),
+            ("Keep-Alive", Known::KeepAlive),
+            ("Accept", Known::Other),
+        ] {
+            assert_eq!(Known::of(name.as_bytes()), known, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_span_outside_its_bytes_is_empty() {
+        let whole = b"GET / HTTP/1.1";
+        let span = Span::within(whole, &whole[4..5]);
+        assert_eq!(span.of(whole), b"/");
+        assert_eq!(span.of(b"GE"), b"");
+    }
+
+    #[test]
+    fn methods_are_case_sensitive() {
+        assert!(Method::of(b"GET").is_idempotent());
+        assert_eq!(Method::of(b"get"), Method::Other);
+        assert!(!Method::of(b"POST").is_idempotent());
+    }
+}

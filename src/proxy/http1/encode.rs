@@ -1,0 +1,182 @@
+//! Writing heads: what a backend or a client receives is always serialised anew.
+//!
+//! Fields go on in the order and case they came in, without those that end here and
+//! those that we state ourselves. Ours come last, so that nothing the sender wrote can
+//! remove or precede them.
+
+use std::io::Write;
+
+use crate::proxy::client::Own;
+use crate::proxy::head::{Field, Fields, Framing, Known, RequestHead, ResponseHead, Version};
+
+/// What a request gains on its way to a backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Forwarded<'a> {
+    /// The client's address, or `unix:`.
+    pub client: &'a str,
+    /// `http` or `https`: how the client reached us.
+    pub scheme: &'a str,
+    /// The authority for a request that has none.
+    pub host: &'a str,
+    /// The id that this request has in the log.
+    pub request_id: &'a str,
+}
+
+/// Writes a request head for a backend, as HTTP/1.1.
+pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>) {
+    let bytes = head.bytes();
+    out.extend_from_slice(head.method_name());
+    out.push(b' ');
+    let target = head.target();
+    if !target.starts_with(b"/") && target != b"*" {
+        out.push(b'/');
+    }
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let authority = head.authority().unwrap_or(forwarded.host.as_bytes());
+    field(out, b"Host", authority);
+    copy(out, &head.fields, |field| {
+        matches!(
+            field.known,
+            Known::Host
+                | Known::ContentLength
+                | Known::Forwarded
+                | Known::XForwardedFor
+                | Known::XForwardedHost
+                | Known::XForwardedProto
+                | Known::XRequestId
+        )
+    });
+    field(out, b"X-Forwarded-For", forwarded.client.as_bytes());
+    field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
+    field(out, b"X-Forwarded-Host", authority);
+    field(out, b"X-Request-Id", forwarded.request_id.as_bytes());
+    field(out, b"Via", if head.version == Version::Http10 { b"1.0 doorward" } else { b"1.1 doorward" });
+    if let Some(protocol) = head.upgrade {
+        field(out, b"Connection", b"upgrade");
+        field(out, b"Upgrade", protocol.of(bytes));
+    }
+    framing(out, head.framing);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// How a response goes on to a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Onward {
+    /// The version of the request it answers.
+    pub version: Version,
+    /// How its body is framed for the client.
+    pub framing: Framing,
+    /// The connection stays open for another request.
+    pub keep_alive: bool,
+}
+
+/// Writes a final response head for a client.
+pub fn response(out: &mut Vec<u8>, head: &ResponseHead, onward: &Onward) {
+    status_line(out, head.status, head.phrase.of(head.fields.bytes()));
+    copy(out, &head.fields, |field| field.known == Known::ContentLength);
+    match (onward.framing, head.stated_length) {
+        // The length of a body that is not sent: an answer to HEAD, a 304.
+        (Framing::Empty, Some(length)) => number(out, length),
+        (framing, _) => self::framing(out, framing),
+    }
+    connection(out, onward.version, onward.keep_alive);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes an interim response head (1xx) for a client.
+pub fn interim(out: &mut Vec<u8>, head: &ResponseHead) {
+    status_line(out, head.status, head.phrase.of(head.fields.bytes()));
+    copy(out, &head.fields, |field| field.known == Known::ContentLength);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the 101 that turns a connection into a tunnel.
+pub fn switching(out: &mut Vec<u8>, head: &ResponseHead) {
+    status_line(out, head.status, head.phrase.of(head.fields.bytes()));
+    field(out, b"Connection", b"upgrade");
+    for protocol in head.fields.values(Known::Upgrade) {
+        field(out, b"Upgrade", protocol);
+    }
+    copy(out, &head.fields, |field| field.known == Known::ContentLength);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes an answer of our own with its body.
+pub fn own(out: &mut Vec<u8>, own: &Own<'_>, onward: &Onward) {
+    status_line(out, own.status, phrase(own.status).as_bytes());
+    // Writing into a vector can't fail.
+    let _ = write!(out, "Date: {}\r\n", httpdate::HttpDate::from(std::time::SystemTime::now()));
+    for (name, value) in own.fields {
+        field(out, name.as_bytes(), value.as_bytes());
+    }
+    number(out, u64::try_from(own.body.len()).unwrap_or(0));
+    connection(out, onward.version, onward.keep_alive);
+    out.extend_from_slice(b"\r\n");
+    if onward.framing != Framing::Empty {
+        out.extend_from_slice(own.body);
+    }
+}
+
+fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
+    let _ = write!(out, "HTTP/1.1 {status} ");
+    out.extend_from_slice(phrase);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn connection(out: &mut Vec<u8>, version: Version, keep_alive: bool) {
+    match (version, keep_alive) {
+        (_, false) => field(out, b"Connection", b"close"),
+        (Version::Http10, true) => field(out, b"Connection", b"keep-alive"),
+        (Version::Http11, true) => {}
+    }
+}
+
+fn framing(out: &mut Vec<u8>, framing: Framing) {
+    match framing {
+        Framing::Chunked => field(out, b"Transfer-Encoding", b"chunked"),
+        Framing::Length(length) => number(out, length),
+        Framing::Empty | Framing::UntilClose => {}
+    }
+}
+
+fn number(out: &mut Vec<u8>, length: u64) {
+    let _ = write!(out, "Content-Length: {length}\r\n");
+}
+
+fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Copies the fields that go on, except those that `ours` says we state ourselves.
+fn copy(out: &mut Vec<u8>, fields: &Fields, ours: impl Fn(&Field) -> bool) {
+    let bytes = fields.bytes();
+    for entry in fields.iter().filter(|entry| !entry.hop && !ours(entry)) {
+        field(out, entry.name.of(bytes), entry.value.of(bytes));
+    }
+}
+
+/// The phrases of the statuses that doorward itself answers with.
+#[must_use]
+pub fn phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}

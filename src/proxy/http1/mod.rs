@@ -1,0 +1,180 @@
+//! HTTP/1.1 and 1.0 on the wire (RFC 9112).
+//!
+//! [`wire`] holds a connection's bytes, [`parse`] reads heads, [`body`] finds the ends
+//! of bodies, [`encode`] writes heads. [`Http1`] is the client's side of it; the
+//! backend's side is in [`super::upstream`].
+
+pub mod body;
+pub mod encode;
+pub mod parse;
+pub mod wire;
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use encode::Onward;
+use wire::Wire;
+
+use super::client::{Client, Own};
+use super::head::{Framing, Method, RequestHead, ResponseHead, Version};
+use super::relay::{Fault, Piece, Sink, Source};
+use crate::transport::stream::Stream;
+
+/// A client's HTTP/1 connection.
+#[derive(Debug)]
+pub struct Http1 {
+    wire: Wire,
+    version: Version,
+    method: Method,
+    keep_alive: bool,
+    /// Nothing of the answer to the current request was queued yet.
+    unanswered: bool,
+}
+
+impl Http1 {
+    /// A client on a connection just accepted.
+    #[must_use]
+    pub fn new(io: Stream) -> Self {
+        Self {
+            wire: Wire::new(io),
+            version: Version::Http11,
+            method: Method::Other,
+            keep_alive: true,
+            unanswered: true,
+        }
+    }
+
+    /// The connection's bytes.
+    #[must_use]
+    pub fn wire(&self) -> &Wire {
+        &self.wire
+    }
+
+    /// The connection's bytes, to read or write.
+    pub fn wire_mut(&mut self) -> &mut Wire {
+        &mut self.wire
+    }
+
+    /// Reads the next request's head.
+    ///
+    /// # Errors
+    /// See [`Wire::poll_request`].
+    pub fn poll_request(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<Result<Option<RequestHead>, Fault>> {
+        let head = std::task::ready!(self.wire.poll_request(cx, limit))?;
+        if let Some(head) = &head {
+            self.version = head.version;
+            self.method = head.method;
+            self.keep_alive = head.keep_alive;
+            self.unanswered = true;
+        }
+        Poll::Ready(Ok(head))
+    }
+
+    /// Whether nothing of an answer to the current request was queued yet.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.unanswered
+    }
+
+    /// Whether the connection can serve another request.
+    #[must_use]
+    pub fn can_go_on(&self) -> bool {
+        self.keep_alive && self.wire.is_read() && self.wire.is_finished()
+    }
+
+    fn onward(&mut self, framing: Framing, last: bool) -> Onward {
+        self.keep_alive &= !last && framing != Framing::UntilClose;
+        self.unanswered = false;
+        Onward { version: self.version, framing, keep_alive: self.keep_alive }
+    }
+}
+
+impl Source for Http1 {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
+        self.wire.poll_piece(cx)
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.wire.consume(n);
+    }
+}
+
+impl Sink for Http1 {
+    fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
+        self.wire.poll_push(cx, data)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        self.wire.poll_flush(cx)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        self.wire.poll_finish(cx)
+    }
+}
+
+impl Client for Http1 {
+    fn hold(&mut self) {
+        self.wire.hold();
+    }
+
+    fn release(&mut self) {
+        self.wire.release();
+    }
+
+    fn is_held(&self) -> bool {
+        self.wire.is_held()
+    }
+
+    fn rewind(&mut self) {
+        self.wire.rewind();
+    }
+
+    fn is_read(&self) -> bool {
+        self.wire.is_read()
+    }
+
+    fn inform(&mut self, head: &ResponseHead) {
+        // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
+        if self.version == Version::Http11 {
+            encode::interim(self.wire.interim(), head);
+        }
+    }
+
+    fn answer(&mut self, head: &ResponseHead, last: bool) {
+        let framing = match (head.framing, self.version) {
+            (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+            (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
+            (framing, _) => framing,
+        };
+        let onward = self.onward(framing, last);
+        encode::response(self.wire.begin(framing), head, &onward);
+    }
+
+    fn answer_own(&mut self, own: &Own<'_>, last: bool) {
+        let framing = if self.method == Method::Head { Framing::Empty } else { Framing::Length(0) };
+        let onward = self.onward(framing, last);
+        encode::own(self.wire.begin(Framing::Empty), own, &onward);
+    }
+
+    fn switch(&mut self, head: &ResponseHead) {
+        self.keep_alive = false;
+        self.unanswered = false;
+        encode::switching(self.wire.begin(Framing::Empty), head);
+        self.wire.become_tunnel();
+    }
+
+    fn left(&self) -> impl Future<Output = ()> + 'static {
+        let io: Rc<Stream> = Rc::clone(self.wire.io());
+        async move { io.left().await }
+    }
+
+    fn abort(&mut self) {
+        self.keep_alive = false;
+        self.wire.io().reset_on_close();
+    }
+
+    fn bytes_out(&self) -> u64 {
+        self.wire.written
+    }
+}

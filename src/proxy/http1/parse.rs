@@ -1,0 +1,360 @@
+//! Parsing of request and response heads (RFC 9112 §2 to §6).
+//!
+//! `httparse` finds the lines; what it lets pass and a proxy must not (bare LF, several
+//! lengths, a Host that is none, framing that two readers could read differently) is
+//! refused here. What is ambiguous is refused, never guessed.
+
+use std::mem::MaybeUninit;
+
+use httparse::{Header, Status};
+
+use crate::proxy::head::{
+    Field, Fields, Framing, Known, MAX_FIELDS, Method, RequestHead, ResponseHead, Span, Version,
+};
+use crate::telemetry::reason::Reason;
+use crate::transport::buffer::Buffer;
+
+/// Whether the end of a head has arrived. Looks only at bytes from `seen` on.
+#[must_use]
+pub fn has_end(bytes: &[u8], seen: usize) -> bool {
+    let from = seen.saturating_sub(3);
+    let tail = bytes.get(from..).unwrap_or_default();
+    memchr::memchr_iter(b'\n', tail).any(|at| {
+        let rest = tail.get(at + 1..).unwrap_or_default();
+        matches!(rest, [b'\n', ..] | [b'\r', b'\n', ..])
+    })
+}
+
+/// A head and the number of bytes it took, or `None` when more must be read.
+type Parsed<T> = Result<Option<(T, usize)>, Reason>;
+
+/// Parses a request head from the front of `input`. A whole head takes the buffer with
+/// it; what follows the head moves to a new one, left in `input`.
+///
+/// # Errors
+/// The reason to refuse the request with.
+pub fn request(input: &mut Option<Buffer>) -> Result<Option<RequestHead>, Reason> {
+    let parsed = take(input, request_head)?;
+    Ok(parsed.map(|(parts, fields)| {
+        let RequestParts { method, method_name, target, authority, version, framing, keep_alive, upgrade } = parts;
+        RequestHead { fields, method, method_name, target, authority, version, framing, keep_alive, upgrade }
+    }))
+}
+
+/// Parses a response head, likewise. `to` is the method of the request it answers.
+///
+/// # Errors
+/// [`Reason::BackendMalformed`].
+pub fn response(input: &mut Option<Buffer>, to: Method) -> Result<Option<ResponseHead>, Reason> {
+    let parsed = take(input, |bytes, index| response_head(bytes, index, to))?;
+    Ok(parsed.map(|(parts, fields)| {
+        let ResponseParts { status, phrase, framing, stated_length, keep_alive } = parts;
+        ResponseHead { fields, status, phrase, framing, stated_length, keep_alive }
+    }))
+}
+
+fn take<T>(
+    input: &mut Option<Buffer>,
+    parse: impl FnOnce(&[u8], &mut Vec<Field>) -> Parsed<T>,
+) -> Result<Option<(T, Fields)>, Reason> {
+    let Some(whole) = input.take() else { return Ok(None) };
+    let mut fields = Fields::new(whole);
+    let (whole, index) = fields.parts_mut();
+    match parse(whole.filled(), index)? {
+        None => {
+            index.clear();
+            *input = Some(std::mem::replace(whole, Buffer::none()));
+            Ok(None)
+        }
+        Some((head, length)) => {
+            let behind = whole.filled().get(length..).unwrap_or_default();
+            if !behind.is_empty() {
+                let mut next = Buffer::take();
+                next.grow(behind.len());
+                next.append(behind);
+                *input = Some(next);
+                whole.truncate(length);
+            }
+            Ok(Some((head, fields)))
+        }
+    }
+}
+
+struct RequestParts {
+    method: Method,
+    method_name: Span,
+    target: Span,
+    authority: Option<Span>,
+    version: Version,
+    framing: Framing,
+    keep_alive: bool,
+    upgrade: Option<Span>,
+}
+
+fn request_head(bytes: &[u8], index: &mut Vec<Field>) -> Parsed<RequestParts> {
+    let mut headers = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, &mut headers);
+    let length = match parsed {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderTooLarge),
+        Err(httparse::Error::Version) => return Err(version_refused(bytes)),
+        Err(_) => return Err(Reason::BadRequest),
+    };
+    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(Reason::BadRequest)?;
+    let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+        return Err(Reason::BadRequest);
+    };
+    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+    let method = Method::of(method_name.as_bytes());
+    if matches!(method, Method::Connect | Method::Trace) {
+        return Err(Reason::MethodRefused);
+    }
+    let facts = Facts::gather(bytes, request.headers, index).ok_or(Reason::BadRequest)?;
+    let framing = facts.request_framing(version)?;
+    let (target, authority) = target_form(method, target.as_bytes()).ok_or(Reason::BadRequest)?;
+    let host = match facts.hosts {
+        0 if version == Version::Http10 => None,
+        1 => facts.host,
+        _ => return Err(Reason::BadRequest),
+    };
+    let authority = match (authority, host) {
+        (Some(authority), _) => Some(Span::within(bytes, authority)),
+        (None, host) => host,
+    };
+    if let Some(authority) = authority {
+        is_authority(authority.of(bytes)).ok_or(Reason::BadRequest)?;
+    }
+    let upgrade = (facts.connection_upgrade && version == Version::Http11).then_some(facts.upgrade).flatten();
+    if upgrade.is_some() && framing != Framing::Empty && framing != Framing::Length(0) {
+        return Err(Reason::BadRequest);
+    }
+    let parts = RequestParts {
+        method,
+        method_name: Span::within(bytes, method_name.as_bytes()),
+        target: Span::within(bytes, target),
+        authority,
+        version,
+        framing,
+        keep_alive: facts.keeps_alive(version),
+        // Upgrading to HTTP/2 in the clear is not a tunnel we may make (RFC 9113 §3.1).
+        upgrade: upgrade.filter(|protocol| !protocol.of(bytes).eq_ignore_ascii_case(b"h2c")),
+    };
+    Ok(Some((parts, length)))
+}
+
+struct ResponseParts {
+    status: u16,
+    phrase: Span,
+    framing: Framing,
+    stated_length: Option<u64>,
+    keep_alive: bool,
+}
+
+fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<ResponseParts> {
+    let mut headers = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed =
+        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
+    let malformed = Reason::BackendMalformed;
+    let length = match parsed {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) => return Ok(None),
+        Err(_) => return Err(malformed),
+    };
+    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(malformed)?;
+    let (Some(status @ 100..=999), Some(phrase), Some(minor)) = (response.code, response.reason, response.version)
+    else {
+        return Err(malformed);
+    };
+    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+    let facts = Facts::gather(bytes, response.headers, index).ok_or(malformed)?;
+    let (framing, stated_length) = facts.response_framing(status, to).ok_or(malformed)?;
+    let parts = ResponseParts {
+        status,
+        phrase: if phrase.is_empty() { Span::default() } else { Span::within(bytes, phrase.as_bytes()) },
+        framing,
+        stated_length,
+        keep_alive: facts.keeps_alive(version) && framing != Framing::UntilClose,
+    };
+    Ok(Some((parts, length)))
+}
+
+/// What the fields say of connection and framing.
+#[derive(Default)]
+struct Facts {
+    host: Option<Span>,
+    hosts: usize,
+    length: Option<u64>,
+    /// Transfer-Encoding stands there; whether it is exactly `chunked`.
+    coding: Option<bool>,
+    close: bool,
+    keep_alive: bool,
+    connection_upgrade: bool,
+    upgrade: Option<Span>,
+}
+
+impl Facts {
+    /// Fills the index. `None` when the fields contradict each other.
+    fn gather(bytes: &[u8], headers: &[Header<'_>], index: &mut Vec<Field>) -> Option<Self> {
+        let mut facts = Self::default();
+        for header in headers {
+            let known = Known::of(header.name.as_bytes());
+            let field = Field {
+                name: Span::within(bytes, header.name.as_bytes()),
+                value: Span::within(bytes, header.value),
+                known,
+                hop: known.is_hop_by_hop(),
+            };
+            match known {
+                Known::Host => {
+                    facts.hosts += 1;
+                    facts.host = Some(field.value);
+                }
+                Known::ContentLength => {
+                    let length = decimal(header.value)?;
+                    if facts.length.is_some_and(|before| before != length) {
+                        return None;
+                    }
+                    facts.length = Some(length);
+                }
+                Known::TransferEncoding => {
+                    let chunked = header.value.eq_ignore_ascii_case(b"chunked");
+                    // A second field makes a list, which is not exactly `chunked`.
+                    facts.coding = Some(chunked && facts.coding.is_none());
+                }
+                Known::Upgrade => facts.upgrade = Some(field.value),
+                _ => {}
+            }
+            index.push(field);
+        }
+        for header in headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection")) {
+            for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                facts.nominate(token, bytes, index);
+            }
+        }
+        Some(facts)
+    }
+
+    /// Takes in one option of `Connection`: a field of that name ends here too, except
+    /// those that no sender may nominate (RFC 9110 §7.6.1).
+    fn nominate(&mut self, token: &[u8], bytes: &[u8], index: &mut [Field]) {
+        if token.eq_ignore_ascii_case(b"close") {
+            self.close = true;
+        } else if token.eq_ignore_ascii_case(b"keep-alive") {
+            self.keep_alive = true;
+        } else if token.eq_ignore_ascii_case(b"upgrade") {
+            self.connection_upgrade = true;
+        } else if !token.is_empty() {
+            for field in index.iter_mut() {
+                let essential = matches!(field.known, Known::Host | Known::ContentLength);
+                if !essential && field.name.of(bytes).eq_ignore_ascii_case(token) {
+                    field.hop = true;
+                }
+            }
+        }
+    }
+
+    fn keeps_alive(&self, version: Version) -> bool {
+        !self.close && (version == Version::Http11 || self.keep_alive)
+    }
+
+    /// RFC 9112 §6.3 for requests, refusing what two readers could read differently.
+    fn request_framing(&self, version: Version) -> Result<Framing, Reason> {
+        match (self.coding, self.length) {
+            (Some(_), _) if version == Version::Http10 => Err(Reason::BadRequest),
+            (Some(_), Some(_)) => Err(Reason::BadRequest),
+            (Some(false), None) => Err(Reason::TransferEncodingUnsupported),
+            (Some(true), None) => Ok(Framing::Chunked),
+            (None, Some(length)) => Ok(Framing::Length(length)),
+            (None, None) => Ok(Framing::Empty),
+        }
+    }
+
+    /// RFC 9112 §6.3 for responses, with the length that was stated.
+    fn response_framing(&self, status: u16, to: Method) -> Option<(Framing, Option<u64>)> {
+        if matches!(status, 100..200 | 204) {
+            return Some((Framing::Empty, None));
+        }
+        if to == Method::Head || status == 304 {
+            return Some((Framing::Empty, self.length));
+        }
+        match (self.coding, self.length) {
+            (Some(_), Some(_)) | (Some(false), None) => None,
+            (Some(true), None) => Some((Framing::Chunked, None)),
+            (None, Some(length)) => Some((Framing::Length(length), Some(length))),
+            (None, None) => Some((Framing::UntilClose, None)),
+        }
+    }
+}
+
+/// `1*DIGIT` and nothing else (RFC 9110 §8.6).
+fn decimal(value: &[u8]) -> Option<u64> {
+    if value.is_empty() {
+        return None;
+    }
+    value.iter().try_fold(0_u64, |sum, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+/// Every LF must follow a CR (RFC 9112 §2.2).
+fn refuse_bare_lf(head: &[u8]) -> Option<()> {
+    memchr::memchr_iter(b'\n', head)
+        .all(|at| at.checked_sub(1).and_then(|before| head.get(before)) == Some(&b'\r'))
+        .then_some(())
+}
+
+/// Tells a version we do not speak from what is no HTTP at all.
+fn version_refused(bytes: &[u8]) -> Reason {
+    let line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or(bytes).trim_ascii_end();
+    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    match version {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+            Reason::VersionUnsupported
+        }
+        _ => Reason::BadRequest,
+    }
+}
+
+/// The target in origin form (or `*`), and the authority of an absolute form (RFC 9112 §3.2).
+fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
+    match target {
+        [b'/', ..] => return (!target.contains(&b'#')).then_some((target, None)),
+        b"*" => return (method == Method::Options).then_some((target, None)),
+        _ => {}
+    }
+    let scheme = b"http://";
+    let rest = target.get(..scheme.len()).filter(|start| start.eq_ignore_ascii_case(scheme)).and(target.get(scheme.len()..))?;
+    let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at_checked(end)?;
+    // An empty path stands for `/` (RFC 9112 §3.2.1); it is written so further on.
+    (!authority.is_empty() && !path.contains(&b'#')).then_some((path, Some(authority)))
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110 §7.2), without user information; empty is allowed
+/// in a Host field, since a URI may have an empty authority.
+fn is_authority(value: &[u8]) -> Option<()> {
+    let (host, port) = match value {
+        [b'[', ..] => {
+            let end = memchr::memchr(b']', value)?;
+            let (host, port) = value.split_at_checked(end + 1)?;
+            let inner = host.get(1..end)?;
+            let valid = !inner.is_empty() && inner.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
+            (valid.then_some(host)?, port)
+        }
+        _ => {
+            let end = memchr::memchr(b':', value).unwrap_or(value.len());
+            let (host, port) = value.split_at_checked(end)?;
+            let name = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(b);
+            (host.iter().all(name).then_some(host)?, port)
+        }
+    };
+    match port {
+        [] => Some(()),
+        [b':', digits @ ..] if !host.is_empty() && digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => Some(()),
+        _ => None,
+    }
+}

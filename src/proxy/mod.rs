@@ -1,0 +1,25 @@
+//! The way of a request or connection, from accepting it to its record.
+//!
+//! ```text
+//! accept → connection → head → story (route → admit → attempts → exchange) → record
+//!                    └ tcp (MODE=tcp) → tunnel → record
+//! ```
+//!
+//! [`worker`] is a thread that owns its connections, [`accept`] takes them in,
+//! [`connection`] reads requests off one, [`story`] tells what becomes of each. What is
+//! HTTP/1 on the wire is in [`http1`] alone.
+
+pub mod accept;
+pub mod client;
+pub mod connection;
+mod echo;
+pub mod exchange;
+pub mod head;
+pub mod http1;
+pub mod relay;
+pub mod story;
+pub mod tcp;
+pub mod tunnel;
+pub mod upstream;
+pub mod worker;
+pub mod workers;

@@ -1,0 +1,453 @@
+//! The story of a request, from its head to its record.
+//!
+//! ```text
+//! route → admit → attempt (pick, connect, exchange) → again? → answer → record
+//! ```
+//!
+//! It is told once for every protocol: the client is any [`Client`], the backend any
+//! [`Upstream`]. What a station decides is in that station's module; here is only the
+//! order.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::client::{Client, Own};
+use super::exchange::{Exchange, Failure, Finish};
+use super::head::RequestHead;
+use super::http1::encode::{Forwarded, phrase};
+use super::tunnel;
+use super::upstream::{self, Upstream};
+use super::worker::{Worker, report};
+use crate::admission::gate::{Entry, Permit};
+use crate::balance::endpoint::Endpoint;
+use crate::balance::pool::Tried;
+use crate::balance::retry::{Allowance, Progress, Retry, Step};
+use crate::config::AccessLog;
+use crate::state::Route;
+use crate::telemetry::reason::{Reason, Side};
+use crate::telemetry::record::{Kind, Peer, Record};
+use crate::telemetry::text::Text;
+use crate::transport::clock::Timer;
+
+/// Seconds after which a client that was turned away may come again.
+const RETRY_AFTER: &str = "1";
+
+/// Where a request came from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The client's address.
+    pub peer: Peer,
+    /// The same as text, as it goes to backends.
+    pub address: Text<48>,
+    /// The listener's name.
+    pub listener: Arc<str>,
+}
+
+/// What is to become of the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It may serve another request, if the protocol agrees.
+    GoOn,
+    /// It is over; what the client still sends is read for a while, so that it can read
+    /// its answer.
+    Linger,
+    /// It is over, and there is nothing left to say.
+    Close,
+}
+
+/// What a request has come to so far; it becomes the record.
+#[derive(Debug, Default)]
+struct Course {
+    status: u16,
+    attempts: u8,
+    backend: Option<Arc<str>>,
+    queue: Duration,
+    bytes_in: u64,
+    tunnel: bool,
+    reason: Option<Reason>,
+}
+
+/// Serves one request. The connection's `timer` is free for its deadlines.
+pub async fn story<C: Client>(
+    worker: &Worker,
+    source: &Source,
+    client: &mut C,
+    head: &RequestHead,
+    timer: &Timer,
+) -> After {
+    let started = Instant::now();
+    let generation = worker.generation();
+    let request_id = request_id(head);
+    let mut course = Course::default();
+    let left = pin!(client.left());
+    let counters = worker.counters();
+    counters.in_flight.add(1);
+
+    let route = generation.route(head.authority(), head.path(), &source.listener);
+    let outcome = match route {
+        None => Err(Reason::NoRoute),
+        Some(route) => {
+            let request = Asked { worker, source, head, timer, route, request_id: &request_id };
+            request.serve(client, left, &mut course).await
+        }
+    };
+    let after = match outcome {
+        Ok(after) => after,
+        Err(reason) => {
+            course.reason = Some(reason);
+            refuse(worker, client, head, reason, &mut course, &request_id, timer).await
+        }
+    };
+
+    let duration = started.elapsed();
+    counters.in_flight.sub(1);
+    counters.bytes_in.add(course.bytes_in);
+    counters.bytes_out.add(client.bytes_out());
+    counters.ended(course.status, micros(duration), course.reason);
+    let wanted = match route.map_or(AccessLog::Errors, |route| route.settings.access_log) {
+        AccessLog::On => true,
+        AccessLog::Off => false,
+        AccessLog::Errors => course.reason.is_some() || course.status >= 500,
+    };
+    if wanted {
+        worker.log().access(Record {
+            kind: if course.tunnel { Kind::Tunnel } else { Kind::Request },
+            client: source.peer,
+            listener: Arc::clone(&source.listener),
+            method: Text::new(head.method_name()),
+            host: Text::new(head.authority().unwrap_or_default()),
+            path: Text::new(head.path()),
+            version: head.version.number(),
+            status: course.status,
+            backend: course.backend,
+            route: route.map_or_else(|| Arc::from(""), |route| Arc::clone(&route.name)),
+            attempts: course.attempts,
+            duration_us: micros(duration),
+            queue_us: micros(course.queue),
+            bytes_in: course.bytes_in,
+            bytes_out: client.bytes_out(),
+            reason: course.reason,
+            request_id,
+        });
+    }
+    after
+}
+
+/// A request with everything that stays the same while it is served.
+struct Asked<'a> {
+    worker: &'a Worker,
+    source: &'a Source,
+    head: &'a RequestHead,
+    timer: &'a Timer,
+    route: &'a Route,
+    request_id: &'a Text<64>,
+}
+
+impl Asked<'_> {
+    async fn serve<C: Client>(
+        &self,
+        client: &mut C,
+        mut left: Pin<&mut impl Future<Output = ()>>,
+        course: &mut Course,
+    ) -> Result<After, Reason> {
+        let permit = self.admit(left.as_mut(), course).await?;
+        let deadline = self.deadline();
+        client.hold();
+        let (upstream, switched) = self.attempts(client, left.as_mut(), course, deadline).await?;
+        match switched {
+            None => {
+                self.worker.idle().put(
+                    &upstream.endpoint,
+                    upstream.connection,
+                    self.route.settings.backend_idle_timeout,
+                    self.timer.clock().millis(),
+                );
+                Ok(if client.is_read() { After::GoOn } else { After::Linger })
+            }
+            Some(head) => {
+                // The tunnel lives on its own allowance, so that idle tunnels never close
+                // the site for requests.
+                let _share = self.worker.shared().tunnels.take().ok_or(Reason::TunnelLimit)?;
+                drop(permit);
+                self.tunnel(client, left, upstream, &head, course).await;
+                Ok(After::Close)
+            }
+        }
+    }
+
+    /// Waits for a permit, in line, for as long as `QUEUE_TIMEOUT`.
+    async fn admit<'g>(
+        &'g self,
+        left: Pin<&mut impl Future<Output = ()>>,
+        course: &mut Course,
+    ) -> Result<Permit<'g>, Reason> {
+        let ticket = match self.worker.shared().gate.enter() {
+            Entry::Open(permit) => return Ok(permit),
+            Entry::Full => return Err(Reason::QueueFull),
+            Entry::Wait(ticket) => ticket,
+        };
+        let joined = Instant::now();
+        let limit = self.worker.generation().config.daemon.queue_timeout;
+        let outcome = self
+            .timer
+            .within(Some(limit), async {
+                tokio::select! {
+                    biased;
+                    permit = ticket => Ok(permit),
+                    () = left => Err(Reason::ClientLeft),
+                }
+            })
+            .await;
+        course.queue = joined.elapsed();
+        outcome.unwrap_or(Err(Reason::QueueTimeout))
+    }
+
+    /// Makes attempts until one is answered or the rules say to stop.
+    async fn attempts<C: Client>(
+        &self,
+        client: &mut C,
+        mut left: Pin<&mut impl Future<Output = ()>>,
+        course: &mut Course,
+        deadline: u64,
+    ) -> Result<(Connected, Option<super::head::ResponseHead>), Reason> {
+        let settings = &self.route.settings;
+        let retries = u32::try_from(settings.max_retries).unwrap_or(u32::MAX);
+        let mut retry = Retry::new(retries, settings.retry_backoff, settings.retry_backoff_max);
+        let mut tried = Tried::default();
+        let mut failed: Option<Reason> = None;
+        let mut again: Option<Arc<Endpoint>> = None;
+        loop {
+            let replacing = again.is_some();
+            let Some(endpoint) = again.take().or_else(|| self.pick(&mut tried)) else {
+                return Err(failed.unwrap_or(Reason::BackendsDown));
+            };
+            course.attempts = course.attempts.saturating_add(1);
+            course.backend = Some(Arc::clone(endpoint.identity()));
+            let failure = match self.connect(&endpoint, left.as_mut(), deadline, !replacing).await {
+                Err(reason) => Failure { reason, progress: Progress::Unsent },
+                Ok(mut connection) => {
+                    self.begin(&mut connection, &endpoint);
+                    let last = self.worker.is_draining();
+                    let mut exchange =
+                        Exchange::new(client, &mut connection, self.head, settings, self.timer, deadline, last);
+                    let outcome = exchange.run(left.as_mut()).await;
+                    course.status = exchange.status;
+                    course.bytes_in = course.bytes_in.max(exchange.bytes_in());
+                    match outcome {
+                        Ok(finish) => {
+                            report(endpoint.succeeded(), &endpoint, None);
+                            let switched = match finish {
+                                Finish::Complete => None,
+                                Finish::Switch(head) => Some(head),
+                            };
+                            return Ok((Connected { connection, endpoint }, switched));
+                        }
+                        Err(failure) => failure,
+                    }
+                }
+            };
+            let reason = failure.reason;
+            if reason.side() != Side::Backend {
+                return Err(reason);
+            }
+            if failure.progress == Progress::Unsent && reason != Reason::BackendUnresolved {
+                report(endpoint.failed(self.timer.clock().millis()), &endpoint, Some(reason));
+            }
+            failed = Some(reason);
+            let allowance = Allowance { idempotent: self.head.method.is_idempotent(), replayable: client.is_held() };
+            match retry.next(failure.progress, allowance, fastrand::f64()) {
+                Step::Answer => return Err(reason),
+                Step::Replace => again = Some(endpoint),
+                Step::Wait(wait) => {
+                    // With every backend known to be down, waiting only holds a permit.
+                    if self.route.pool.is_down() {
+                        return Err(reason);
+                    }
+                    self.worker.counters().retries.add(1);
+                    self.back_off(wait, left.as_mut(), deadline).await.map_err(|why| why.unwrap_or(reason))?;
+                }
+            }
+            client.rewind();
+        }
+    }
+
+    fn pick(&self, tried: &mut Tried) -> Option<Arc<Endpoint>> {
+        self.route.pool.pick(tried, self.timer.clock().millis()).map(Arc::clone)
+    }
+
+    /// An idle connection to `endpoint`, or a new one.
+    async fn connect(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        left: Pin<&mut impl Future<Output = ()>>,
+        deadline: u64,
+        reuse: bool,
+    ) -> Result<Upstream, Reason> {
+        let now = self.timer.clock().millis();
+        if reuse {
+            if let Some(idle) = self.worker.idle().take(endpoint, self.head.method.is_idempotent(), now) {
+                return Ok(idle);
+            }
+        }
+        let remaining = Duration::from_millis(deadline.saturating_sub(now));
+        let limit = self.route.settings.connect_timeout.min(remaining);
+        let outcome = self
+            .timer
+            .within(Some(limit), async {
+                tokio::select! {
+                    biased;
+                    stream = upstream::connect(endpoint) => stream,
+                    () = left => Err(Reason::ClientLeft),
+                }
+            })
+            .await;
+        outcome.unwrap_or(Err(Reason::BackendConnectTimeout)).map(upstream::http)
+    }
+
+    fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
+        let forwarded = Forwarded {
+            client: self.source.address.as_str(),
+            scheme: "http",
+            host: endpoint.host(),
+            request_id: self.request_id.as_str(),
+        };
+        connection.begin(self.head, &forwarded);
+    }
+
+    /// Sleeps before the next attempt. `Err(None)`: too many sleep already.
+    async fn back_off(
+        &self,
+        wait: Duration,
+        left: Pin<&mut impl Future<Output = ()>>,
+        deadline: u64,
+    ) -> Result<(), Option<Reason>> {
+        let _share = self.worker.shared().sleepers.take().ok_or(None)?;
+        let ends = self.timer.clock().millis().saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        if ends >= deadline {
+            return Err(Some(Reason::RequestTimeout));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            () = left => Err(Some(Reason::ClientLeft)),
+        }
+    }
+
+    /// Carries another protocol after a 101.
+    async fn tunnel<C: Client>(
+        &self,
+        client: &mut C,
+        left: Pin<&mut impl Future<Output = ()>>,
+        mut upstream: Connected,
+        head: &super::head::ResponseHead,
+        course: &mut Course,
+    ) {
+        let counters = self.worker.counters();
+        course.tunnel = true;
+        course.status = 101;
+        client.switch(head);
+        upstream.connection.become_tunnel();
+        counters.tunnels.add(1);
+        counters.tunnels_open.add(1);
+        let passed =
+            tunnel::run(client, &mut upstream.connection, left, self.timer, self.route.settings.stream_timeout).await;
+        counters.tunnels_open.sub(1);
+        course.bytes_in = passed.up;
+        course.reason = passed.cut;
+        if passed.cut.is_some() {
+            counters.cut.add(1);
+        }
+    }
+
+    fn deadline(&self) -> u64 {
+        self.route.settings.request_timeout.map_or(u64::MAX, |limit| {
+            self.timer.clock().millis().saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+        })
+    }
+}
+
+/// A connection with the backend that it leads to.
+struct Connected {
+    connection: Upstream,
+    endpoint: Arc<Endpoint>,
+}
+
+/// Ends a request that failed: with an answer of our own, or, where an answer has begun
+/// or nobody reads it, by cutting the connection.
+async fn refuse<C: Client>(
+    worker: &Worker,
+    client: &mut C,
+    head: &RequestHead,
+    reason: Reason,
+    course: &mut Course,
+    request_id: &Text<64>,
+    timer: &Timer,
+) -> After {
+    if course.status != 0 {
+        // The answer had begun and is not whole: it must not be taken for whole.
+        worker.counters().cut.add(1);
+        client.abort();
+        if reason.side() == Side::Backend {
+            super::worker::response_cut(course.backend.as_deref().unwrap_or_default(), reason);
+        }
+        return After::Close;
+    }
+    course.status = reason.status();
+    if reason == Reason::ClientLeft {
+        return After::Close;
+    }
+    let last = worker.is_draining() || !client.is_read();
+    answer(client, Some(head), reason, last, request_id.as_str());
+    // The answer is a few hundred bytes; a client that takes not even these is let go.
+    let sent = timer.within(Some(Duration::from_secs(5)), std::future::poll_fn(|cx| client.poll_finish(cx))).await;
+    match sent {
+        Some(Ok(())) if last => After::Linger,
+        Some(Ok(())) => After::GoOn,
+        Some(Err(_)) | None => After::Close,
+    }
+}
+
+/// Queues the answer that a reason stands for.
+pub fn answer<C: Client>(client: &mut C, head: Option<&RequestHead>, reason: Reason, last: bool, request_id: &str) {
+    let status = reason.status();
+    let proxy_status = format!("doorward; error={}; details=\"{}\"", reason.proxy_status(), reason.as_str());
+    let mut fields = vec![
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Cache-Control", "no-store"),
+        ("Proxy-Status", proxy_status.as_str()),
+    ];
+    if status == 503 {
+        fields.push(("Retry-After", RETRY_AFTER));
+    }
+    if head.is_some() {
+        fields.push(("X-Request-Id", request_id));
+    }
+    let body = format!("{status} {}\n{}\n", phrase(status), reason.as_str());
+    client.answer_own(&Own { status, fields: &fields, body: body.as_bytes() }, last);
+}
+
+/// The id under which the request is found in every log: the client's if it brought a
+/// plain one, else a random one.
+fn request_id(head: &RequestHead) -> Text<64> {
+    use super::head::Known;
+    let plain = |id: &&[u8]| {
+        (1..=64).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=@".contains(b))
+    };
+    match head.fields.first(Known::XRequestId).filter(plain) {
+        Some(id) => Text::new(id),
+        None => {
+            let mut digits = [0_u8; 32];
+            let mut random = fastrand::u128(..);
+            for digit in &mut digits {
+                *digit = char::from_digit(u32::try_from(random & 15).unwrap_or(0), 16).map_or(b'0', |c| c as u8);
+                random >>= 4;
+            }
+            Text::new(digits)
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,180 @@
+//! TCP mode: a connection relayed to a backend, whatever it carries.
+//!
+//! A permit stands for a connection, taken before the backend is dialled and kept to
+//! the end. Failed dials are retried like requests of which no byte was sent. A client
+//! that can't be served is closed; there is no language to tell it why.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::http1::wire::Wire;
+use super::story::Source;
+use super::tunnel;
+use super::upstream;
+use super::worker::{Worker, report};
+use crate::admission::gate::Entry;
+use crate::balance::pool::Tried;
+use crate::balance::retry::{Allowance, Progress, Retry, Step};
+use crate::config::AccessLog;
+use crate::state::Route;
+use crate::telemetry::reason::{Reason, Side};
+use crate::telemetry::record::{Kind, Record};
+use crate::telemetry::text::Text;
+use crate::transport::clock::Timer;
+use crate::transport::stream::Stream;
+
+/// A connection relayed, as it goes on record.
+#[derive(Default)]
+struct Course {
+    attempts: u8,
+    backend: Option<Arc<str>>,
+    queue: Duration,
+    up: u64,
+    down: u64,
+}
+
+/// Serves one client connection on a listener in TCP mode, to its end.
+pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
+    let generation = worker.generation();
+    let Some(route) = generation.tcp_route(&source.listener) else { return };
+    let started = Instant::now();
+    let mut course = Course::default();
+    let counters = worker.counters();
+    counters.in_flight.add(1);
+    let outcome = Box::pin(relay(&worker, route, io, &mut course)).await;
+    counters.in_flight.sub(1);
+    counters.bytes_in.add(course.up);
+    counters.bytes_out.add(course.down);
+    let reason = outcome.err();
+    let duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    counters.ended(0, duration_us, reason);
+    let wanted = match route.settings.access_log {
+        AccessLog::On => true,
+        AccessLog::Off => false,
+        AccessLog::Errors => reason.is_some(),
+    };
+    if wanted {
+        worker.log().access(Record {
+            kind: Kind::Connection,
+            client: source.peer,
+            listener: Arc::clone(&source.listener),
+            method: Text::EMPTY,
+            host: Text::EMPTY,
+            path: Text::EMPTY,
+            version: 0,
+            status: 0,
+            backend: course.backend,
+            route: Arc::clone(&route.name),
+            attempts: course.attempts,
+            duration_us,
+            queue_us: u64::try_from(course.queue.as_micros()).unwrap_or(u64::MAX),
+            bytes_in: course.up,
+            bytes_out: course.down,
+            reason,
+            request_id: Text::EMPTY,
+        });
+    }
+}
+
+async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) -> Result<(), Reason> {
+    io.keep_alive();
+    let mut client = Wire::new(io);
+    let timer = worker.clock().timer();
+    let stream = Rc::clone(client.io());
+    let mut left = pin!(async move { stream.left().await });
+
+    let _permit = match worker.shared().gate.enter() {
+        Entry::Open(permit) => permit,
+        Entry::Full => return Err(Reason::QueueFull),
+        Entry::Wait(ticket) => {
+            let joined = Instant::now();
+            let limit = worker.generation().config.daemon.queue_timeout;
+            let waited = timer
+                .within(Some(limit), async {
+                    tokio::select! {
+                        biased;
+                        permit = ticket => Ok(permit),
+                        () = left.as_mut() => Err(Reason::ClientLeft),
+                    }
+                })
+                .await;
+            course.queue = joined.elapsed();
+            waited.unwrap_or(Err(Reason::QueueTimeout))?
+        }
+    };
+    let dialled = tokio::select! {
+        biased;
+        dialled = dial(worker, route, &timer, course) => dialled,
+        () = left.as_mut() => Err(Reason::ClientLeft),
+    };
+    let backend = match dialled {
+        Ok(backend) => backend,
+        Err(reason) => {
+            // A reset tells the client that nothing was served; an end would look like an
+            // empty answer.
+            client.io().reset_on_close();
+            return Err(reason);
+        }
+    };
+    backend.keep_alive();
+    let mut backend = Wire::new(backend);
+    client.become_tunnel();
+    backend.become_tunnel();
+    let passed = tunnel::run(&mut client, &mut backend, left, &timer, route.settings.stream_timeout).await;
+    (course.up, course.down) = (passed.up, passed.down);
+    match passed.cut {
+        None => Ok(()),
+        Some(reason) => {
+            worker.counters().cut.add(1);
+            client.io().reset_on_close();
+            backend.io().reset_on_close();
+            Err(reason)
+        }
+    }
+}
+
+/// Dials the backends in turn until one takes the connection or the rules say to stop.
+async fn dial(worker: &Worker, route: &Route, timer: &Timer, course: &mut Course) -> Result<Stream, Reason> {
+    let settings = &route.settings;
+    let retries = u32::try_from(settings.max_retries).unwrap_or(u32::MAX);
+    let mut retry = Retry::new(retries, settings.retry_backoff, settings.retry_backoff_max);
+    let mut tried = Tried::default();
+    let mut failed = None;
+    loop {
+        let now = timer.clock().millis();
+        let Some(endpoint) = route.pool.pick(&mut tried, now) else {
+            return Err(failed.unwrap_or(Reason::BackendsDown));
+        };
+        course.attempts = course.attempts.saturating_add(1);
+        course.backend = Some(Arc::clone(endpoint.identity()));
+        let dialled = timer.within(Some(settings.connect_timeout), upstream::connect(endpoint)).await;
+        let reason = match dialled.unwrap_or(Err(Reason::BackendConnectTimeout)) {
+            Ok(stream) => {
+                report(endpoint.succeeded(), endpoint, None);
+                return Ok(stream);
+            }
+            Err(reason) => reason,
+        };
+        if reason.side() != Side::Backend {
+            return Err(reason);
+        }
+        if reason != Reason::BackendUnresolved {
+            report(endpoint.failed(timer.clock().millis()), endpoint, Some(reason));
+        }
+        failed = Some(reason);
+        let allowance = Allowance { idempotent: false, replayable: true };
+        match retry.next(Progress::Unsent, allowance, fastrand::f64()) {
+            Step::Answer | Step::Replace => return Err(reason),
+            Step::Wait(wait) => {
+                if route.pool.is_down() {
+                    return Err(reason);
+                }
+                let _share = worker.shared().sleepers.take().ok_or(reason)?;
+                worker.counters().retries.add(1);
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Upstream: a connection to a backend, and the pool of those that wait.
+//!
+//! Every worker keeps its own idle connections, so borrowing one takes no lock. The
+//! newest is used first; what has waited longer than `BACKEND_IDLE_TIMEOUT`, or has
+//! stirred while it should have been silent, is closed instead of reused.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::echo;
+use super::head::{Method, RequestHead, ResponseHead};
+use super::http1::encode::{self, Forwarded};
+use super::http1::wire::Wire;
+use super::relay::{Fault, Piece, Sink, Source};
+use crate::balance::endpoint::Endpoint;
+use crate::config::Target;
+use crate::telemetry::reason::Reason;
+use crate::transport::dial::{self, DialError};
+use crate::transport::stream::Stream;
+
+/// Idle connections that a worker keeps for one backend.
+const IDLE_MOST: usize = 128;
+
+/// How long a connection may have been idle to carry a request that must not be
+/// repeated: the shorter, the less likely the backend closes it meanwhile.
+const FRESH: u64 = 1_000;
+
+/// A connection to a backend.
+#[derive(Debug)]
+pub enum Upstream {
+    /// HTTP/1.1.
+    Http1(Http1Upstream),
+}
+
+/// An HTTP/1.1 connection to a backend.
+#[derive(Debug)]
+pub struct Http1Upstream {
+    wire: Wire,
+    /// It has served a request before.
+    reused: bool,
+    /// The backend would take another request on it.
+    keep_alive: bool,
+}
+
+impl Upstream {
+    /// Queues a request head; the body follows through the sink.
+    pub fn begin(&mut self, head: &RequestHead, forwarded: &Forwarded<'_>) {
+        let Self::Http1(upstream) = self;
+        upstream.keep_alive = false;
+        encode::request(upstream.wire.begin(head.framing), head, forwarded);
+    }
+
+    /// Reads a response head, interim or final.
+    ///
+    /// # Errors
+    /// The backend's fault.
+    pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
+        let Self::Http1(upstream) = self;
+        let head = std::task::ready!(upstream.wire.poll_response(cx, to))?;
+        if !head.is_interim() {
+            upstream.keep_alive = head.keep_alive;
+        }
+        Poll::Ready(Ok(head))
+    }
+
+    /// Whether it has served a request before.
+    #[must_use]
+    pub fn is_reused(&self) -> bool {
+        let Self::Http1(upstream) = self;
+        upstream.reused
+    }
+
+    /// Whether any byte of the current request was written.
+    #[must_use]
+    pub fn has_written(&self) -> bool {
+        let Self::Http1(upstream) = self;
+        upstream.wire.written > 0
+    }
+
+    /// Whether any byte of a response has come.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        let Self::Http1(upstream) = self;
+        upstream.wire.has_input()
+    }
+
+    /// From here on it carries bytes of another protocol.
+    pub fn become_tunnel(&mut self) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.become_tunnel();
+        upstream.wire.io().keep_alive();
+    }
+
+    fn is_reusable(&self) -> bool {
+        let Self::Http1(upstream) = self;
+        upstream.keep_alive && upstream.wire.is_read() && upstream.wire.is_finished() && !upstream.wire.has_input()
+    }
+}
+
+impl Source for Upstream {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.poll_piece(cx)
+    }
+
+    fn consume(&mut self, n: usize) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.consume(n);
+    }
+}
+
+impl Sink for Upstream {
+    fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.poll_push(cx, data)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.poll_flush(cx)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.poll_finish(cx)
+    }
+}
+
+/// A worker's idle connections.
+#[derive(Debug, Default)]
+pub struct IdlePool {
+    by_backend: RefCell<HashMap<Arc<str>, Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    upstream: Upstream,
+    since: u64,
+    limit: u64,
+}
+
+impl IdlePool {
+    /// The newest connection to `endpoint` that is still good at `now` milliseconds. A
+    /// request that must not be repeated takes only one that was used just now.
+    pub fn take(&self, endpoint: &Endpoint, repeatable: bool, now: u64) -> Option<Upstream> {
+        let mut by_backend = self.by_backend.borrow_mut();
+        let idle = by_backend.get_mut(endpoint.identity())?;
+        while let Some(Idle { mut upstream, since, limit }) = idle.pop() {
+            let age = now.saturating_sub(since);
+            if age >= limit || (!repeatable && age >= FRESH) {
+                // Those below are older still.
+                if age >= limit {
+                    idle.clear();
+                }
+                return None;
+            }
+            let Upstream::Http1(inner) = &mut upstream;
+            if !inner.wire.io().stirred() {
+                inner.reused = true;
+                return Some(upstream);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose exchange is over, if it can serve another.
+    pub fn put(&self, endpoint: &Endpoint, upstream: Upstream, limit: Duration, now: u64) {
+        if !upstream.is_reusable() || limit.is_zero() {
+            return;
+        }
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let mut by_backend = self.by_backend.borrow_mut();
+        let entry = Idle { upstream, since: now, limit };
+        match by_backend.get_mut(endpoint.identity()) {
+            Some(idle) if idle.len() < IDLE_MOST => idle.push(entry),
+            Some(_) => {}
+            None => {
+                by_backend.insert(Arc::clone(endpoint.identity()), vec![entry]);
+            }
+        }
+    }
+
+    /// Closes what has waited too long at `now`, and what stirred.
+    pub fn sweep(&self, now: u64) {
+        self.by_backend.borrow_mut().retain(|_, idle| {
+            idle.retain(|entry| {
+                let Upstream::Http1(inner) = &entry.upstream;
+                now.saturating_sub(entry.since) < entry.limit && !inner.wire.io().stirred()
+            });
+            !idle.is_empty()
+        });
+    }
+}
+
+/// Connects to a backend.
+///
+/// # Errors
+/// The reason to answer with.
+pub async fn connect(endpoint: &Endpoint) -> Result<Stream, Reason> {
+    let dialled = match endpoint.target() {
+        Target::Echo => return echo::connect().map_err(|_| Reason::OutOfDescriptors),
+        Target::Unix(path) => dial::unix(path).await,
+        Target::Ip(_) | Target::Name { .. } => match endpoint.address() {
+            Ok(Some(address)) => dial::tcp(address).await,
+            Ok(None) | Err(_) => return Err(Reason::BackendUnresolved),
+        },
+    };
+    dialled.map_err(|error| match error {
+        DialError::Refused => Reason::BackendConnectRefused,
+        DialError::TimedOut => Reason::BackendConnectTimeout,
+        DialError::Unreachable => Reason::BackendUnreachable,
+        DialError::OutOfDescriptors => Reason::OutOfDescriptors,
+        DialError::OutOfPorts => Reason::OutOfPorts,
+    })
+}
+
+/// Makes an HTTP connection of a stream.
+#[must_use]
+pub fn http(stream: Stream) -> Upstream {
+    Upstream::Http1(Http1Upstream { wire: Wire::new(stream), reused: false, keep_alive: false })
+}

@@ -1,0 +1,424 @@
+//! Worker: one thread with its own runtime, connections and idle backends.
+//!
+//! A request never leaves its worker, so nothing on its way takes a lock or is
+//! reference-counted across threads. What workers share is in [`Shared`]: permits,
+//! quotas, counters, and the number of connections each has.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::story::Source;
+use super::upstream::IdlePool;
+use super::{accept, connection, tcp};
+use crate::admission::gate::Gate;
+use crate::admission::quota::Quota;
+use crate::balance::endpoint::{Change, Endpoint};
+use crate::config::Mode;
+use crate::state::{Generation, Limits};
+use crate::telemetry::counters::WorkerCounters;
+use crate::telemetry::events;
+use crate::telemetry::limiter::Limiter;
+use crate::telemetry::log::Log;
+use crate::telemetry::reason::Reason;
+use crate::telemetry::record::Peer;
+use crate::telemetry::text::Text;
+use crate::transport::clock::Clock;
+use crate::transport::listeners::Listener;
+use crate::transport::stream::{Raw, Stream};
+
+/// Connections that may wait to be taken over by another worker.
+pub const HANDED_MOST: usize = 1024;
+
+/// How often idle backend connections are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The semaphore over requests, and its queue.
+    pub gate: Gate,
+    /// Tunnels.
+    pub tunnels: Quota,
+    /// Client connections.
+    pub connections: Quota,
+    /// Requests that sleep before a retry: at most a tenth of the permits.
+    pub sleepers: Quota,
+    /// A place for each worker.
+    pub lanes: Box<[Lane]>,
+    full: AtomicBool,
+}
+
+/// What others see of a worker.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Lane {
+    /// Its counters.
+    pub counters: WorkerCounters,
+    /// Connections it has or is about to get.
+    pub load: AtomicUsize,
+    /// Grows as the worker turns over.
+    pub beat: AtomicU64,
+}
+
+impl Shared {
+    /// The shared state of `workers` workers.
+    #[must_use]
+    pub fn new(workers: usize, limits: &Limits) -> Self {
+        Self {
+            gate: Gate::new(limits.permits, limits.queue),
+            tunnels: Quota::new(limits.tunnels),
+            connections: Quota::new(limits.connections),
+            sleepers: Quota::new(sleepers(limits)),
+            lanes: (0..workers).map(|_| Lane::default()).collect(),
+            full: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes up the limits of a new generation.
+    pub fn resize(&self, limits: &Limits) {
+        self.gate.resize(limits.permits, limits.queue);
+        self.tunnels.resize(limits.tunnels);
+        self.connections.resize(limits.connections);
+        self.sleepers.resize(sleepers(limits));
+    }
+
+    /// Whether another client connection may be accepted.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let room = self.connections.used() < self.connections.limit();
+        if room {
+            self.full.store(false, Ordering::Relaxed);
+        }
+        room
+    }
+
+    /// Says once that no more connections are accepted for now.
+    pub fn note_full(&self) {
+        if !self.full.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                message_id = events::CONNECTIONS_FULL,
+                limit = self.connections.limit(),
+                "MAX_CONNECTIONS are open; new clients wait in the backlog"
+            );
+        }
+    }
+
+    /// The least loaded worker, when `index` stands above the mean.
+    #[must_use]
+    pub fn better_than(&self, index: usize) -> Option<usize> {
+        let load = |lane: &Lane| lane.load.load(Ordering::Relaxed);
+        let mine = load(self.lanes.get(index)?);
+        let sum: usize = self.lanes.iter().map(load).sum();
+        if mine * self.lanes.len() <= sum {
+            return None;
+        }
+        let (least, lane) = self.lanes.iter().enumerate().min_by_key(|(_, lane)| load(lane))?;
+        (load(lane) < mine && least != index).then_some(least)
+    }
+}
+
+fn sleepers(limits: &Limits) -> u64 {
+    (limits.permits / 10).max(1)
+}
+
+/// A connection just accepted.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Its socket.
+    pub stream: Stream,
+    /// The client.
+    pub peer: Peer,
+    /// The listener's name.
+    pub listener: Arc<str>,
+}
+
+/// A connection on its way to another worker.
+#[derive(Debug)]
+pub struct Handed {
+    stream: Raw,
+    peer: Peer,
+    listener: Arc<str>,
+}
+
+/// What control tells a worker.
+#[derive(Debug)]
+pub enum Order {
+    /// Serve new requests with this generation; say so when done.
+    Adopt(Arc<Generation>, tokio::sync::oneshot::Sender<()>),
+    /// Accept no more; close idle connections after this silence; end when none is left.
+    Drain(Duration),
+    /// Turn over, to show that it can.
+    Beat,
+    /// End now.
+    Cut,
+}
+
+/// One worker, on its own thread.
+#[derive(Debug)]
+pub struct Worker {
+    index: usize,
+    shared: Arc<Shared>,
+    log: Log,
+    generation: RefCell<Rc<Arc<Generation>>>,
+    clock: Rc<Clock>,
+    idle: IdlePool,
+    draining: Cell<Option<Duration>>,
+    open: Cell<usize>,
+    emptied: tokio::sync::Notify,
+    others: Box<[mpsc::Sender<Handed>]>,
+}
+
+/// What a worker's thread starts with.
+pub struct Start {
+    /// Its place among the workers.
+    pub index: usize,
+    /// What all share.
+    pub shared: Arc<Shared>,
+    /// The log.
+    pub log: Log,
+    /// The first generation.
+    pub generation: Arc<Generation>,
+    /// The listeners, its own copies.
+    pub listeners: Vec<Listener>,
+    /// The ways to hand connections to each worker.
+    pub others: Box<[mpsc::Sender<Handed>]>,
+    /// Connections handed to this worker.
+    pub handed: mpsc::Receiver<Handed>,
+    /// What control says.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// Told when it accepts.
+    pub accepting: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Worker {
+    /// Runs a worker until it was drained or cut.
+    ///
+    /// # Errors
+    /// When a listener can't be registered with the runtime.
+    pub async fn run(start: Start) -> io::Result<()> {
+        let Start { index, shared, log, generation, listeners, others, mut handed, mut orders, accepting } = start;
+        let worker = Rc::new(Self {
+            index,
+            shared,
+            log,
+            generation: RefCell::new(Rc::new(generation)),
+            clock: Clock::new(),
+            idle: IdlePool::default(),
+            draining: Cell::new(None),
+            open: Cell::new(0),
+            emptied: tokio::sync::Notify::new(),
+            others,
+        });
+        let mut doors = tokio::task::JoinSet::new();
+        for listener in listeners {
+            doors.spawn_local(accept::run(Rc::clone(&worker), accept::Door::open(listener)?));
+        }
+        let clock = Rc::clone(&worker.clock);
+        tokio::task::spawn_local(async move { clock.run().await });
+        let mut sweep = tokio::time::interval(SWEEP);
+        // Control may have given up waiting; then it says so through `orders`.
+        let _ = accepting.send(());
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    None | Some(Order::Cut) => return Ok(()),
+                    Some(Order::Beat) => {
+                        worker.lane().beat.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Some(Order::Adopt(generation, done)) => {
+                        *worker.generation.borrow_mut() = Rc::new(generation);
+                        let _ = done.send(());
+                    }
+                    Some(Order::Drain(silence)) => {
+                        doors.abort_all();
+                        worker.draining.set(Some(silence));
+                        worker.clock.wake_all();
+                    }
+                },
+                Some(handed) = handed.recv() => worker.adopt(handed),
+                _ = sweep.tick() => worker.idle.sweep(worker.clock.millis()),
+                () = worker.emptied.notified() => {}
+            }
+            if worker.is_draining() && worker.open.get() == 0 && handed.is_empty() && worker.lane().load.load(Ordering::Relaxed) == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The generation that new requests use.
+    #[must_use]
+    pub fn generation(&self) -> Rc<Arc<Generation>> {
+        Rc::clone(&self.generation.borrow())
+    }
+
+    /// Its place among the workers.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// What all workers share.
+    #[must_use]
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.lane().counters
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Its clock.
+    #[must_use]
+    pub fn clock(&self) -> &Rc<Clock> {
+        &self.clock
+    }
+
+    /// Its idle backend connections.
+    #[must_use]
+    pub fn idle(&self) -> &IdlePool {
+        &self.idle
+    }
+
+    /// Whether it accepts no more.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.get().is_some()
+    }
+
+    /// How long an idle connection must be silent before a drain closes it.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        self.draining.get().unwrap_or_default()
+    }
+
+    /// Serves a connection just accepted.
+    pub fn take(self: &Rc<Self>, arrival: Arrival) {
+        self.lane().load.fetch_add(1, Ordering::Relaxed);
+        self.serve(arrival);
+    }
+
+    /// Hands a connection to another worker; gives it back when that one has too many
+    /// waiting, `None` when it was lost on the way.
+    ///
+    /// # Errors
+    /// The connection, if it could not be handed over.
+    pub fn hand_to(&self, other: usize, arrival: Arrival) -> Result<(), Option<Arrival>> {
+        let (Some(lane), Some(way)) = (self.shared.lanes.get(other), self.others.get(other)) else {
+            return Err(Some(arrival));
+        };
+        let Ok(place) = way.try_reserve() else { return Err(Some(arrival)) };
+        let Arrival { stream, peer, listener } = arrival;
+        let stream = stream.into_raw().map_err(|_| None)?;
+        lane.load.fetch_add(1, Ordering::Relaxed);
+        place.send(Handed { stream, peer, listener });
+        Ok(())
+    }
+
+    fn lane(&self) -> &Lane {
+        // There is a lane for each index from the start on.
+        static NONE: std::sync::LazyLock<Lane> = std::sync::LazyLock::new(Lane::default);
+        self.shared.lanes.get(self.index).unwrap_or(&NONE)
+    }
+
+    fn adopt(self: &Rc<Self>, handed: Handed) {
+        let Handed { stream, peer, listener } = handed;
+        match stream.register() {
+            Ok(stream) => self.serve(Arrival { stream, peer, listener }),
+            Err(error) => {
+                self.lane().load.fetch_sub(1, Ordering::Relaxed);
+                tracing::error!(%error, "a connection could not be registered and was closed");
+            }
+        }
+    }
+
+    fn serve(self: &Rc<Self>, arrival: Arrival) {
+        let guard = Open::new(self);
+        let worker = Rc::clone(self);
+        let Arrival { stream, peer, listener } = arrival;
+        let mode = self.generation.borrow().mode(&listener);
+        let address = match peer.ip() {
+            Some(ip) => Text::new(ip.to_string()),
+            None => Text::new("unix:"),
+        };
+        let source = Source { peer, address, listener };
+        tokio::task::spawn_local(async move {
+            let _guard = guard;
+            let shared = Arc::clone(&worker.shared);
+            // Accepting pauses at the limit; workers that accept at the same moment may
+            // each be one over it, and those are served rather than dropped.
+            let _share = shared.connections.take();
+            match mode {
+                Mode::Http => connection::serve(worker, stream, source).await,
+                Mode::Tcp => tcp::serve(worker, stream, source).await,
+            }
+        });
+    }
+}
+
+/// An open connection; dropping it is what ends it in every account.
+struct Open {
+    worker: Rc<Worker>,
+}
+
+impl Open {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.open.set(worker.open.get() + 1);
+        worker.counters().connections_open.add(1);
+        Self { worker: Rc::clone(worker) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let worker = &self.worker;
+        worker.counters().connections_open.sub(1);
+        worker.lane().load.fetch_sub(1, Ordering::Relaxed);
+        worker.open.set(worker.open.get().saturating_sub(1));
+        if worker.open.get() == 0 && worker.is_draining() {
+            worker.emptied.notify_one();
+        }
+    }
+}
+
+/// Puts a backend's change of state on record.
+pub fn report(change: Option<Change>, endpoint: &Endpoint, reason: Option<Reason>) {
+    let backend = endpoint.identity();
+    match change {
+        None => {}
+        Some(Change::WentDown) => tracing::warn!(
+            message_id = events::BACKEND_DOWN,
+            %backend,
+            reason = reason.map(Reason::as_str),
+            "backend down"
+        ),
+        Some(Change::CameUp) => tracing::info!(message_id = events::BACKEND_UP, %backend, "backend up"),
+    }
+}
+
+/// Puts on record that a backend died within an answer.
+pub fn response_cut(backend: &str, reason: Reason) {
+    static LIMITER: Limiter = Limiter::new(10);
+    if let Some(suppressed) = LIMITER.admit(std::time::Instant::now()) {
+        tracing::warn!(
+            message_id = events::RESPONSE_CUT,
+            backend,
+            reason = reason.as_str(),
+            suppressed,
+            "the backend failed within a response; the client's connection was cut"
+        );
+    }
+}
