@@ -16,9 +16,11 @@
 //! | `config` | the key table, files, values |
 //! | `telemetry` | the log, events, records, counters |
 
+pub mod admin;
 pub mod admission;
 pub mod balance;
 pub mod config;
+pub mod lifecycle;
 pub mod proxy;
 pub mod routing;
 pub mod state;

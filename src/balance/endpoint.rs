@@ -167,8 +167,7 @@ impl Endpoint {
         }
         // Whoever moves the mark is the probe; the others keep away meanwhile.
         let next = now.saturating_add(u64::try_from(DOWN_MOST.as_millis()).unwrap_or(u64::MAX));
-        now >= until
-            && self.down_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        now >= until && self.down_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 

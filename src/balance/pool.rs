@@ -59,12 +59,12 @@ impl Pool {
     /// that was tried. `None` when every backend is down, or the pool is empty.
     pub fn pick(&self, tried: &mut Tried, now: u64) -> Option<&Arc<Endpoint>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.scan(turn, |place| !tried.has(place), now)
-            .or_else(|| self.scan(turn, |_| true, now))
-            .map(|(place, endpoint)| {
+        self.scan(turn, |place| !tried.has(place), now).or_else(|| self.scan(turn, |_| true, now)).map(
+            |(place, endpoint)| {
                 tried.note(place);
                 endpoint
-            })
+            },
+        )
     }
 
     /// Whether every backend is down.

@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::worker::{Arrival, Worker};
+use crate::telemetry::Peer;
 use crate::telemetry::events;
-use crate::telemetry::record::Peer;
 use crate::transport::dial;
 use crate::transport::listeners::{Listener, Socket};
 use crate::transport::stream::Stream;

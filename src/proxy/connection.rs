@@ -15,9 +15,9 @@ use super::relay::{Fault, Sink};
 use super::story::{self, After, Source};
 use super::worker::Worker;
 use crate::config::AccessLog;
-use crate::telemetry::reason::Reason;
-use crate::telemetry::record::{Kind, Record};
-use crate::telemetry::text::Text;
+use crate::telemetry::Reason;
+use crate::telemetry::Text;
+use crate::telemetry::{Kind, Record};
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
 
@@ -136,10 +136,12 @@ async fn linger(client: &mut Http1, timer: &Timer) {
     timer
         .within(
             Some(LINGER),
-            poll_fn(|cx| loop {
-                match std::task::ready!(wire.poll_discard(cx)) {
-                    Some(n) if read + n < LINGER_BYTES => read += n,
-                    Some(_) | None => return Poll::Ready(()),
+            poll_fn(|cx| {
+                loop {
+                    match std::task::ready!(wire.poll_discard(cx)) {
+                        Some(n) if read + n < LINGER_BYTES => read += n,
+                        Some(_) | None => return Poll::Ready(()),
+                    }
                 }
             }),
         )

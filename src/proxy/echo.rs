@@ -56,7 +56,8 @@ async fn serve(mut socket: UnixStream) -> io::Result<()> {
             socket.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         body(&mut socket, &mut input, framing, &mut page).await?;
-        let (kind, text) = if html { ("text/html; charset=utf-8", page.html()) } else { ("application/json", page.json()) };
+        let (kind, text) =
+            if html { ("text/html; charset=utf-8", page.html()) } else { ("application/json", page.json()) };
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nContent-Length: {}\r\n\r\n",
             text.len()
@@ -131,9 +132,7 @@ impl Page {
     }
 
     fn html(&self) -> String {
-        let row = |(name, value): &(String, String)| {
-            format!("<tr><th scope=row>{}<td>{}", escape(name), escape(value))
-        };
+        let row = |(name, value): &(String, String)| format!("<tr><th scope=row>{}<td>{}", escape(name), escape(value));
         let rows: String = self.headers.iter().map(row).collect();
         let body = match self.body_bytes {
             0 => String::new(),

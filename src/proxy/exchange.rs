@@ -18,7 +18,7 @@ use super::relay::{End, Fault, Relay, Turn};
 use super::upstream::Upstream;
 use crate::balance::retry::Progress;
 use crate::config::RouteSettings;
-use crate::telemetry::reason::Reason;
+use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
 
 /// How an exchange ended that did not fail.

@@ -7,7 +7,7 @@
 
 use std::task::{Context, Poll};
 
-use crate::telemetry::reason::Reason;
+use crate::telemetry::Reason;
 
 /// What a source lends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

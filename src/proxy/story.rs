@@ -26,9 +26,9 @@ use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Progress, Retry, Step};
 use crate::config::AccessLog;
 use crate::state::Route;
-use crate::telemetry::reason::{Reason, Side};
-use crate::telemetry::record::{Kind, Peer, Record};
-use crate::telemetry::text::Text;
+use crate::telemetry::Text;
+use crate::telemetry::{Kind, Peer, Record};
+use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
 
 /// Seconds after which a client that was turned away may come again.

@@ -19,9 +19,9 @@ use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Progress, Retry, Step};
 use crate::config::AccessLog;
 use crate::state::Route;
-use crate::telemetry::reason::{Reason, Side};
-use crate::telemetry::record::{Kind, Record};
-use crate::telemetry::text::Text;
+use crate::telemetry::Text;
+use crate::telemetry::{Kind, Record};
+use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
 

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::relay::{End, Relay, Sink, Source, Turn};
-use crate::telemetry::reason::Reason;
+use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
 
 /// What passed through a tunnel, and why it ended if not by itself.

@@ -17,7 +17,7 @@ use super::http1::wire::Wire;
 use super::relay::{Fault, Piece, Sink, Source};
 use crate::balance::endpoint::Endpoint;
 use crate::config::Target;
-use crate::telemetry::reason::Reason;
+use crate::telemetry::Reason;
 use crate::transport::dial::{self, DialError};
 use crate::transport::stream::Stream;
 

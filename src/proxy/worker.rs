@@ -21,13 +21,13 @@ use crate::admission::quota::Quota;
 use crate::balance::endpoint::{Change, Endpoint};
 use crate::config::Mode;
 use crate::state::{Generation, Limits};
-use crate::telemetry::counters::WorkerCounters;
+use crate::telemetry::Limiter;
+use crate::telemetry::Log;
+use crate::telemetry::Peer;
+use crate::telemetry::Reason;
+use crate::telemetry::Text;
+use crate::telemetry::WorkerCounters;
 use crate::telemetry::events;
-use crate::telemetry::limiter::Limiter;
-use crate::telemetry::log::Log;
-use crate::telemetry::reason::Reason;
-use crate::telemetry::record::Peer;
-use crate::telemetry::text::Text;
 use crate::transport::clock::Clock;
 use crate::transport::listeners::Listener;
 use crate::transport::stream::{Raw, Stream};
@@ -165,6 +165,7 @@ pub struct Worker {
     index: usize,
     shared: Arc<Shared>,
     log: Log,
+    #[expect(clippy::redundant_allocation, reason = "a request clones the Rc: no atomic step on its way")]
     generation: RefCell<Rc<Arc<Generation>>>,
     clock: Rc<Clock>,
     idle: IdlePool,
@@ -245,7 +246,11 @@ impl Worker {
                 _ = sweep.tick() => worker.idle.sweep(worker.clock.millis()),
                 () = worker.emptied.notified() => {}
             }
-            if worker.is_draining() && worker.open.get() == 0 && handed.is_empty() && worker.lane().load.load(Ordering::Relaxed) == 0 {
+            if worker.is_draining()
+                && worker.open.get() == 0
+                && handed.is_empty()
+                && worker.lane().load.load(Ordering::Relaxed) == 0
+            {
                 return Ok(());
             }
         }

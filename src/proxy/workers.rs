@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::worker::{HANDED_MOST, Order, Shared, Start, Worker};
 use crate::state::Generation;
-use crate::telemetry::counters::Snapshot;
-use crate::telemetry::log::Log;
+use crate::telemetry::Log;
+use crate::telemetry::Snapshot;
 use crate::transport::listeners::Listener;
 
 /// A worker's thread ended unasked.
@@ -74,12 +74,7 @@ impl Workers {
     ///
     /// # Errors
     /// When a descriptor can't be copied or a thread can't be started.
-    pub fn start(
-        count: usize,
-        listeners: &[Listener],
-        generation: Arc<Generation>,
-        log: Log,
-    ) -> io::Result<Self> {
+    pub fn start(count: usize, listeners: &[Listener], generation: Arc<Generation>, log: Log) -> io::Result<Self> {
         let count = count.max(1);
         let shared = Arc::new(Shared::new(count, &generation.limits()));
         let (ways, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDED_MOST)).unzip();
@@ -180,11 +175,7 @@ impl Workers {
     pub fn cut(&mut self) -> Remains {
         let snapshot = self.snapshot();
         self.tell(|| Order::Cut);
-        Remains {
-            connections: snapshot.connections_open,
-            requests: snapshot.in_flight,
-            tunnels: snapshot.tunnels_open,
-        }
+        Remains { connections: snapshot.connections_open, requests: snapshot.in_flight, tunnels: snapshot.tunnels_open }
     }
 
     /// Whether every worker has turned over since this was last asked. Asks them to turn
@@ -269,6 +260,7 @@ impl Member {
 
 fn run(start: Start) -> io::Result<()> {
     // Nothing on a worker may block, so it needs no blocking threads.
-    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build_local(LocalOptions::default())?;
+    let runtime =
+        Builder::new_current_thread().enable_all().max_blocking_threads(1).build_local(LocalOptions::default())?;
     runtime.block_on(Worker::run(start))
 }

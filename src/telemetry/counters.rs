@@ -27,8 +27,7 @@ impl Count {
     /// Takes `n` away, down to 0.
     #[inline]
     pub fn sub(&self, n: u64) {
-        self.0
-            .store(self.0.load(Relaxed).saturating_sub(n), Relaxed);
+        self.0.store(self.0.load(Relaxed).saturating_sub(n), Relaxed);
     }
 
     /// The number now.
@@ -145,13 +144,7 @@ pub enum Class {
 
 impl Class {
     /// All classes.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::Success,
-        Self::Redirect,
-        Self::Client,
-        Self::Server,
-        Self::Other,
-    ];
+    pub const ALL: [Self; Self::COUNT] = [Self::Success, Self::Redirect, Self::Client, Self::Server, Self::Other];
     const COUNT: usize = 5;
 
     /// The class of a status.
@@ -239,11 +232,7 @@ impl Snapshot {
         let latency = self.latency.since(&earlier.latency);
         let requests = self.requests().saturating_sub(earlier.requests());
         #[expect(clippy::cast_precision_loss, reason = "f64 is exact up to 2^53")]
-        let per_second = if seconds > 0.0 {
-            requests as f64 / seconds
-        } else {
-            0.0
-        };
+        let per_second = if seconds > 0.0 { requests as f64 / seconds } else { 0.0 };
         Rates {
             requests_per_second: per_second,
             p50: latency.quantile(0.5).map(Duration::from_micros),
@@ -280,21 +269,11 @@ mod tests {
         }
         workers[0].ended(0, 12, Some(Reason::ClientLeft));
         let sum = Snapshot::of(&workers, Instant::now());
-        assert_eq!(
-            (sum.connections_open, sum.bytes_out, sum.requests()),
-            (4, 200, 5)
-        );
+        assert_eq!((sum.connections_open, sum.bytes_out, sum.requests()), (4, 200, 5));
         let classes: Vec<u64> = sum.classes().map(|(_, count)| count).collect();
         assert_eq!(classes, [2, 0, 0, 2, 1]);
         let refusals: Vec<_> = sum.refusals().collect();
-        assert_eq!(
-            refusals,
-            [
-                (Reason::BackendConnectRefused, 2),
-                (Reason::ClientLeft, 1),
-                (Reason::BadRequest, 2)
-            ]
-        );
+        assert_eq!(refusals, [(Reason::BackendConnectRefused, 2), (Reason::ClientLeft, 1), (Reason::BadRequest, 2)]);
         assert_eq!(sum.latency().count(), 5);
         assert!(sum.named().any(|pair| pair == ("bytes_out", 200)));
     }
@@ -314,10 +293,7 @@ mod tests {
         assert_eq!(rates.p99, Some(Duration::from_micros(14)));
 
         let quiet = Snapshot::of([&worker], start + Duration::from_secs(3)).since(&later);
-        assert_eq!(
-            (quiet.requests_per_second, quiet.p50, quiet.p99),
-            (0.0, None, None)
-        );
+        assert_eq!((quiet.requests_per_second, quiet.p50, quiet.p99), (0.0, None, None));
         assert_eq!(later.since(&later).requests_per_second, 0.0);
     }
 
@@ -335,15 +311,9 @@ mod tests {
 
     #[test]
     fn each_status_has_its_class() {
-        for (status, class) in [
-            (101, "2xx"),
-            (204, "2xx"),
-            (304, "3xx"),
-            (499, "4xx"),
-            (504, "5xx"),
-            (0, "other"),
-            (600, "other"),
-        ] {
+        for (status, class) in
+            [(101, "2xx"), (204, "2xx"), (304, "3xx"), (499, "4xx"), (504, "5xx"), (0, "other"), (600, "other")]
+        {
             assert_eq!(Class::of(status).as_str(), class, "{status}");
         }
     }

@@ -66,16 +66,9 @@ impl Captured {
     /// Copies an event's values, at most [`TEXT_LIMIT`] bytes of text.
     pub(super) fn of(event: &Event<'_>) -> Self {
         let metadata = event.metadata();
-        let mut copy = Copy {
-            values: Vec::with_capacity(metadata.fields().len()),
-            room: TEXT_LIMIT,
-        };
+        let mut copy = Copy { values: Vec::with_capacity(metadata.fields().len()), room: TEXT_LIMIT };
         event.record(&mut copy);
-        Self {
-            at: SystemTime::now(),
-            metadata,
-            values: copy.values,
-        }
+        Self { at: SystemTime::now(), metadata, values: copy.values }
     }
 
     /// Emits the event to `subscriber`, without the fields that `hidden` names.
@@ -97,11 +90,7 @@ impl Captured {
 }
 
 /// Emits one event; `values` are those of the metadata's fields, in their order.
-fn emit(
-    subscriber: &dyn Subscriber,
-    metadata: &'static Metadata<'static>,
-    values: &[Option<&dyn Value>],
-) {
+fn emit(subscriber: &dyn Subscriber, metadata: &'static Metadata<'static>, values: &[Option<&dyn Value>]) {
     let values = metadata.fields().value_set_all(values);
     subscriber.event(&Event::new_child_of(None, metadata, &values));
 }
@@ -160,10 +149,7 @@ struct Bounded<'a> {
 
 impl<'a> Bounded<'a> {
     fn within(room: &'a mut usize) -> Self {
-        Self {
-            text: String::new(),
-            room,
-        }
+        Self { text: String::new(), room }
     }
 
     fn finish(self) -> Box<str> {
@@ -294,35 +280,17 @@ impl fmt::Display for Version {
     }
 }
 
-site!(
-    DROPPED,
-    Level::WARN,
-    "doorward::telemetry",
-    &["message", "message_id", "dropped"]
-);
-site!(
-    FALLBACK,
-    Level::WARN,
-    "doorward::telemetry",
-    &["message", "message_id", "error"]
-);
+site!(DROPPED, Level::WARN, "doorward::telemetry", &["message", "message_id", "dropped"]);
+site!(FALLBACK, Level::WARN, "doorward::telemetry", &["message", "message_id", "error"]);
 
 /// Emits that `dropped` entries were lost since this was last said.
 pub(super) fn emit_dropped(dropped: u64, id: Option<&str>, subscriber: &dyn Subscriber) {
     let id = id.as_ref().map(|id| id as &dyn Value);
-    emit(
-        subscriber,
-        &DROPPED.0,
-        &[Some(&"log records dropped"), id, Some(&dropped)],
-    );
+    emit(subscriber, &DROPPED.0, &[Some(&"log records dropped"), id, Some(&dropped)]);
 }
 
 /// Emits that journald could not be reached and stderr is used.
-pub(super) fn emit_fallback(
-    error: &dyn fmt::Display,
-    id: Option<&str>,
-    subscriber: &dyn Subscriber,
-) {
+pub(super) fn emit_fallback(error: &dyn fmt::Display, id: Option<&str>, subscriber: &dyn Subscriber) {
     let id = id.as_ref().map(|id| id as &dyn Value);
     let error = display(error);
     let message = "journald can't be reached, logging to stderr";

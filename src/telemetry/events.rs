@@ -62,7 +62,9 @@ events! {
     /// A backend died within a response; the client's connection was cut.
     RESPONSE_CUT = "01fe3059773e65ccaf502089b4e57ba2" ["backend" "reason"];
     /// The process ran out of file descriptors and pauses accepting.
-    OUT_OF_DESCRIPTORS = "0ef2c88bff86e80aa4c2adc00a133f8c" ["limit"];
+    OUT_OF_DESCRIPTORS = "0ef2c88bff86e80aa4c2adc00a133f8c" ["error"];
+    /// As many client connections are open as may be; accepting pauses.
+    CONNECTIONS_FULL = "5f2d0c1b7c8e4e0f9a6d3b1e8c47a290" ["limit"];
     /// Entries of the log were lost.
     LOG_DROPPED = "baaab5ebe9e3fad2da03293a5afa8c5b" ["dropped"];
     /// journald can't be reached; the log goes to stderr.

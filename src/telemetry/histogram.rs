@@ -46,9 +46,7 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            buckets: (0..BUCKETS).map(|_| Count::default()).collect(),
-        }
+        Self { buckets: (0..BUCKETS).map(|_| Count::default()).collect() }
     }
 }
 
@@ -69,9 +67,7 @@ pub struct Latencies {
 
 impl Default for Latencies {
     fn default() -> Self {
-        Self {
-            buckets: vec![0; BUCKETS].into(),
-        }
+        Self { buckets: vec![0; BUCKETS].into() }
     }
 }
 
@@ -87,9 +83,7 @@ impl Latencies {
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let pairs = self.buckets.iter().zip(&earlier.buckets);
-        Self {
-            buckets: pairs.map(|(now, then)| now.saturating_sub(*then)).collect(),
-        }
+        Self { buckets: pairs.map(|(now, then)| now.saturating_sub(*then)).collect() }
     }
 
     /// How many values there are.
@@ -136,10 +130,7 @@ mod tests {
         let any = std::iter::repeat_with(|| random.u64(..1 << 36) >> random.u32(..36)).take(50_000);
         for us in (0..5_000).chain(powers).chain(any) {
             let near = middle(bucket(us));
-            assert!(
-                near.abs_diff(us) as f64 <= us as f64 * 0.032,
-                "{us} became {near}"
-            );
+            assert!(near.abs_diff(us) as f64 <= us as f64 * 0.032, "{us} became {near}");
         }
     }
 

@@ -38,12 +38,7 @@ impl Limiter {
     /// A limit of `per_second` events; 0 counts as 1.
     #[must_use]
     pub const fn new(per_second: u32) -> Self {
-        let interval = 1_000_000_000
-            / if per_second == 0 {
-                1
-            } else {
-                per_second as u64
-            };
+        let interval = 1_000_000_000 / if per_second == 0 { 1 } else { per_second as u64 };
         Self {
             interval,
             slack: 1_000_000_000 - interval,
@@ -60,8 +55,7 @@ impl Limiter {
     /// and gains nothing.
     pub fn admit(&self, now: Instant) -> Option<u64> {
         let epoch = *self.epoch.get_or_init(|| now);
-        let now =
-            u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX);
+        let now = u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX);
         let taken = self.full.fetch_update(Relaxed, Relaxed, |full| {
             let ahead = full.saturating_sub(now);
             (ahead <= self.slack).then(|| full.max(now).saturating_add(self.interval))
@@ -120,10 +114,7 @@ mod tests {
         let admitted: usize = std::thread::scope(|scope| {
             let count = || (0..100).filter(|_| limiter.admit(now).is_some()).count();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(count)).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .sum()
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(admitted, 50);
         assert_eq!(limiter.admit(now + Duration::from_secs(1)), Some(350));

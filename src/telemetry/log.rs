@@ -257,24 +257,14 @@ fn launch(format: LogFormat, level: LevelFilter, output: File) -> io::Result<(Lo
     let (alive, ended) = sync_channel(0);
     let log = Log::new(Some(sender), level);
     let shared = Arc::clone(&log.shared);
-    let writer = thread::Builder::new()
-        .name(String::from("doorward-log"))
-        .spawn(move || {
-            // Dropped at the end, however that comes about.
-            let _alive: SyncSender<()> = alive;
-            let writer = Writer {
-                queue,
-                sink: Sink::open(format, output, &shared.dropped),
-                shared: &shared,
-                reported: None,
-            };
-            writer.run();
-        })?;
-    let guard = Guard {
-        shared: Arc::clone(&log.shared),
-        ended: Some(ended),
-        writer,
-    };
+    let writer = thread::Builder::new().name(String::from("doorward-log")).spawn(move || {
+        // Dropped at the end, however that comes about.
+        let _alive: SyncSender<()> = alive;
+        let writer =
+            Writer { queue, sink: Sink::open(format, output, &shared.dropped), shared: &shared, reported: None };
+        writer.run();
+    })?;
+    let guard = Guard { shared: Arc::clone(&log.shared), ended: Some(ended), writer };
     Ok((log, guard))
 }
 
@@ -292,12 +282,5 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
         std::backtrace::BacktraceStatus::Captured => Some(tracing::field::display(backtrace)),
         _ => None,
     };
-    tracing::error!(
-        message_id = events::PANICKED,
-        cause,
-        location,
-        thread = thread.name(),
-        backtrace,
-        "panicked"
-    );
+    tracing::error!(message_id = events::PANICKED, cause, location, thread = thread.name(), backtrace, "panicked");
 }

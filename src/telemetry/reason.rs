@@ -208,10 +208,7 @@ mod tests {
             let status = reason.status();
             match reason.side() {
                 // 501 and 505 blame what the client asked for.
-                Side::Client => assert!(
-                    (400..500).contains(&status) || matches!(status, 501 | 505),
-                    "{reason}"
-                ),
+                Side::Client => assert!((400..500).contains(&status) || matches!(status, 501 | 505), "{reason}"),
                 Side::Backend => assert!(matches!(status, 502..=504), "{reason}"),
                 Side::Ours => assert!(matches!(status, 500 | 503 | 504), "{reason}"),
             }

@@ -131,11 +131,7 @@ impl Record {
     #[must_use]
     pub fn level(&self) -> Level {
         let blame = self.reason.map(Reason::side);
-        if self.status >= 500 || matches!(blame, Some(Side::Backend | Side::Ours)) {
-            Level::WARN
-        } else {
-            Level::INFO
-        }
+        if self.status >= 500 || matches!(blame, Some(Side::Backend | Side::Ours)) { Level::WARN } else { Level::INFO }
     }
 }
 
@@ -190,27 +186,14 @@ pub(super) mod tests {
 
     #[test]
     fn a_path_leaves_its_query_behind() {
-        for (target, path) in [
-            ("/a?b=c", "/a"),
-            ("/a#b?c", "/a"),
-            ("/a", "/a"),
-            ("?x", ""),
-            ("*", "*"),
-        ] {
+        for (target, path) in [("/a?b=c", "/a"), ("/a#b?c", "/a"), ("/a", "/a"), ("?x", ""), ("*", "*")] {
             assert_eq!(path_only(target.as_bytes()), path.as_bytes());
         }
     }
 
     #[test]
     fn a_failure_on_our_side_or_the_backends_is_a_warning() {
-        let level = |status, reason| {
-            Record {
-                status,
-                reason,
-                ..sample()
-            }
-            .level()
-        };
+        let level = |status, reason| Record { status, reason, ..sample() }.level();
         assert_eq!(level(200, None), Level::INFO);
         assert_eq!(level(404, Some(Reason::NoRoute)), Level::INFO);
         assert_eq!(level(499, Some(Reason::ClientLeft)), Level::INFO);

@@ -63,9 +63,7 @@ impl Surroundings {
         let parent_is_init = rustix::process::getppid().is_some_and(|parent| parent.is_init());
         Self {
             journal_stream: variable("JOURNAL_STREAM"),
-            stderr: rustix::fs::fstat(stderr)
-                .ok()
-                .map(|stat| (stat.st_dev, stat.st_ino)),
+            stderr: rustix::fs::fstat(stderr).ok().map(|stat| (stat.st_dev, stat.st_ino)),
             terminal: stderr.is_terminal(),
             // The second is inherited by everything below a unit, a shell included.
             started: variable("SYSTEMD_EXEC_PID").is_some_and(|pid| pid == me)
@@ -111,20 +109,11 @@ impl Sink {
     /// refuses is counted in `lost`.
     pub(super) fn open(format: LogFormat, stderr: File, lost: &Arc<AtomicU64>) -> Self {
         let clock = Rc::new(Cell::new(SystemTime::UNIX_EPOCH));
-        let ansi =
-            stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-        let output = Rc::new(Output {
-            file: stderr,
-            lost: Arc::clone(lost),
-        });
+        let ansi = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        let output = Rc::new(Output { file: stderr, lost: Arc::clone(lost) });
         match format {
             LogFormat::Journald => match journald() {
-                Ok((subscriber, probe)) => Self {
-                    subscriber,
-                    clock,
-                    hidden: &[],
-                    journald: Some(probe),
-                },
+                Ok((subscriber, probe)) => Self { subscriber, clock, hidden: &[], journald: Some(probe) },
                 Err(error) => {
                     let sink = Self::json(output, clock);
                     sink.clock.set(SystemTime::now());
@@ -161,12 +150,7 @@ impl Sink {
             .with_writer(move || Line(Rc::clone(&output)))
             .with_timer(EntryTime(Rc::clone(&clock)))
             .log_internal_errors(false);
-        Self {
-            subscriber: Box::new(tracing_subscriber::registry().with(layer)),
-            clock,
-            hidden: &[],
-            journald: None,
-        }
+        Self { subscriber: Box::new(tracing_subscriber::registry().with(layer)), clock, hidden: &[], journald: None }
     }
 
     /// Whether what is written now would arrive; only journald can be absent.
@@ -208,10 +192,7 @@ fn journald() -> io::Result<(Box<dyn Subscriber>, Probe)> {
             debug: Priority::Debug,
             ..PriorityMappings::new()
         });
-    let probe = Probe {
-        socket: UnixDatagram::unbound()?,
-        path: Path::new(JOURNALD),
-    };
+    let probe = Probe { socket: UnixDatagram::unbound()?, path: Path::new(JOURNALD) };
     Ok((Box::new(tracing_subscriber::registry().with(layer)), probe))
 }
 
@@ -254,9 +235,7 @@ impl io::Write for Line {
         while !bytes.is_empty() {
             let written = match (&self.0.file).write(bytes) {
                 Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_writable(&self.0.file).map(|()| 0)
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(&self.0.file).map(|()| 0),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
                 other => other,
             };

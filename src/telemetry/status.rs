@@ -24,11 +24,7 @@ pub struct Standing {
 /// requests.
 #[must_use]
 pub fn status_line(snapshot: &Snapshot, rates: &Rates, standing: &Standing) -> String {
-    let mut line = format!(
-        "{} in flight, {} queued",
-        grouped(standing.in_flight),
-        grouped(standing.queued)
-    );
+    let mut line = format!("{} in flight, {} queued", grouped(standing.in_flight), grouped(standing.queued));
     // Writing to a string does not fail.
     let _ = match snapshot.tunnels_open {
         0 => Ok(()),
@@ -104,22 +100,13 @@ mod tests {
             p50: Some(Duration::from_micros(400)),
             p99: Some(Duration::from_micros(3_120)),
         };
-        let standing = Standing {
-            in_flight: 12,
-            queued: 0,
-            backends_up: 2,
-            backends: 2,
-        };
+        let standing = Standing { in_flight: 12, queued: 0, backends_up: 2, backends: 2 };
         assert_eq!(
             status_line(&snapshot(), &rates, &standing),
             "12 in flight, 0 queued, backends 2/2 up, 1,204 requests/s, p99 3.1 ms"
         );
         worker.tunnels_open.add(1);
-        let quiet = Rates {
-            requests_per_second: 0.0,
-            p50: None,
-            p99: None,
-        };
+        let quiet = Rates { requests_per_second: 0.0, p50: None, p99: None };
         assert_eq!(
             status_line(&snapshot(), &quiet, &standing),
             "12 in flight, 0 queued, 1 tunnel, backends 2/2 up, 0 requests/s"
@@ -138,12 +125,7 @@ mod tests {
         ] {
             assert_eq!(short(Duration::from_micros(us)), shown);
         }
-        for (number, shown) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
+        for (number, shown) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), shown);
         }
         for (per_second, shown) in [(0.0, "0"), (0.01, "0.1"), (9.94, "9.9"), (1_000.4, "1,000")] {

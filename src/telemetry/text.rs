@@ -23,10 +23,7 @@ pub struct Text<const N: usize> {
 
 impl<const N: usize> Text<N> {
     /// The empty text.
-    pub const EMPTY: Self = Self {
-        bytes: [0; N],
-        len: 0,
-    };
+    pub const EMPTY: Self = Self { bytes: [0; N], len: 0 };
 
     /// Copies `raw`, escaped and cut as the type says.
     #[must_use]

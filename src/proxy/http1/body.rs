@@ -7,7 +7,7 @@
 
 use crate::proxy::head::Framing;
 use crate::proxy::relay::Fault;
-use crate::telemetry::reason::Reason;
+use crate::telemetry::Reason;
 
 /// Bytes of chunk extensions in one line.
 const EXTENSION_LIMIT: u32 = 1024;
@@ -27,20 +27,39 @@ enum State {
     Length(u64),
     UntilClose,
     /// Reading the digits of a chunk's size.
-    Size { value: u64, digits: u8 },
+    Size {
+        value: u64,
+        digits: u8,
+    },
     /// In the extensions of a chunk's first line.
-    Extension { value: u64, bytes: u32, quoted: Quoted },
+    Extension {
+        value: u64,
+        bytes: u32,
+        quoted: Quoted,
+    },
     /// After the CR of a chunk's first line.
-    SizeLf { value: u64 },
-    Data { left: u64 },
+    SizeLf {
+        value: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     /// At the start of a trailer line, or of the line that ends them.
-    TrailerStart { bytes: u32 },
+    TrailerStart {
+        bytes: u32,
+    },
     /// In a trailer field's name, then its value.
-    TrailerName { bytes: u32 },
-    TrailerValue { bytes: u32 },
-    TrailerLf { bytes: u32 },
+    TrailerName {
+        bytes: u32,
+    },
+    TrailerValue {
+        bytes: u32,
+    },
+    TrailerLf {
+        bytes: u32,
+    },
     LastLf,
 }
 

@@ -8,10 +8,8 @@ use std::mem::MaybeUninit;
 
 use httparse::{Header, Status};
 
-use crate::proxy::head::{
-    Field, Fields, Framing, Known, MAX_FIELDS, Method, RequestHead, ResponseHead, Span, Version,
-};
-use crate::telemetry::reason::Reason;
+use crate::proxy::head::{Field, Fields, Framing, Known, MAX_FIELDS, Method, RequestHead, ResponseHead, Span, Version};
+use crate::telemetry::Reason;
 use crate::transport::buffer::Buffer;
 
 /// Whether the end of a head has arrived. Looks only at bytes from `seen` on.
@@ -327,7 +325,10 @@ fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> 
         _ => {}
     }
     let scheme = b"http://";
-    let rest = target.get(..scheme.len()).filter(|start| start.eq_ignore_ascii_case(scheme)).and(target.get(scheme.len()..))?;
+    let rest = target
+        .get(..scheme.len())
+        .filter(|start| start.eq_ignore_ascii_case(scheme))
+        .and(target.get(scheme.len()..))?;
     let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
     let (authority, path) = rest.split_at_checked(end)?;
     // An empty path stands for `/` (RFC 9112 §3.2.1); it is written so further on.
@@ -354,7 +355,9 @@ fn is_authority(value: &[u8]) -> Option<()> {
     };
     match port {
         [] => Some(()),
-        [b':', digits @ ..] if !host.is_empty() && digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => Some(()),
+        [b':', digits @ ..] if !host.is_empty() && digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => {
+            Some(())
+        }
         _ => None,
     }
 }

@@ -12,7 +12,7 @@ use super::body::Decoder;
 use super::parse;
 use crate::proxy::head::{Framing, Method, RequestHead, ResponseHead};
 use crate::proxy::relay::{Fault, Piece, Sink, Source};
-use crate::telemetry::reason::Reason;
+use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
 
@@ -62,7 +62,14 @@ impl Wire {
             decoder: Decoder::new(Framing::Empty),
             holding: false,
             searched: 0,
-            output: Output { prefix: Vec::new(), sent: 0, framing: Framing::Empty, chunk: 0, finished: true, shuts: false },
+            output: Output {
+                prefix: Vec::new(),
+                sent: 0,
+                framing: Framing::Empty,
+                chunk: 0,
+                finished: true,
+                shuts: false,
+            },
             written: 0,
         }
     }

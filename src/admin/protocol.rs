@@ -1,0 +1,162 @@
+//! The words of the admin socket: one JSON object a line, each way.
+//!
+//! ```text
+//! → {"command":"status"}      ← {"ok":true,"status":{…}}
+//! → {"command":"reload"}      ← {"ok":true,"generation":7}
+//!                             ← {"ok":false,"error":"…the whole report…"}
+//! ```
+//!
+//! A line from the client has at most [`MAX_LINE`] bytes; an answer has no limit.
+//! Fields may be added to an answer; a client ignores those that it does not know.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest line that a client may send, in bytes, its end included.
+pub const MAX_LINE: usize = 4096;
+
+/// What a client asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase")]
+pub enum Command {
+    /// The present state.
+    Status,
+    /// Read the configuration anew; answered when it serves or is refused.
+    Reload,
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whether the command did what it says.
+    pub ok: bool,
+    /// Of a reload: the generation that serves now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Of a status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Box<Status>>,
+    /// Why not; may have several lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Answer {
+    /// The state that was asked for.
+    pub fn status(status: Status) -> Answer {
+        Answer { ok: true, status: Some(Box::new(status)), ..Answer::default() }
+    }
+
+    /// The reload is done: `generation` serves.
+    pub fn reloaded(generation: u64) -> Answer {
+        Answer { ok: true, generation: Some(generation), ..Answer::default() }
+    }
+
+    /// The command was refused, for the reason in `error`.
+    pub fn refused(error: impl Into<String>) -> Answer {
+        Answer { error: Some(error.into()), ..Answer::default() }
+    }
+}
+
+/// The state of the daemon at one moment.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of the running binary.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// `serving`, `reloading` or `draining`.
+    pub phase: String,
+    /// Number of the configuration that serves; the first one is 1.
+    pub generation: u64,
+    /// The file that it was read from; none when only defaults serve.
+    pub config: Option<PathBuf>,
+    /// Seconds since the start.
+    pub uptime: u64,
+    /// Worker threads.
+    pub workers: usize,
+    /// Where clients come in.
+    pub listeners: Vec<ListenerStatus>,
+    /// Requests (in TCP mode, connections) being served.
+    pub in_flight: u64,
+    /// Requests waiting for a permit.
+    pub queued: u64,
+    /// Open client connections.
+    pub connections: u64,
+    /// Requests answered since the start.
+    pub requests: u64,
+    /// Requests a second, over the last second.
+    pub requests_per_second: f64,
+    /// Median time of an answer over the last second, in microseconds; 0 without any.
+    pub p50_us: u64,
+    /// The same for the slowest hundredth.
+    pub p99_us: u64,
+    /// Backends, each once.
+    pub backends: Vec<BackendStatus>,
+    /// Log records dropped since the start, for want of room or of a reader.
+    pub log_dropped: u64,
+    /// The last reload, if there was one.
+    pub reload: Option<ReloadStatus>,
+}
+
+/// One listening socket.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ListenerStatus {
+    /// Its name, as routes match it.
+    pub name: String,
+    /// Its address, as in `PROXY_ADDRESS`.
+    pub address: String,
+    /// Whether the service manager passed it.
+    pub passed: bool,
+}
+
+/// One backend.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendStatus {
+    /// Its address, as in `BACKEND_ADDRESS`, without options.
+    pub address: String,
+    /// Whether requests may be sent to it now.
+    pub up: bool,
+    /// Why not, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How the last reload ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReloadStatus {
+    /// Whether the new configuration serves.
+    pub ok: bool,
+    /// When it ended, in seconds since 1970.
+    pub at: u64,
+    /// Why it was refused: the whole report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_on_the_wire_are_as_documented() -> serde_json::Result<()> {
+        assert_eq!(serde_json::from_str::<Command>(r#"{"command":"reload"}"#)?, Command::Reload);
+        assert!(serde_json::from_str::<Command>(r#"{"command":"halt"}"#).is_err());
+        assert_eq!(serde_json::to_string(&Answer::reloaded(7))?, r#"{"ok":true,"generation":7}"#);
+        assert_eq!(serde_json::to_string(&Answer::refused("no"))?, r#"{"ok":false,"error":"no"}"#);
+        Ok(())
+    }
+
+    #[test]
+    fn a_client_accepts_fields_that_it_does_not_know() -> serde_json::Result<()> {
+        let line = r#"{"ok":true,"later":1,"status":{"version":"9","moon":"full"}}"#;
+        let status = serde_json::from_str::<Answer>(line)?.status.unwrap_or_default();
+        assert_eq!(status.version, "9");
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! stub
+pub mod notify;
+pub mod resolver;
+pub mod watchdog;

@@ -1,0 +1,251 @@
+//! What systemd is told: readiness, reloads, the status line, the watchdog.
+//!
+//! The vocabulary is that of the `sd-notify` crate; the sending is not. Its
+//! `notify` blocks while the manager's queue is full, opens a socket for each
+//! message and knows no abstract address, and the control thread must not stand
+//! still for a busy PID 1. So one non-blocking socket serves all messages; what
+//! the queue does not take now is kept, in order, and sent before the next one.
+//! A status line is replaced rather than queued, and nothing is ever written into
+//! the process environment.
+//!
+//! Source: `sd_notify(3)`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tracing::{debug, warn};
+
+/// Messages kept while the manager's queue is full; more lose the oldest one.
+const KEPT: usize = 16;
+
+/// The line to the service manager; does nothing when there is none.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    line: Option<Line>,
+    kept: VecDeque<String>,
+    status: String,
+}
+
+#[derive(Debug)]
+struct Line {
+    socket: UnixDatagram,
+    manager: SocketAddr,
+}
+
+impl Notifier {
+    /// Opens the line that `NOTIFY_SOCKET` names: a path, or `@` and an abstract name.
+    ///
+    /// Absent or empty means that nobody wants to know.
+    ///
+    /// # Errors
+    /// The address is of another kind, or no socket can be opened.
+    pub fn open(environment: &BTreeMap<OsString, OsString>) -> io::Result<Notifier> {
+        let Some(name) = environment.get(OsStr::new("NOTIFY_SOCKET")).filter(|name| !name.is_empty()) else {
+            return Ok(Notifier::default());
+        };
+        let manager = match name.as_bytes() {
+            [b'/', ..] => SocketAddr::from_pathname(name)?,
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!("NOTIFY_SOCKET={} is neither a path nor an abstract name", name.to_string_lossy()),
+                ));
+            }
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        Ok(Notifier { line: Some(Line { socket, manager }), ..Notifier::default() })
+    }
+
+    /// True when a service manager listens.
+    pub fn connected(&self) -> bool {
+        self.line.is_some()
+    }
+
+    /// The daemon serves: at the start, and after every reload, taken or refused.
+    pub fn ready(&mut self, status: &str) {
+        status.clone_into(&mut self.status);
+        self.send(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+
+    /// A reload begins. [`Notifier::ready`] must follow, whatever comes of it.
+    pub fn reloading(&mut self) {
+        match NotifyState::monotonic_usec_now() {
+            // One datagram: systemd 253 and newer want both together.
+            Ok(now) => self.send(&[NotifyState::Reloading, now]),
+            Err(error) => warn!(%error, "monotonic clock unreadable"),
+        }
+    }
+
+    /// The daemon stops; it needs at most `patience` until the next word.
+    pub fn stopping(&mut self, status: &str, patience: Duration) {
+        status.clone_into(&mut self.status);
+        let usec = micros(patience);
+        self.send(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(usec), NotifyState::Status(status)]);
+    }
+
+    /// Asks for `patience` more, counted from now, before the stop counts as hung.
+    pub fn extend(&mut self, patience: Duration) {
+        self.send(&[NotifyState::ExtendTimeoutUsec(micros(patience))]);
+    }
+
+    /// The line in `systemctl status`; sent only when it differs from the last one.
+    pub fn status(&mut self, status: &str) {
+        if self.status == status || !self.flush() {
+            return;
+        }
+        status.clone_into(&mut self.status);
+        self.send(&[NotifyState::Status(status)]);
+    }
+
+    /// Every thread of the daemon turned over.
+    pub fn watchdog(&mut self) {
+        self.send(&[NotifyState::Watchdog]);
+    }
+
+    fn send(&mut self, states: &[NotifyState<'_>]) {
+        if self.line.is_none() {
+            return;
+        }
+        let mut message = String::new();
+        for state in states {
+            let _ = writeln!(message, "{}", one_line(state));
+        }
+        if self.kept.len() >= KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(message);
+        self.flush();
+    }
+
+    /// Sends what is kept; false while some of it still waits.
+    fn flush(&mut self) -> bool {
+        let Some(line) = &self.line else { return true };
+        while let Some(message) = self.kept.front() {
+            match line.socket.send_to_addr(message.as_bytes(), &line.manager) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // The manager is gone or restarts: the next message finds it again.
+                Err(error) => debug!(%error, "service manager not reachable"),
+            }
+            self.kept.pop_front();
+        }
+        true
+    }
+}
+
+/// A state as one line of the protocol: a newline inside would begin another one.
+fn one_line(state: &NotifyState<'_>) -> String {
+    state.to_string().replace(['\n', '\r'], " ")
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+    fn open(name: &OsStr) -> io::Result<Notifier> {
+        Notifier::open(&BTreeMap::from([("NOTIFY_SOCKET".into(), name.into())]))
+    }
+
+    fn heard(manager: &UnixDatagram) -> Option<String> {
+        let mut bytes = [0; 4096];
+        let length = manager.recv(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+    }
+
+    #[test]
+    fn without_a_manager_nothing_is_sent() -> TestResult {
+        let mut nobody = Notifier::open(&BTreeMap::new())?;
+        nobody.ready("serving");
+        nobody.watchdog();
+        assert!(!nobody.connected());
+        assert!(nobody.kept.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn an_abstract_address_is_reached() -> TestResult {
+        let name = format!("doorward-notify-{}", std::process::id());
+        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        manager.set_nonblocking(true)?;
+        let mut notifier = open(OsStr::new(&format!("@{name}")))?;
+        notifier.ready("serving");
+        assert_eq!(heard(&manager).as_deref(), Some("READY=1\nSTATUS=serving\n"));
+        Ok(())
+    }
+
+    #[test]
+    fn other_kinds_of_address_are_refused() {
+        assert!(open(OsStr::new("vsock:2:1234")).is_err());
+    }
+
+    #[test]
+    fn reloading_carries_the_monotonic_time_in_the_same_datagram() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path)?;
+        manager.set_nonblocking(true)?;
+        open(path.as_os_str())?.reloading();
+        let message = heard(&manager).ok_or("nothing heard")?;
+        let mut lines = message.lines();
+        assert_eq!(lines.next(), Some("RELOADING=1"));
+        let time = lines.next().and_then(|line| line.strip_prefix("MONOTONIC_USEC="));
+        assert!(time.ok_or("no time")?.parse::<u64>()? > 0);
+        Ok(())
+    }
+
+    #[test]
+    fn an_unchanged_status_is_not_repeated() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path)?;
+        manager.set_nonblocking(true)?;
+        let mut notifier = open(path.as_os_str())?;
+        notifier.status("one\nREADY=1");
+        notifier.status("one\nREADY=1");
+        assert_eq!(heard(&manager).as_deref(), Some("STATUS=one READY=1\n"));
+        assert_eq!(heard(&manager), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_queue_keeps_messages_in_order_and_never_blocks() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path)?;
+        manager.set_nonblocking(true)?;
+        let mut notifier = open(path.as_os_str())?;
+        let mut queued = 0;
+        while notifier.kept.is_empty() {
+            notifier.watchdog();
+            queued += 1;
+            assert!(queued < 1_000_000, "the queue never filled");
+        }
+        notifier.stopping("draining", Duration::from_secs(1));
+        notifier.status("not queued behind the others");
+        let mut last = None;
+        for _ in 0..queued + 2 {
+            let Some(message) = heard(&manager) else {
+                break;
+            };
+            last = Some(message);
+            notifier.flush();
+        }
+        assert_eq!(last.as_deref(), Some("STOPPING=1\nEXTEND_TIMEOUT_USEC=1000000\nSTATUS=draining\n"));
+        Ok(())
+    }
+}
