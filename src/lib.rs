@@ -19,6 +19,7 @@
 pub mod admin;
 pub mod admission;
 pub mod balance;
+pub mod cli;
 pub mod config;
 pub mod lifecycle;
 pub mod proxy;

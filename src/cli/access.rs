@@ -89,8 +89,8 @@ fn obstacle(path: &Path) -> Option<String> {
     });
     let path = path.display();
     Some(match closed {
-        Some(folder) => format!("{path}: user `{USER}` can't read it: it can't enter {}", folder.display()),
-        None => format!("{path}: user `{USER}` can't read it: {}", error.kind()),
+        Some(folder) => format!("{path}: user `{USER}` could not read it: it may not enter {}", folder.display()),
+        None => format!("{path}: user `{USER}` could not read it: {}", error.kind()),
     })
 }
 
@@ -136,13 +136,13 @@ mod tests {
         assert_eq!(
             unreadable(&user, &paths).unwrap(),
             [
-                format!("{}: user `doorward` can't read it: permission denied", private.display()),
+                format!("{}: user `doorward` could not read it: permission denied", private.display()),
                 format!(
-                    "{}: user `doorward` can't read it: it can't enter {}",
+                    "{}: user `doorward` could not read it: it may not enter {}",
                     inside.display(),
                     closed.display()
                 ),
-                format!("{}: user `doorward` can't read it: permission denied", closed.display()),
+                format!("{}: user `doorward` could not read it: permission denied", closed.display()),
             ]
         );
         // This thread is still root.

@@ -65,9 +65,7 @@ fn meaning(key: &Key, now: &[String]) -> String {
 pub(super) fn place(scope: Scope) -> &'static str {
     match scope {
         Scope::Daemon => "in config.env or the environment",
-        Scope::Route => {
-            "in config.env or the environment for every route, in a file of routes.d/ for that one"
-        }
+        Scope::Route => "in config.env or the environment for every route, in a file of routes.d/ for that one",
         Scope::Matcher => "in a file of routes.d/",
     }
 }

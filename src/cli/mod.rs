@@ -220,8 +220,7 @@ fn table<const N: usize>(indent: &str, rows: &[[String; N]]) -> String {
     let lines: Vec<String> = rows
         .iter()
         .map(|row| {
-            let cells: Vec<String> =
-                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             format!("{indent}{}", cells.join("  ")).trim_end().to_owned()
         })
         .collect();
@@ -262,10 +261,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(path(&["doorward", "status", "--socket", "/x"]), PathBuf::from("/x"));
-        assert_eq!(
-            path(&["doorward", "reload", "--instance", "blue"]),
-            PathBuf::from("/run/doorward-blue/admin.sock")
-        );
+        assert_eq!(path(&["doorward", "reload", "--instance", "blue"]), PathBuf::from("/run/doorward-blue/admin.sock"));
         for wrong in [
             &["doorward", "status", "--instance", "../x"][..],
             &["doorward", "status", "--instance", "a", "--socket", "/x"],

@@ -189,11 +189,17 @@ impl Workers {
         turned
     }
 
-    /// The workers that have not turned over since [`Self::turned`] was last asked.
+    /// The workers that have not turned over since [`Self::turned`] was last asked; not
+    /// those that have ended, as they do one by one in a drain.
     #[must_use]
     pub fn stuck(&self) -> Vec<usize> {
-        let beats = self.beats.iter().zip(&self.shared.lanes).enumerate();
-        beats.filter(|(_, (seen, lane))| lane.beat.load(Ordering::Relaxed) == **seen).map(|(index, _)| index).collect()
+        let beats = self.beats.iter().zip(&self.shared.lanes).zip(&self.members).enumerate();
+        beats
+            .filter(|(_, ((seen, lane), member))| {
+                member.outcome.is_none() && lane.beat.load(Ordering::Relaxed) == **seen
+            })
+            .map(|(index, _)| index)
+            .collect()
     }
 
     /// Resolves when a worker's thread ends unasked.

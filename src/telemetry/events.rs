@@ -31,6 +31,8 @@ macro_rules! events {
 events! {
     /// The daemon has started and says how it listens and where it sends.
     STARTED = "dcefff1e92e0c4ec7f82c24dec21f0f6" ["version"];
+    /// The configuration or a listening socket was refused at the start.
+    START_REFUSED = "fb322442e63cc46eeb79da41a2f4e63e" ["error"];
     /// A listening socket is in use, passed by systemd or bound by the daemon.
     LISTENING = "71194e75b5687ba01e35b7cac13cd05b" ["address"];
     /// Every worker accepts.
@@ -49,6 +51,8 @@ events! {
     DRAIN_CUT = "5b32edb16f77a82f4564e5951709f161" ["cut"];
     /// A worker thread does not turn over; the watchdog is no longer fed.
     WORKER_STUCK = "91e234f3eed725ca5d2acc14afc461f0" ["worker"];
+    /// A worker thread ended unasked; the daemon ends with it.
+    WORKER_DIED = "1fc00b95ad196d05e4a765781b3f8540" ["error"];
     /// A backend stopped taking connections.
     BACKEND_DOWN = "3e74bc9885a514644489e5bd60433749" ["backend" "reason"];
     /// A backend takes connections again.

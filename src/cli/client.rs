@@ -1,0 +1,357 @@
+//! `doorward reload` and `doorward status`: questions to the running daemon.
+//!
+//! One question, one answer, one deadline for both. A daemon that is not there is
+//! told apart from one that refuses, and is never started: its admin socket goes
+//! with it.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{NOT_RUNNING, complain, say, table};
+use crate::admin::protocol::{Answer, Command, Status};
+
+/// Longest wait for a reload: names and certificates may take their time.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(90);
+
+/// Longest wait for the state.
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Largest answer in bytes (16 MiB).
+const ANSWER_LIMIT: usize = 16 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum NoAnswer {
+    /// Nobody listens on the admin socket.
+    #[error("doorward is not running: nobody listens on {}", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket's mode forbids it.
+    #[error("permission denied on {}; root and members of the group doorward-admin may ask", .0.display())]
+    Denied(PathBuf),
+    /// The daemon did not answer in time.
+    #[error("no answer from {} within {} s", .0.display(), .1.as_secs())]
+    Late(PathBuf, Duration),
+    /// The daemon is there, but its answer is none.
+    #[error("no answer from {}: {}", .0.display(), .1)]
+    Broken(PathBuf, String),
+}
+
+/// Makes the daemon read its configuration anew; returns when it serves or is refused.
+///
+/// # Errors
+/// The daemon can't be asked; standard output can't be written.
+pub fn reload(socket: &Path) -> anyhow::Result<ExitCode> {
+    let answer = match ask(socket, Command::Reload, RELOAD_PATIENCE) {
+        Ok((answer, _)) => answer,
+        Err(error) => return failed(error),
+    };
+    if !answer.ok {
+        complain(answer.error.as_deref().unwrap_or("refused without a reason"));
+        return Ok(ExitCode::FAILURE);
+    }
+    match answer.generation {
+        Some(generation) => say(&format!("reloaded; generation {generation} serves"))?,
+        None => say("reloaded")?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the state of the daemon, as a page or, with `json`, as it came.
+///
+/// # Errors
+/// The daemon can't be asked; standard output can't be written.
+pub fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let (answer, raw) = match ask(socket, Command::Status, STATUS_PATIENCE) {
+        Ok(answer) => answer,
+        Err(error) => return failed(error),
+    };
+    let Some(status) = answer.status.filter(|_| answer.ok) else {
+        complain(answer.error.as_deref().unwrap_or("the answer holds no status"));
+        return Ok(ExitCode::FAILURE);
+    };
+    if json {
+        let raw: Value = serde_json::from_str(&raw).context("the answer is not JSON")?;
+        say(&raw.get("status").unwrap_or(&Value::Null).to_string())?;
+    } else {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        say(&page(&status, now.as_secs()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn failed(error: NoAnswer) -> anyhow::Result<ExitCode> {
+    match error {
+        NoAnswer::NotRunning(_) => {
+            complain(&error.to_string());
+            Ok(ExitCode::from(NOT_RUNNING))
+        }
+        error => Err(error.into()),
+    }
+}
+
+/// Asks the daemon and returns its answer, read and as it came.
+fn ask(path: &Path, command: Command, patience: Duration) -> Result<(Answer, String), NoAnswer> {
+    let named = |error: io::Error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => NoAnswer::NotRunning(path.into()),
+        ErrorKind::PermissionDenied => NoAnswer::Denied(path.into()),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => NoAnswer::Late(path.into(), patience),
+        _ => NoAnswer::Broken(path.into(), error.to_string()),
+    };
+    let raw = exchange(path, command, Instant::now() + patience).map_err(named)?;
+    match serde_json::from_str(&raw) {
+        Ok(answer) => Ok((answer, raw)),
+        Err(error) => Err(NoAnswer::Broken(path.into(), format!("it is not JSON: {error}"))),
+    }
+}
+
+/// One line each way. No error of kind `NotFound` or `ConnectionRefused` comes after connecting.
+fn exchange(path: &Path, command: Command, deadline: Instant) -> io::Result<String> {
+    let left = || match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(ErrorKind::TimedOut)),
+        left => Ok(left),
+    };
+    // Connecting to a full backlog waits too, and the send timeout bounds it.
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(left()?))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    let mut stream = UnixStream::from(std::os::fd::OwnedFd::from(socket));
+    let mut question = serde_json::to_vec(&command)?;
+    question.push(b'\n');
+    stream.write_all(&question)?;
+
+    let mut answer = Vec::new();
+    let mut chunk = [0; 8192];
+    while !answer.contains(&b'\n') {
+        stream.set_read_timeout(Some(left()?))?;
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(io::Error::other("the daemon closed the connection")),
+            Ok(count) => answer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if answer.len() > ANSWER_LIMIT {
+            return Err(io::Error::other("the answer is too long"));
+        }
+    }
+    answer.truncate(memchr::memchr(b'\n', &answer).unwrap_or(answer.len()));
+    String::from_utf8(answer).map_err(io::Error::other)
+}
+
+/// The state as a page; `now` is in seconds since 1970.
+fn page(status: &Status, now: u64) -> String {
+    let row = |name: &str, text: String| [name.to_owned(), text];
+    let mut rows = vec![
+        row("phase", format!("{} for {}, pid {}", status.phase, span(status.uptime), status.pid)),
+        row(
+            "config",
+            match &status.config {
+                Some(path) => format!("{}, generation {}", path.display(), status.generation),
+                None => format!("defaults, generation {}", status.generation),
+            },
+        ),
+    ];
+    if let Some(reload) = &status.reload {
+        let ago = span(now.saturating_sub(reload.at));
+        rows.push(row(
+            "reload",
+            match &reload.error {
+                None if reload.ok => format!("done {ago} ago"),
+                None => format!("refused {ago} ago"),
+                Some(_) => format!("refused {ago} ago, for this reason:"),
+            },
+        ));
+        for line in reload.error.iter().flat_map(|error| error.lines()) {
+            rows.push(row("", line.to_owned()));
+        }
+    }
+    rows.extend([
+        row("now", format!("{} in flight, {} queued", count(status.in_flight), count(status.queued))),
+        row(
+            "rate",
+            format!(
+                "{} requests/s, p50 {}, p99 {}",
+                count(status.requests_per_second.round() as u64),
+                micros(status.p50_us),
+                micros(status.p99_us)
+            ),
+        ),
+        row("total", format!("{} requests, {} connections open", count(status.requests), count(status.connections))),
+        row("workers", status.workers.to_string()),
+        row("log", format!("{} records dropped", count(status.log_dropped))),
+    ]);
+    let listeners: Vec<[String; 3]> = status
+        .listeners
+        .iter()
+        .map(|listener| {
+            let by = if listener.passed { "passed by systemd" } else { "bound by doorward" };
+            [listener.name.clone(), listener.address.clone(), by.to_owned()]
+        })
+        .collect();
+    let backends: Vec<[String; 2]> = status
+        .backends
+        .iter()
+        .map(|backend| {
+            let state = match (&backend.reason, backend.up) {
+                (_, true) => "up".to_owned(),
+                (Some(reason), false) => format!("down: {reason}"),
+                (None, false) => "down".to_owned(),
+            };
+            [backend.address.clone(), state]
+        })
+        .collect();
+    let parts = [
+        format!("doorward {}", status.version),
+        table("  ", &rows),
+        format!("\nlisteners\n{}", table("  ", &listeners)),
+        format!("\nbackends\n{}", table("  ", &backends)),
+    ];
+    parts.join("\n")
+}
+
+/// A count with its thousands apart: 1,204.
+fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut shown = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+/// Seconds in their two largest units.
+fn span(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")];
+    let mut rest = seconds;
+    let parts: Vec<String> = units
+        .iter()
+        .map(|(size, unit)| {
+            let many = rest / size;
+            rest %= size;
+            (many, unit)
+        })
+        .skip_while(|(many, _)| *many == 0)
+        .take(2)
+        .filter(|(many, _)| *many > 0)
+        .map(|(many, unit)| format!("{many} {unit}"))
+        .collect();
+    if parts.is_empty() { "0 s".to_owned() } else { parts.join(" ") }
+}
+
+/// Microseconds as milliseconds or seconds; `-` for none.
+fn micros(micros: u64) -> String {
+    match micros {
+        0 => "-".to_owned(),
+        1..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        _ => format!("{:.1} s", micros as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::protocol::{BackendStatus, ListenerStatus, ReloadStatus};
+
+    #[test]
+    fn the_page_tells_the_state_in_aligned_lines() {
+        let status = Status {
+            version: "1.2.3".to_owned(),
+            pid: 42,
+            phase: "serving".to_owned(),
+            generation: 7,
+            config: Some("/etc/doorward/config.env".into()),
+            uptime: 11_530,
+            workers: 2,
+            listeners: vec![ListenerStatus {
+                name: "http".to_owned(),
+                address: "127.0.0.1:8080".to_owned(),
+                passed: true,
+            }],
+            in_flight: 12,
+            requests: 1_234_567,
+            requests_per_second: 1203.6,
+            p99_us: 3_140,
+            backends: vec![
+                BackendStatus { address: "10.0.0.2:3000".to_owned(), up: true, reason: None },
+                BackendStatus { address: "app:80".to_owned(), up: false, reason: Some("no such name".to_owned()) },
+            ],
+            reload: Some(ReloadStatus {
+                ok: false,
+                at: 940,
+                error: Some("a.env:1: bad\n1 problem in 1 file".to_owned()),
+            }),
+            ..Status::default()
+        };
+        assert_eq!(
+            page(&status, 1000),
+            "doorward 1.2.3\n\
+             \x20 phase    serving for 3 h 12 min, pid 42\n\
+             \x20 config   /etc/doorward/config.env, generation 7\n\
+             \x20 reload   refused 1 min ago, for this reason:\n\
+             \x20          a.env:1: bad\n\
+             \x20          1 problem in 1 file\n\
+             \x20 now      12 in flight, 0 queued\n\
+             \x20 rate     1,204 requests/s, p50 -, p99 3.1 ms\n\
+             \x20 total    1,234,567 requests, 0 connections open\n\
+             \x20 workers  2\n\
+             \x20 log      0 records dropped\n\
+             \nlisteners\n\
+             \x20 http  127.0.0.1:8080  passed by systemd\n\
+             \nbackends\n\
+             \x20 10.0.0.2:3000  up\n\
+             \x20 app:80         down: no such name"
+        );
+    }
+
+    #[test]
+    fn spans_and_counts_read_well() {
+        for (seconds, shown) in [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_601, "1 h"), (90_061, "1 d 1 h")] {
+            assert_eq!(span(seconds), shown);
+        }
+        for (number, shown) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(count(number), shown);
+        }
+        assert_eq!(micros(2_500_000), "2.5 s");
+    }
+
+    #[test]
+    fn a_daemon_that_is_not_there_is_told_apart_from_one_that_says_nonsense() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let patience = Duration::from_secs(20);
+        assert!(matches!(ask(&path, Command::Status, patience), Err(NoAnswer::NotRunning(_))));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let daemon = std::thread::spawn(move || {
+            for answer in ["{}\n", "nonsense\n", ""] {
+                let (mut client, _) = listener.accept().unwrap();
+                let mut question = [0; 64];
+                let length = client.read(&mut question).unwrap();
+                assert_eq!(&question[..length], b"{\"command\":\"status\"}\n");
+                client.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        for _ in 0..3 {
+            assert!(matches!(ask(&path, Command::Status, patience), Err(NoAnswer::Broken(..))));
+        }
+        daemon.join().unwrap();
+        assert!(matches!(ask(&path, Command::Status, patience), Err(NoAnswer::NotRunning(_))));
+    }
+
+    #[test]
+    fn a_silent_daemon_is_not_waited_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let asked = ask(&path, Command::Reload, Duration::from_millis(50));
+        assert!(matches!(asked, Err(NoAnswer::Late(..))), "{asked:?}");
+    }
+}

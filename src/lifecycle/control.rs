@@ -1,0 +1,222 @@
+//! The control loop: one value in, one reaction, and the next.
+//!
+//! Every reaction is short. What takes time (reading files, looking up names,
+//! draining) goes on elsewhere and comes back as a [`Control`] of its own, so the
+//! loop turns, and with it the watchdog, the status line and the admin socket. The
+//! one wait inside a reaction is for the workers to take a new generation, which
+//! each does at its next turn.
+
+use std::future::{pending, poll_fn};
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_core::Stream as _;
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, error, info};
+
+use super::doors::list;
+use super::drain::Drain;
+use super::notify::Notifier;
+use super::reload::{self, Reload};
+use super::resolver::{Resolution, Resolver, System};
+use super::status::Pulse;
+use super::watchdog::{Verdict, Watchdog};
+use crate::admin::Question;
+use crate::admin::protocol::{Answer, Command, ListenerStatus};
+use crate::config::{Auto, Daemon as Settings, ListenAddress, LogFormat, Request};
+use crate::proxy::workers::{WorkerDied, Workers};
+use crate::state::Generation;
+use crate::telemetry::{Log, events};
+use crate::transport::listeners::SocketFile;
+
+/// How often the status line is worked out.
+const TICK: Duration = Duration::from_secs(1);
+
+/// All that can happen to the daemon.
+#[derive(Debug)]
+pub(super) enum Control {
+    /// SIGHUP.
+    Hangup,
+    /// SIGTERM or SIGINT: the first one drains, the next one cuts.
+    Stop(&'static str),
+    /// A signal that has no meaning yet.
+    Unused(i32),
+    /// A client of the admin socket asks.
+    Question(Question),
+    /// A step of a reload is done.
+    Reload(reload::Step),
+    /// A name was looked up.
+    Resolved(Resolution),
+    /// Time to work out the status line.
+    Tick,
+    /// Time to see whether the workers turn over.
+    Round,
+    /// Every connection has ended.
+    Drained,
+    /// `DRAIN_TIMEOUT` is over.
+    DrainLate,
+    /// A worker thread ended unasked.
+    WorkerDied(WorkerDied),
+}
+
+/// What a running daemon can't change, as it was at the start.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    /// None when systemd passed the sockets.
+    pub(super) addresses: Option<Vec<ListenAddress>>,
+    pub(super) workers: Auto<usize>,
+    pub(super) log_format: LogFormat,
+}
+
+impl Fixed {
+    pub(super) fn of(settings: &Settings, passed: bool) -> Fixed {
+        Fixed {
+            addresses: (!passed).then(|| settings.proxy_address.clone()),
+            workers: settings.workers,
+            log_format: settings.log_format,
+        }
+    }
+}
+
+/// A daemon that serves.
+pub(super) struct Daemon {
+    pub(super) began: Instant,
+    pub(super) fixed: Fixed,
+    pub(super) threads: usize,
+    pub(super) listeners: Vec<ListenerStatus>,
+    pub(super) files: Vec<SocketFile>,
+    pub(super) request: Request,
+    pub(super) log: Log,
+    pub(super) signals: Signals,
+    pub(super) questions: mpsc::Receiver<Question>,
+    pub(super) watchdog: Watchdog,
+    pub(super) workers: Workers,
+    pub(super) generation: Arc<Generation>,
+    pub(super) resolver: Resolver<System>,
+    pub(super) reload: Reload,
+    pub(super) drain: Option<Drain>,
+    pub(super) pulse: Pulse,
+}
+
+impl Daemon {
+    /// Serves until it is told to stop and has stopped.
+    pub(super) async fn serve(mut self, mut notifier: Notifier) -> ExitCode {
+        let mut tick = every(TICK);
+        let mut round = every(self.watchdog.period());
+        loop {
+            match self.next(&mut tick, &mut round).await {
+                Control::Hangup => self.ask_reload(&mut notifier, None),
+                Control::Question(Question { command: Command::Status, answer }) => {
+                    // A client that left meanwhile needs no answer.
+                    let _ = answer.send(Answer::status(self.status()));
+                }
+                Control::Question(Question { command: Command::Reload, answer }) => {
+                    self.ask_reload(&mut notifier, Some(answer));
+                }
+                Control::Reload(step) => {
+                    if let Err(died) = self.reload_step(&mut notifier, step).await {
+                        return worker_died(&died);
+                    }
+                }
+                Control::Resolved(resolution) => {
+                    if let Err(died) = self.name_resolved(&mut notifier, &resolution).await {
+                        return worker_died(&died);
+                    }
+                }
+                Control::Tick => self.tick(&mut notifier),
+                Control::Round => self.round(&mut notifier),
+                Control::Stop(signal) if self.drain.is_none() => self.begin_drain(&mut notifier, signal),
+                Control::Stop(signal) => return self.cut(signal),
+                Control::DrainLate => return self.cut("timeout"),
+                Control::Drained => {
+                    info!(message_id = events::STOPPED, "stopped");
+                    return ExitCode::SUCCESS;
+                }
+                Control::WorkerDied(died) => return worker_died(&died),
+                Control::Unused(signal) => debug!(signal, "signal without a meaning ignored"),
+            }
+        }
+    }
+
+    /// Waits for what happens next. Each branch may be dropped and polled anew
+    /// without losing anything.
+    async fn next(&mut self, tick: &mut Interval, round: &mut Interval) -> Control {
+        tokio::select! {
+            signal = next_signal(&mut self.signals) => match signal {
+                SIGHUP => Control::Hangup,
+                SIGTERM => Control::Stop("SIGTERM"),
+                SIGINT => Control::Stop("SIGINT"),
+                other => Control::Unused(other),
+            },
+            Some(question) = self.questions.recv() => Control::Question(question),
+            step = self.reload.step() => Control::Reload(step),
+            resolution = self.resolver.next() => Control::Resolved(resolution),
+            _ = tick.tick() => Control::Tick,
+            _ = round.tick() => Control::Round,
+            control = workers(&mut self.workers, self.drain.as_ref()) => control,
+        }
+    }
+
+    fn tick(&mut self, notifier: &mut Notifier) {
+        self.pulse.take(self.workers.snapshot());
+        let line = self.live_line();
+        notifier.status(&line);
+        if let Some(drain) = &self.drain {
+            notifier.extend(drain.next_word());
+        }
+    }
+
+    fn round(&mut self, notifier: &mut Notifier) {
+        let stuck = self.workers.stuck();
+        // Asks them to turn over again until the next round.
+        let turned = self.workers.turned();
+        match self.watchdog.round(turned) {
+            Verdict::Feed => notifier.watchdog(),
+            Verdict::Recovered => {
+                info!("every worker turns over again");
+                notifier.watchdog();
+            }
+            Verdict::Wait => {}
+            Verdict::Stuck => {
+                error!(message_id = events::WORKER_STUCK, worker = list(&stuck), "a worker does not turn over");
+            }
+        }
+    }
+}
+
+/// The end of the workers: asked for, overdue, or unasked.
+async fn workers(workers: &mut Workers, drain: Option<&Drain>) -> Control {
+    let Some(drain) = drain else { return Control::WorkerDied(workers.died().await) };
+    tokio::select! {
+        drained = workers.drained() => match drained {
+            Ok(()) => Control::Drained,
+            Err(died) => Control::WorkerDied(died),
+        },
+        () = sleep_until(drain.deadline) => Control::DrainLate,
+    }
+}
+
+fn worker_died(died: &WorkerDied) -> ExitCode {
+    error!(message_id = events::WORKER_DIED, error = %died, "a worker died");
+    ExitCode::FAILURE
+}
+
+async fn next_signal(signals: &mut Signals) -> i32 {
+    match poll_fn(|cx| Pin::new(&mut *signals).poll_next(cx)).await {
+        Some(signal) => signal,
+        // Ends only when its handle is closed, which nobody does.
+        None => pending().await,
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    // After a pause the next turn comes a whole period later, not in a burst.
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,310 @@
+//! Reload: read anew, check all of it, swap in one step; or change nothing.
+//!
+//! ```text
+//! asked → Reading (a thread of the blocking pool) ── refused ──────────────┐
+//!           └ sound → Resolving (names that are new, at most 2 s)          │
+//!                       └ adopted by every worker ──→ READY=1, answers ←───┘
+//! ```
+//!
+//! systemd is told RELOADING=1 at the beginning and READY=1 at the end, whatever
+//! came of it. Who asks while a reload runs gets a further one afterwards, since the
+//! files may have changed after they were read; any number of such wishes is one.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::{debug, error, info, warn};
+
+use super::control::Daemon;
+use super::doors::list;
+use super::notify::Notifier;
+use super::resolver::Resolution;
+use super::start::{NAMES_PATIENCE, names, warn_of};
+use crate::admin::protocol::{Answer, ReloadStatus};
+use crate::balance::endpoint::Endpoint;
+use crate::config::{self, Config, Problems, Target};
+use crate::proxy::workers::WorkerDied;
+use crate::state::Generation;
+use crate::telemetry::events;
+
+/// How long reading the files may take; a dead network file system takes for ever.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the workers may take to adopt a generation before one counts as stuck.
+/// It has the new one in its queue then, and takes it should it ever turn again.
+const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client of the admin socket that waits for the end of a reload.
+type Waiter = oneshot::Sender<Answer>;
+
+/// The reload under way, the one wished for after it, and how the last one ended.
+#[derive(Debug, Default)]
+pub(super) struct Reload {
+    stage: Stage,
+    waiters: Vec<Waiter>,
+    again: Option<Vec<Waiter>>,
+    last: Option<ReloadStatus>,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Idle,
+    Reading(JoinHandle<Result<Config, Problems>>, Instant),
+    Resolving(Arc<Generation>, Instant),
+}
+
+/// What the loop hears of a reload.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The files were read and checked, or could not be in time.
+    Read(Result<Box<Config>, Unread>),
+    /// Names had time enough.
+    Names,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unread {
+    /// It is wrong.
+    #[error("{0}")]
+    Wrong(Problems),
+    /// It can't be read in time.
+    #[error("the files can't be read within {} s", READ_PATIENCE.as_secs())]
+    Late,
+    /// Reading it failed in a way that it should not: a fault in doorward.
+    #[error("reading the files failed: {0}")]
+    Fault(tokio::task::JoinError),
+}
+
+impl Reload {
+    /// The next step of the reload under way; for ever when there is none.
+    pub(super) async fn step(&mut self) -> Step {
+        match &mut self.stage {
+            Stage::Idle => pending().await,
+            Stage::Reading(reading, until) => Step::Read(match timeout_at(*until, reading).await {
+                Ok(Ok(Ok(config))) => Ok(Box::new(config)),
+                Ok(Ok(Err(problems))) => Err(Unread::Wrong(problems)),
+                Ok(Err(fault)) => Err(Unread::Fault(fault)),
+                Err(_) => Err(Unread::Late),
+            }),
+            Stage::Resolving(_, until) => {
+                sleep_until(*until).await;
+                Step::Names
+            }
+        }
+    }
+
+    /// Whether one is under way.
+    pub(super) fn running(&self) -> bool {
+        !matches!(self.stage, Stage::Idle)
+    }
+
+    /// How the last one ended.
+    pub(super) fn last(&self) -> Option<&ReloadStatus> {
+        self.last.as_ref()
+    }
+
+    /// The first line of why the last one was refused, if it was.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.last.as_ref()?.error.as_deref()?.lines().next()
+    }
+
+    fn end(&mut self, last: ReloadStatus, answer: &Answer) {
+        self.stage = Stage::Idle;
+        self.last = Some(last);
+        for waiter in self.waiters.drain(..) {
+            // A client that left meanwhile needs no answer.
+            let _ = waiter.send(answer.clone());
+        }
+    }
+}
+
+impl Daemon {
+    /// Reloads now, or once more after the reload that runs.
+    pub(super) fn ask_reload(&mut self, notifier: &mut Notifier, waiter: Option<Waiter>) {
+        if self.drain.is_some() {
+            debug!("no reload while stopping");
+            if let Some(waiter) = waiter {
+                let _ = waiter.send(Answer::refused("doorward is stopping"));
+            }
+        } else if self.reload.running() {
+            self.reload.again.get_or_insert_default().extend(waiter);
+        } else {
+            self.reload.waiters.extend(waiter);
+            self.begin_reload(notifier);
+        }
+    }
+
+    fn begin_reload(&mut self, notifier: &mut Notifier) {
+        notifier.reloading();
+        let request = self.request.clone();
+        let reading = tokio::task::spawn_blocking(move || config::load(&request));
+        self.reload.stage = Stage::Reading(reading, Instant::now() + READ_PATIENCE);
+    }
+
+    /// Goes on with the reload under way.
+    pub(super) async fn reload_step(&mut self, notifier: &mut Notifier, step: Step) -> Result<(), WorkerDied> {
+        match step {
+            Step::Read(Ok(config)) => {
+                let number = self.generation.number.saturating_add(1);
+                let generation = Arc::new(Generation::build(number, *config, Some(&self.generation)));
+                self.resolver.watch(&names(&generation));
+                for endpoint in generation.endpoints() {
+                    self.tell_what_is_known(endpoint);
+                }
+                self.reload.stage = Stage::Resolving(generation, Instant::now() + NAMES_PATIENCE);
+                self.adopt_if_settled(notifier).await
+            }
+            Step::Read(Err(unread)) => {
+                self.refuse(notifier, &unread);
+                Ok(())
+            }
+            Step::Names => self.adopt(notifier).await,
+        }
+    }
+
+    /// Passes the outcome of a lookup on to the backends that have the name.
+    pub(super) async fn name_resolved(
+        &mut self,
+        notifier: &mut Notifier,
+        resolution: &Resolution,
+    ) -> Result<(), WorkerDied> {
+        match &self.reload.stage {
+            Stage::Resolving(next, _) => apply(resolution, [&*self.generation, &**next]),
+            Stage::Idle | Stage::Reading(..) => apply(resolution, [&*self.generation]),
+        }
+        self.adopt_if_settled(notifier).await
+    }
+
+    async fn adopt_if_settled(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
+        if matches!(self.reload.stage, Stage::Resolving(..)) && self.resolver.settled() {
+            return self.adopt(notifier).await;
+        }
+        Ok(())
+    }
+
+    /// Swaps the generations: from here on new requests meet the new one.
+    async fn adopt(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
+        let Stage::Resolving(generation, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
+        match timeout(ADOPT_PATIENCE, self.workers.adopt(Arc::clone(&generation))).await {
+            Ok(adopted) => adopted?,
+            Err(_) => {
+                let worker = list(self.workers.stuck());
+                error!(message_id = events::WORKER_STUCK, worker, "a worker does not take the new configuration");
+            }
+        }
+        self.log.set_level(tracing::Level::from(generation.config.daemon.log_level).into());
+        self.generation = generation;
+        let number = self.generation.number;
+        info!(message_id = events::RELOADED, generation = number, "reloaded");
+        warn_of(&self.generation.config);
+        self.warn_of_fixed();
+        self.reload.end(ReloadStatus::now(None), &Answer::reloaded(number));
+        self.end_reload(notifier);
+        Ok(())
+    }
+
+    fn refuse(&mut self, notifier: &mut Notifier, unread: &Unread) {
+        let report = match unread {
+            Unread::Late | Unread::Fault(_) => {
+                format!("{unread}; still serving generation {}", self.generation.number)
+            }
+            Unread::Wrong(problems) => problems.report(&format!("still serving generation {}", self.generation.number)),
+        };
+        error!(
+            message_id = events::RELOAD_REFUSED,
+            error = report,
+            generation = self.generation.number,
+            "reload refused"
+        );
+        self.reload.end(ReloadStatus::now(Some(report.clone())), &Answer::refused(report));
+        self.end_reload(notifier);
+    }
+
+    fn end_reload(&mut self, notifier: &mut Notifier) {
+        let line = self.live_line();
+        notifier.ready(&line);
+        if let Some(waiters) = self.reload.again.take() {
+            self.reload.waiters = waiters;
+            self.begin_reload(notifier);
+        }
+    }
+
+    /// The daemon stops: whoever waits for a reload hears so.
+    pub(super) fn abandon_reload(&mut self) {
+        let reload = std::mem::take(&mut self.reload);
+        for waiter in reload.waiters.into_iter().chain(reload.again.unwrap_or_default()) {
+            let _ = waiter.send(Answer::refused("doorward is stopping"));
+        }
+        self.reload.last = reload.last;
+    }
+
+    fn tell_what_is_known(&self, endpoint: &Endpoint) {
+        let Target::Name { host, port } = endpoint.target() else { return };
+        if let Some(known) = self.resolver.known(host) {
+            endpoint.resolved(known.clone().map(|ips| ips.into_iter().map(|ip| (ip, *port).into()).collect()));
+        }
+    }
+
+    /// Names what the new configuration wants and a running process can't do.
+    fn warn_of_fixed(&self) {
+        let wanted = &self.generation.config.daemon;
+        let warn = |key, wanted: String| {
+            warn!(
+                message_id = events::CONFIG_WARNING,
+                warning = format!("{key}={wanted} takes effect with the next restart"),
+                "a reload can't change this"
+            );
+        };
+        if self.fixed.addresses.as_ref().is_some_and(|bound| *bound != wanted.proxy_address) {
+            warn("PROXY_ADDRESS", list(&wanted.proxy_address));
+        }
+        let text = |key| self.generation.config.setting(key).map_or("auto", |setting| &setting.text).to_owned();
+        if self.fixed.workers != wanted.workers {
+            warn("WORKERS", text("WORKERS"));
+        }
+        if self.fixed.log_format != wanted.log_format {
+            warn("LOG_FORMAT", text("LOG_FORMAT"));
+        }
+    }
+}
+
+/// Puts the outcome of a lookup into every backend with that name, and makes a change
+/// one record for each backend.
+pub(super) fn apply<'a>(resolution: &Resolution, generations: impl IntoIterator<Item = &'a Generation>) {
+    let mut told: Vec<Arc<str>> = Vec::new();
+    for endpoint in generations.into_iter().flat_map(Generation::endpoints) {
+        let Target::Name { host, port } = endpoint.target() else { continue };
+        if *host != resolution.host {
+            continue;
+        }
+        let addresses = resolution.outcome.clone();
+        endpoint.resolved(addresses.map(|ips| ips.into_iter().map(|ip| (ip, *port).into()).collect()));
+        let backend = endpoint.identity();
+        if !resolution.changed || told.contains(backend) {
+            continue;
+        }
+        told.push(Arc::clone(backend));
+        match &resolution.outcome {
+            Err(error) => warn!(
+                message_id = events::BACKEND_UNRESOLVED,
+                backend = &**backend,
+                error,
+                in_use = endpoint.is_resolved(),
+                "backend's name not resolved"
+            ),
+            Ok(ips) if resolution.failed_before => info!(
+                message_id = events::BACKEND_RESOLVED,
+                backend = &**backend,
+                addresses = list(ips),
+                "backend's name resolved again"
+            ),
+            Ok(ips) => debug!(backend = &**backend, addresses = list(ips), "backend's addresses"),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! From nothing to READY=1.
+//!
+//! All that can be refused is refused before anything accepts: the configuration
+//! as a whole, the passed descriptors, the addresses to bind. Names are looked up
+//! before the workers start, since clients that wait in the backlog are better off
+//! than clients that are told of an unresolved backend; but a name that does not
+//! resolve holds the start up for [`NAMES_PATIENCE`] at most, and is tried on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook_tokio::Signals;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tracing::{debug, error, info, warn};
+
+use super::control::{Daemon, Fixed};
+use super::doors::{Doors, list};
+use super::notify::Notifier;
+use super::resolver::{Resolver, System};
+use super::watchdog::Watchdog;
+use super::{reload, status};
+use crate::admin;
+use crate::config::{Config, LogFormat, Origin, Problems, Request, Target};
+use crate::proxy::workers::{WorkerDied, Workers};
+use crate::state::Generation;
+use crate::telemetry::{self, Guard, Log, events};
+use crate::transport::listeners::{ListenError, Passed};
+
+/// How long an unresolvable name holds up READY=1 or a reload.
+pub(super) const NAMES_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Questions of admin clients that may wait for the control loop.
+const QUESTIONS: usize = 8;
+
+/// `EX_CONFIG` of `sysexits.h`.
+const EX_CONFIG: u8 = 78;
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The files or the environment; exit code 78.
+    #[error("{}", .0.report("not started"))]
+    Configuration(Problems),
+    /// The listening sockets; exit code 78.
+    #[error("{0}")]
+    Listen(#[from] ListenError),
+    /// The system lacks something; exit code 1.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A worker ended before it accepted; exit code 1.
+    #[error("{0}")]
+    Worker(WorkerDied),
+}
+
+impl Refusal {
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Refusal::Configuration(_) | Refusal::Listen(_) => EX_CONFIG,
+            Refusal::System { .. } | Refusal::Worker(_) => 1,
+        }
+    }
+
+    /// One line for `systemctl status`.
+    pub(super) fn brief(&self) -> String {
+        let whole = self.to_string();
+        format!("not started: {}", whole.lines().next().unwrap_or_default())
+    }
+}
+
+/// Tells stderr and the log, but not one reader twice.
+pub(super) fn report(refusal: &Refusal) {
+    let stderr = io::stderr();
+    let terminal = stderr.is_terminal();
+    if terminal || !is_journal(&stderr) {
+        let _ = writeln!(stderr.lock(), "{refusal}");
+    }
+    if !terminal {
+        error!(message_id = events::START_REFUSED, error = %refusal, "not started");
+    }
+}
+
+/// Whether stderr leads to journald, where the log is as well (`systemd.exec(5)`).
+fn is_journal(stderr: &io::Stderr) -> bool {
+    let Ok(stat) = rustix::fs::fstat(stderr.as_fd()) else { return false };
+    let here = format!("{}:{}", stat.st_dev, stat.st_ino);
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == here)
+}
+
+/// Starts the log as the configuration wants it, or, without one, as its defaults do.
+pub(super) fn log(config: Option<&Config>) -> io::Result<(Log, Guard)> {
+    let daemon = config.map(|config| &config.daemon);
+    let format = match daemon.map_or(LogFormat::Auto, |daemon| daemon.log_format) {
+        LogFormat::Auto => telemetry::LogFormat::Auto,
+        LogFormat::Journald => telemetry::LogFormat::Journald,
+        LogFormat::Text => telemetry::LogFormat::Text,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    let level = daemon.map_or(tracing::Level::INFO, |daemon| daemon.log_level.into());
+    telemetry::start(format, level.into())
+}
+
+/// Opens the line to systemd; without one the daemon runs all the same.
+pub(super) fn notifier(environment: &BTreeMap<OsString, OsString>) -> Notifier {
+    Notifier::open(environment).unwrap_or_else(|error| {
+        warn!(%error, "the service manager can't be told of readiness");
+        Notifier::default()
+    })
+}
+
+/// What the start is made of.
+pub(super) struct Parts {
+    pub(super) request: Request,
+    pub(super) passed: Result<Passed, ListenError>,
+    pub(super) config: Result<Config, Problems>,
+    pub(super) signals: Signals,
+    pub(super) log: Log,
+}
+
+/// Starts everything; the daemon that comes out accepts and has said READY=1.
+pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemon, Refusal> {
+    let Parts { request, passed, config, signals, log } = parts;
+    let began = Instant::now();
+    let config = config.map_err(Refusal::Configuration)?;
+    let doors = Doors::open(passed?, &config, &request.environment)?;
+    info!(
+        message_id = events::STARTED,
+        version = env!("CARGO_PKG_VERSION"),
+        config = %config.origin,
+        backends = backends(&config),
+        "started"
+    );
+    warn_of(&config);
+    doors.announce();
+    raise_descriptor_limit();
+
+    let fixed = Fixed::of(&config.daemon, doors.passed);
+    let threads = config.daemon.workers.unwrap_or_else(cores);
+    let generation = Arc::new(Generation::build(1, config, None));
+    let mut resolver = Resolver::new(System);
+    resolver.watch(&names(&generation));
+    look_up_names(&mut resolver, &generation).await;
+
+    let mut workers = Workers::start(threads, &doors.listeners, Arc::clone(&generation), log.clone())
+        .map_err(|error| Refusal::System { what: "can't start the workers", error })?;
+    workers.accepting().await.map_err(Refusal::Worker)?;
+    let (ask, questions) = mpsc::channel(QUESTIONS);
+    let listeners = doors.status();
+    if let Some(socket) = doors.admin {
+        tokio::spawn(async move {
+            if let Err(error) = admin::serve(socket, ask).await {
+                warn!(%error, "admin socket can't be served");
+            }
+        });
+    }
+
+    let pulse = status::Pulse::new(workers.snapshot());
+    let mut daemon = Daemon {
+        began,
+        fixed,
+        threads,
+        listeners,
+        files: doors.files,
+        request,
+        log,
+        signals,
+        questions,
+        watchdog: Watchdog::new(sd_notify::watchdog_enabled()),
+        workers,
+        generation,
+        resolver,
+        reload: reload::Reload::default(),
+        drain: None,
+        pulse,
+    };
+    notifier.ready(&daemon.live_line());
+    info!(message_id = events::READY, workers = threads, "ready");
+    if !notifier.connected() && io::stderr().is_terminal() {
+        let _ = io::stderr().lock().write_all(daemon.greeting().as_bytes());
+    }
+    Ok(daemon)
+}
+
+/// What is allowed and yet seems unmeant.
+pub(super) fn warn_of(config: &Config) {
+    for warning in &config.warnings {
+        warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
+    }
+}
+
+/// Waits until each name was looked up once, but not for ever.
+async fn look_up_names(resolver: &mut Resolver<System>, generation: &Generation) {
+    let each = async {
+        while !resolver.settled() {
+            let resolution = resolver.next().await;
+            reload::apply(&resolution, [generation]);
+        }
+    };
+    if timeout(NAMES_PATIENCE, each).await.is_err() {
+        debug!("starting before every backend's name is resolved");
+    }
+}
+
+/// The names among the backends of a generation.
+pub(super) fn names(generation: &Generation) -> BTreeSet<String> {
+    let names = generation.endpoints().filter_map(|endpoint| match endpoint.target() {
+        Target::Name { host, .. } => Some(host.clone()),
+        Target::Ip(_) | Target::Unix(_) | Target::Echo => None,
+    });
+    names.collect()
+}
+
+/// Every backend of every route, for the log.
+fn backends(config: &Config) -> String {
+    let targets = config.routes.iter().flat_map(|route| &route.settings.backend_address);
+    let each: BTreeSet<String> = targets.map(|backend| backend.target.to_string()).collect();
+    list(each)
+}
+
+/// The cores that this process may use: affinity and the cgroup's quota count.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Raises the soft limit of open files to the hard one: the soft one is low for the
+/// sake of programs that use `select(2)`, which doorward does not.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit of open files can't be raised");
+    }
+}
+
+impl Daemon {
+    /// A few lines for whoever starts it by hand.
+    fn greeting(&self) -> String {
+        let config = &self.generation.config;
+        let mut text = format!("\ndoorward {} is ready\n", env!("CARGO_PKG_VERSION"));
+        let addresses = self.listeners.iter().map(|listener| {
+            if listener.address.starts_with("unix:") {
+                listener.address.clone()
+            } else {
+                format!("http://{}", listener.address)
+            }
+        });
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "  listens on  {}", addresses.collect::<Vec<_>>().join("  "));
+        let _ = writeln!(text, "  sends to    {}", backends(config).replace(',', "  "));
+        let _ = match &config.origin {
+            Origin::File(path) | Origin::Line(path, _) => {
+                writeln!(text, "  change it   edit {}, then `kill -HUP {}`", path.display(), std::process::id())
+            }
+            Origin::Default | Origin::Environment => {
+                writeln!(text, "  change it   BACKEND_ADDRESS=127.0.0.1:3000 doorward, or write it into ./config.env")
+            }
+        };
+        text.push_str("  learn more  `doorward explain`; Ctrl-C stops\n\n");
+        text
+    }
+}

@@ -1,0 +1,101 @@
+//! How the daemon fares: one live line for `systemctl status`, all of it for
+//! `doorward status`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::control::Daemon;
+use crate::admin::protocol::{BackendStatus, ReloadStatus, Status};
+use crate::config::Origin;
+use crate::telemetry::{Rates, Snapshot, Standing, status_line};
+
+/// Two readings of the counters, about a second apart, and what lies between them.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    last: Snapshot,
+    rates: Rates,
+}
+
+impl Pulse {
+    /// The first reading.
+    pub(super) fn new(first: Snapshot) -> Pulse {
+        let rates = first.since(&first);
+        Pulse { last: first, rates }
+    }
+
+    /// Takes the next one.
+    pub(super) fn take(&mut self, now: Snapshot) {
+        self.rates = now.since(&self.last);
+        self.last = now;
+    }
+}
+
+impl Daemon {
+    /// The line in `systemctl status`. A refused reload stays in it until one is
+    /// taken: the live figures would wipe it out within a second.
+    pub(super) fn live_line(&mut self) -> String {
+        let load = self.workers.load();
+        let (mut up, mut all) = (0, 0);
+        for endpoint in self.generation.endpoints() {
+            all += 1;
+            up += usize::from(endpoint.is_up());
+        }
+        let standing = Standing { in_flight: load.in_flight, queued: load.queued, backends_up: up, backends: all };
+        let line = status_line(&self.pulse.last, &self.pulse.rates, &standing);
+        match (&self.drain, self.reload.refusal()) {
+            (Some(_), _) => format!("draining: {line}"),
+            (None, Some(reason)) => {
+                format!("reload refused: {reason}, still serving generation {}; {line}", self.generation.number)
+            }
+            (None, None) => line,
+        }
+    }
+
+    /// The answer to `doorward status`.
+    pub(super) fn status(&self) -> Status {
+        let load = self.workers.load();
+        let now = self.workers.snapshot();
+        let micros = |latency: Option<std::time::Duration>| {
+            latency.map_or(0, |latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX))
+        };
+        let phase = match (&self.drain, self.reload.running()) {
+            (Some(_), _) => "draining",
+            (None, true) => "reloading",
+            (None, false) => "serving",
+        };
+        let backends = self.generation.endpoints().map(|endpoint| {
+            let reason = endpoint.address().err().map(|reason| reason.to_string());
+            BackendStatus { address: endpoint.identity().to_string(), up: endpoint.is_up(), reason }
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            phase: phase.to_owned(),
+            generation: self.generation.number,
+            config: match &self.generation.config.origin {
+                Origin::File(path) | Origin::Line(path, _) => Some(path.to_path_buf()),
+                Origin::Default | Origin::Environment => None,
+            },
+            uptime: self.began.elapsed().as_secs(),
+            workers: self.threads,
+            listeners: self.listeners.clone(),
+            in_flight: load.in_flight,
+            queued: load.queued,
+            connections: now.connections_open,
+            requests: now.requests(),
+            requests_per_second: self.pulse.rates.requests_per_second,
+            p50_us: micros(self.pulse.rates.p50),
+            p99_us: micros(self.pulse.rates.p99),
+            backends: backends.collect(),
+            log_dropped: self.log.dropped(),
+            reload: self.reload.last().cloned(),
+        }
+    }
+}
+
+impl ReloadStatus {
+    /// A reload that ended just now.
+    pub(super) fn now(error: Option<String>) -> ReloadStatus {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        ReloadStatus { ok: error.is_none(), at, error }
+    }
+}
