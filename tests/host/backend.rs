@@ -55,25 +55,17 @@ impl Backend {
         let listener = host.in_network(|| Ok(TcpListener::bind("127.0.0.1:0")?))?;
         let port = listener.local_addr()?.port();
         let own = OwnedFd::from(listener.try_clone()?);
-        Ok(Backend::serve(own, port, move || {
-            listener.accept().map(|(stream, _)| Peer::Tcp(stream))
-        }))
+        Ok(Backend::serve(own, port, move || listener.accept().map(|(stream, _)| Peer::Tcp(stream))))
     }
 
     /// Listens on a Unix socket at `path`, as this process sees it.
     pub(crate) fn unix(path: &Path) -> Result<Backend> {
         let listener = UnixListener::bind(path)?;
         let own = OwnedFd::from(listener.try_clone()?);
-        Ok(Backend::serve(own, 0, move || {
-            listener.accept().map(|(stream, _)| Peer::Unix(stream))
-        }))
+        Ok(Backend::serve(own, 0, move || listener.accept().map(|(stream, _)| Peer::Unix(stream))))
     }
 
-    fn serve(
-        listener: OwnedFd,
-        port: u16,
-        accept: impl Fn() -> std::io::Result<Peer> + Send + 'static,
-    ) -> Backend {
+    fn serve(listener: OwnedFd, port: u16, accept: impl Fn() -> std::io::Result<Peer> + Send + 'static) -> Backend {
         let shared = Arc::new(Shared::default());
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -85,12 +77,7 @@ impl Backend {
                 }
             }
         });
-        Backend {
-            shared,
-            listener,
-            acceptor: Some(acceptor),
-            port,
-        }
+        Backend { shared, listener, acceptor: Some(acceptor), port }
     }
 
     /// Waits until `count` answers are half sent.
@@ -196,10 +183,6 @@ fn held(peer: &mut Peer, shared: &Shared) -> std::io::Result<()> {
     peer.write_all((head + first).as_bytes())?;
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     state.held += 1;
-    drop(
-        shared
-            .changed
-            .wait_timeout_while(state, HELD_LIMIT, |state| !state.released),
-    );
+    drop(shared.changed.wait_timeout_while(state, HELD_LIMIT, |state| !state.released));
     peer.write_all(second.as_bytes())
 }

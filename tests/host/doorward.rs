@@ -47,8 +47,8 @@ fn tell(suite: Suite, story: impl Fn(&Host) -> Result<()>) -> Result<()> {
 /// # Errors
 /// `DOORWARD_DEB` names no file.
 pub(crate) fn package() -> Result<PathBuf> {
-    let path = std::env::var_os("DOORWARD_DEB")
-        .context("DOORWARD_DEB must name the package to test; tests/run sets it")?;
+    let path =
+        std::env::var_os("DOORWARD_DEB").context("DOORWARD_DEB must name the package to test; tests/run sets it")?;
     let path = PathBuf::from(path);
     fs::metadata(&path).with_context(|| format!("no package at {}", path.display()))?;
     Ok(path)
@@ -141,14 +141,8 @@ pub(crate) fn main_pid(host: &Host) -> Result<u32> {
 /// The service's records, newest last, one JSON object each.
 pub(crate) fn records(host: &Host, filter: &str) -> Result<Vec<Value>> {
     host.say("journalctl --sync")?;
-    let lines = host.say(&format!(
-        "journalctl -u doorward {filter} -o json --no-pager"
-    ))?;
-    lines
-        .lines()
-        .filter(|line| line.starts_with('{'))
-        .map(|line| Ok(serde_json::from_str(line)?))
-        .collect()
+    let lines = host.say(&format!("journalctl -u doorward {filter} -o json --no-pager"))?;
+    lines.lines().filter(|line| line.starts_with('{')).map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// The service's log as an operator reads it.

@@ -43,9 +43,7 @@ fn clients_and_backends_live_in_the_network_of_the_host(host: &Host) -> Result<(
             let client = scope.spawn(|| http::get(&target, "/held"));
             backend.holds(1)?;
             backend.release();
-            client
-                .join()
-                .map_err(|_| anyhow::anyhow!("a client panicked"))?
+            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?
         })
     })?;
     ensure!(held.body == HELD.as_bytes());
@@ -58,10 +56,7 @@ fn clients_and_backends_live_in_the_network_of_the_host(host: &Host) -> Result<(
 
 fn a_command_keeps_its_input_its_outputs_and_its_exit_code(host: &Host) -> Result<()> {
     let output = host.run_with("cat; echo no >&2; exit 3", b"yes")?;
-    ensure!(
-        (output.code, output.stdout.as_str()) == (3, "yes"),
-        "{output}"
-    );
+    ensure!((output.code, output.stdout.as_str()) == (3, "yes"), "{output}");
     ensure!(output.stderr == "no", "{output}");
     ensure!(host.run("kill -9 $$")?.code == 137);
     host.put("/etc/some/file", "content\n")?;
@@ -120,10 +115,7 @@ fn a_host_whose_keeper_was_killed_is_swept() -> Result<()> {
     let mut leader = None;
     wait_for("the host's leader", SOON, || {
         let text = fs::read_to_string(&note).unwrap_or_default();
-        leader = text
-            .split(' ')
-            .next()
-            .and_then(|pid| pid.parse::<u32>().ok());
+        leader = text.split(' ').next().and_then(|pid| pid.parse::<u32>().ok());
         Ok(leader.is_some())
     })?;
     let leader = leader.unwrap_or_default();
@@ -134,7 +126,5 @@ fn a_host_whose_keeper_was_killed_is_swept() -> Result<()> {
     let sweep = Command::new(scripts.join("guest")).arg("sweep").status()?;
     ensure!(sweep.success());
     // The process table lets go a moment later than the kill returns.
-    wait_for("the host to be swept", Duration::from_secs(10), || {
-        Ok(traces(&name, leader).is_empty())
-    })
+    wait_for("the host to be swept", Duration::from_secs(10), || Ok(traces(&name, leader).is_empty()))
 }

@@ -29,9 +29,7 @@ const COMMAND_LIMIT: &str = "120";
 
 /// The scripts beside this file.
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/host")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host").join(name)
 }
 
 /// A Debian release that doorward supports.
@@ -156,13 +154,7 @@ impl Host {
             keeper.wait()?;
             bail!("{said}");
         };
-        let host = Host {
-            suite,
-            leader: leader.parse()?,
-            name,
-            keeper,
-            leash,
-        };
+        let host = Host { suite, leader: leader.parse()?, name, keeper, leash };
         wait_for("the host to run", Duration::from_secs(60), || {
             let state = host.run("systemctl is-system-running")?;
             ensure!(state.stdout != "degraded", "{}", host.evidence());
@@ -334,7 +326,5 @@ impl Drop for Host {
 /// A shell's way to put an exit status into one number.
 fn exit_code(status: std::process::ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

@@ -36,8 +36,9 @@ impl Target {
 pub(crate) enum Failure {
     /// Nobody listens.
     Refused,
-    /// The connection ended before the answer was whole.
-    Reset,
+    /// The connection ended before the answer was whole; how, and after how many
+    /// bytes of it.
+    Reset(String),
     /// Nothing came for [`PATIENCE`].
     Stalled,
     /// Something that is no HTTP answer, or no way to connect.
@@ -58,7 +59,7 @@ impl From<std::io::Error> for Failure {
             // A Unix socket's path is gone, or nobody listens on it.
             ErrorKind::ConnectionRefused | ErrorKind::NotFound => Failure::Refused,
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
-                Failure::Reset
+                Failure::Reset(error.kind().to_string())
             }
             // A blocking socket's timeout reads as EAGAIN.
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Failure::Stalled,
@@ -81,17 +82,12 @@ pub(crate) struct Answer {
 impl Answer {
     /// The first value of a field; `name` in lower case.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        self.fields
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// Whether the connection may carry another request.
     pub(crate) fn keeps(&self) -> bool {
-        !self
-            .field("connection")
-            .is_some_and(|value| value.eq_ignore_ascii_case("close"))
+        !self.field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 }
 
@@ -124,10 +120,7 @@ impl Connection {
                 Box::new(stream)
             }
         };
-        Ok(Connection {
-            stream,
-            rest: Vec::new(),
-        })
+        Ok(Connection { stream, rest: Vec::new() })
     }
 
     /// Sends a request and reads its answer.
@@ -147,9 +140,7 @@ impl Connection {
         let (status, fields, length) = loop {
             let mut slots = [httparse::EMPTY_HEADER; 100];
             let mut response = httparse::Response::new(&mut slots);
-            let parsed = response
-                .parse(&self.rest)
-                .map_err(|error| Failure::Other(format!("no HTTP: {error}")))?;
+            let parsed = response.parse(&self.rest).map_err(|error| Failure::Other(format!("no HTTP: {error}")))?;
             if let httparse::Status::Complete(length) = parsed {
                 let fields = response
                     .headers
@@ -167,21 +158,15 @@ impl Connection {
             self.more()?;
         };
         self.rest.drain(..length);
-        let mut answer = Answer {
-            status,
-            fields,
-            body: Vec::new(),
-        };
+        let mut answer = Answer { status, fields, body: Vec::new() };
         if let Some(length) = answer.field("content-length") {
-            let length = length
-                .parse()
-                .map_err(|_| Failure::Other(format!("length {length}")))?;
+            let length = length.parse().map_err(|_| Failure::Other(format!("length {length}")))?;
             answer.body = self.take(length)?;
         } else if answer.field("transfer-encoding").is_some() {
             loop {
                 let size = self.line()?;
-                let size = usize::from_str_radix(&size, 16)
-                    .map_err(|_| Failure::Other(format!("chunk size {size}")))?;
+                let size =
+                    usize::from_str_radix(&size, 16).map_err(|_| Failure::Other(format!("chunk size {size}")))?;
                 let chunk = self.take(size)?;
                 answer.body.extend(chunk);
                 self.line()?;
@@ -198,9 +183,12 @@ impl Connection {
     /// Reads once.
     fn more(&mut self) -> Result<(), Failure> {
         let mut buffer = [0; 8192];
-        let count = self.stream.read(&mut buffer)?;
+        let count = self.stream.read(&mut buffer).map_err(|error| match Failure::from(error) {
+            Failure::Reset(how) => Failure::Reset(format!("{how}, {} read", self.rest.len())),
+            other => other,
+        })?;
         if count == 0 {
-            return Err(Failure::Reset);
+            return Err(Failure::Reset(format!("end, {} read", self.rest.len())));
         }
         self.rest.extend_from_slice(&buffer[..count]);
         Ok(())

@@ -45,9 +45,7 @@ fn a_failed_request_is_found_by_its_status(host: &Host) -> Result<()> {
     configure(host, "BACKEND_ADDRESS=builtin:echo\nACCESS_LOG=on\n")?;
     host.say("systemctl reload doorward")?;
     ask(host, "/loud")?;
-    wait_for("the record of a success", SOON, || {
-        Ok(records(host, "STATUS=200 PATH=/loud")?.len() == 1)
-    })?;
+    wait_for("the record of a success", SOON, || Ok(records(host, "STATUS=200 PATH=/loud")?.len() == 1))?;
     ensure!(records(host, "PATH=/quiet")?.is_empty());
     Ok(())
 }
@@ -67,18 +65,12 @@ fn each_event_is_explained_by_the_catalog(host: &Host) -> Result<()> {
     for event in &events {
         let id = event["MESSAGE_ID"].as_str().unwrap_or_default();
         let known = host.run(&format!("journalctl --dump-catalog {id}"))?;
-        ensure!(
-            known.success() && known.stdout.contains("Subject:"),
-            "{event:#}\n{known}"
-        );
+        ensure!(known.success() && known.stdout.contains("Subject:"), "{event:#}\n{known}");
     }
     // Every id that the package explains is explained to an operator.
     let explained = host.say("journalctl -x -u doorward --no-pager")?;
     ensure!(explained.contains("░░ Subject:"), "{explained}");
-    ensure!(
-        explained.contains("░░ Documentation: man:doorward(8)"),
-        "{explained}"
-    );
+    ensure!(explained.contains("░░ Documentation: man:doorward(8)"), "{explained}");
     Ok(())
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Tally {
     pub(crate) reset: u64,
     /// Requests that got nothing for 20 s.
     pub(crate) stalled: u64,
+    /// How each client's first loss came about.
+    pub(crate) first: Vec<String>,
     /// Anything else, as text; at most one for each client.
     pub(crate) other: Vec<String>,
     /// The longest that a request took: for the report, not for judgement.
@@ -55,6 +57,7 @@ impl Tally {
         self.refused += other.refused;
         self.reset += other.reset;
         self.stalled += other.stalled;
+        self.first.extend(other.first);
         self.other.extend(other.other);
         self.slowest = self.slowest.max(other.slowest);
     }
@@ -67,10 +70,13 @@ impl Display for Tally {
             "{} answered, {} with 5xx, {} refused, {} reset, {} stalled, slowest {:?}",
             self.answered, self.failed, self.refused, self.reset, self.stalled, self.slowest
         )?;
-        if self.other.is_empty() {
-            return Ok(());
+        if !self.first.is_empty() {
+            write!(f, "; first losses {:?}", self.first)?;
         }
-        write!(f, ", besides {:?}", self.other)
+        if !self.other.is_empty() {
+            write!(f, ", besides {:?}", self.other)?;
+        }
+        Ok(())
     }
 }
 
@@ -109,9 +115,7 @@ impl Load {
     /// Fewer than 200 new answers within 30 s.
     pub(crate) fn goes_on(&self) -> Result<()> {
         let before = self.shared.answered.load(Ordering::Relaxed);
-        wait_for("200 more answers", SOON, || {
-            Ok(self.shared.answered.load(Ordering::Relaxed) >= before + 200)
-        })
+        wait_for("200 more answers", SOON, || Ok(self.shared.answered.load(Ordering::Relaxed) >= before + 200))
     }
 
     /// Lets each client finish its request, and adds up what they counted.
@@ -143,6 +147,7 @@ fn client(shared: &Shared, target: &Target, keeps: bool) -> Tally {
             break;
         }
         let begin = Instant::now();
+        let reused = kept.is_some();
         let result = match kept.take() {
             Some(connection) => Ok(connection),
             None => Connection::open(target),
@@ -155,6 +160,14 @@ fn client(shared: &Shared, target: &Target, keeps: bool) -> Tally {
             Ok(answer)
         });
         tally.slowest = tally.slowest.max(begin.elapsed());
+        if let Err(failure) = &result {
+            if tally.first.is_empty() {
+                let which = if reused { "kept" } else { "new" };
+                let after = begin.elapsed();
+                let text = format!("{failure:?} on a {which} connection after {after:?}");
+                tally.first.push(text);
+            }
+        }
         match result {
             Ok(answer) if answer.status < 500 => {
                 tally.answered += 1;
@@ -162,7 +175,7 @@ fn client(shared: &Shared, target: &Target, keeps: bool) -> Tally {
             }
             Ok(_) => tally.failed += 1,
             Err(Failure::Refused) => tally.refused += 1,
-            Err(Failure::Reset) => tally.reset += 1,
+            Err(Failure::Reset(_)) => tally.reset += 1,
             Err(Failure::Stalled) => tally.stalled += 1,
             Err(Failure::Other(text)) => {
                 tally.other.push(text);

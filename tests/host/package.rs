@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::backend::{Backend, HELD};
 use crate::doorward::{
-    PACKAGE, all_are, answer_of, apt_install, ask, ask_at, ask_slowly, configure, copy_package,
-    drop_in, front, main_pid, next_version, restart_with, show,
+    PACKAGE, all_are, answer_of, apt_install, ask, ask_at, ask_slowly, configure, copy_package, drop_in, front,
+    main_pid, next_version, restart_with, show,
 };
 use crate::host::Host;
 use crate::http::{Connection, Failure, Target};
@@ -34,8 +34,7 @@ mod bare {
     );
     use super::{
         a_policy_that_forbids_starts_is_obeyed, a_taken_port_does_not_fail_the_installation,
-        an_installation_in_a_chroot_starts_nothing,
-        masked_units_are_not_started_by_an_installation,
+        an_installation_in_a_chroot_starts_nothing, masked_units_are_not_started_by_an_installation,
     };
 }
 
@@ -55,10 +54,7 @@ fn socket_identity(host: &Host) -> Result<String> {
 
 fn an_upgrade_under_load_loses_nothing_and_restarts_no_socket(host: &Host) -> Result<()> {
     let backend = Backend::tcp(host)?;
-    restart_with(
-        host,
-        &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port),
-    )?;
+    restart_with(host, &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port))?;
     let next = next_version(host)?;
     let (pid, socket) = (main_pid(host)?, socket_identity(host)?);
     let slow = ask_slowly(host, "/held")?;
@@ -78,10 +74,7 @@ fn an_upgrade_under_load_loses_nothing_and_restarts_no_socket(host: &Host) -> Re
     load.goes_on()?;
 
     // The new files are at work, and systemd has read the new units.
-    ensure!(
-        host.say("dpkg-query -Wf '${Version}' doorward")?
-            .ends_with("+next")
-    );
+    ensure!(host.say("dpkg-query -Wf '${Version}' doorward")?.ends_with("+next"));
     let new = main_pid(host)?;
     ensure!(new != pid, "the old process still serves");
     let exe = host.say(&format!("readlink /proc/{new}/exe"))?;
@@ -100,10 +93,7 @@ fn an_upgrade_under_load_loses_nothing_and_restarts_no_socket(host: &Host) -> Re
 }
 
 fn an_upgrade_and_a_removal_reach_instances_too(host: &Host) -> Result<()> {
-    host.put(
-        "/etc/doorward/blue/config.env",
-        "BACKEND_ADDRESS=builtin:echo\n",
-    )?;
+    host.put("/etc/doorward/blue/config.env", "BACKEND_ADDRESS=builtin:echo\n")?;
     host.say("systemctl enable --now doorward@blue.socket doorward@blue.service")?;
     let blue = Target::Unix(host.path("/run/doorward-blue/http.sock"));
     ensure!(ask_at(host, &blue, "/")?.status == 200);
@@ -114,22 +104,13 @@ fn an_upgrade_and_a_removal_reach_instances_too(host: &Host) -> Result<()> {
     let tally = load.stop();
     println!("upgrade of an instance: {tally}");
     tally.lost_nothing()?;
-    ensure!(
-        show(host, "doorward@blue.service", "MainPID")? != pid,
-        "the old process serves"
-    );
+    ensure!(show(host, "doorward@blue.service", "MainPID")? != pid, "the old process serves");
 
     host.say("apt-get purge -y doorward")?;
     let left = host.say("systemctl list-units --all --plain --no-legend 'doorward*'")?;
     ensure!(left.is_empty(), "{left}");
-    ensure!(
-        !host.run("pgrep -x doorward")?.success(),
-        "a process is left"
-    );
-    ensure!(
-        !host.run("ls /run | grep doorward")?.success(),
-        "/run has traces"
-    );
+    ensure!(!host.run("pgrep -x doorward")?.success(), "a process is left");
+    ensure!(!host.run("ls /run | grep doorward")?.success(), "/run has traces");
     Ok(())
 }
 
@@ -153,10 +134,7 @@ fn a_removal_keeps_the_configuration_and_a_purge_only_the_locked_user(host: &Hos
 
     apt_install(host, PACKAGE)?;
     configure(host, "BACKEND_ADDRESS=builtin:echo\nMAX_RETRIES=1\n")?;
-    host.put(
-        "/etc/doorward/routes.d/10-own.env",
-        "MATCH_HOST=own.example\n",
-    )?;
+    host.put("/etc/doorward/routes.d/10-own.env", "MATCH_HOST=own.example\n")?;
     host.put("/etc/doorward/blue/config.env", "MAX_RETRIES=1\n")?;
     host.say("systemctl enable --now doorward@blue.socket")?;
     drop_in(host, "doorward.service", "[Service]\nNice=1\n")?;
@@ -164,31 +142,19 @@ fn a_removal_keeps_the_configuration_and_a_purge_only_the_locked_user(host: &Hos
 
     host.say("apt-get remove -y doorward")?;
     refused(host, &front())?;
-    ensure!(
-        !host.run("pgrep -x doorward")?.success(),
-        "a process is left"
-    );
-    ensure!(
-        host.say("cat /etc/doorward/config.env")?
-            .contains("MAX_RETRIES=1")
-    );
+    ensure!(!host.run("pgrep -x doorward")?.success(), "a process is left");
+    ensure!(host.say("cat /etc/doorward/config.env")?.contains("MAX_RETRIES=1"));
     let left = host.say("systemctl list-units --plain --no-legend 'doorward*'")?;
     ensure!(left.is_empty(), "{left}");
     apt_install(host, PACKAGE)?;
     ensure!(ask(host, "/back")?.status == 200);
-    ensure!(
-        host.say("cat /etc/doorward/config.env")?
-            .contains("MAX_RETRIES=1")
-    );
+    ensure!(host.say("cat /etc/doorward/config.env")?.contains("MAX_RETRIES=1"));
 
     host.say("apt-get purge -y doorward")?;
     refused(host, &front())?;
     let after = files(host)?;
     for line in after.lines() {
-        ensure!(
-            clean.lines().any(|known| known == line),
-            "purge left {line}"
-        );
+        ensure!(clean.lines().any(|known| known == line), "purge left {line}");
     }
     let dpkg = host.say("dpkg-query -Wf '${Package}\\n' | grep -c doorward; true")?;
     ensure!(dpkg == "0", "{dpkg}");
@@ -223,11 +189,7 @@ fn units_that_the_admin_disabled_or_masked_stay_so(host: &Host) -> Result<()> {
 
 fn a_changed_conffile_and_its_mode_survive_an_upgrade(host: &Host) -> Result<()> {
     let stat = "stat -c %U:%G:%a /etc/doorward/config.env";
-    ensure!(
-        host.say(stat)? == "root:doorward:640",
-        "{}",
-        host.say(stat)?
-    );
+    ensure!(host.say(stat)? == "root:doorward:640", "{}", host.say(stat)?);
     let shipped = host.say("cat /etc/doorward/config.env")?;
     ensure!(shipped.contains("BACKEND_ADDRESS"), "{shipped}");
     ensure!(host.say("dpkg --verify doorward")?.is_empty());
@@ -237,10 +199,7 @@ fn a_changed_conffile_and_its_mode_survive_an_upgrade(host: &Host) -> Result<()>
     host.say("dpkg-statoverride --update --add root adm 0644 /etc/doorward/config.env")?;
     let next = next_version(host)?;
     apt_install(host, next)?;
-    ensure!(
-        host.say("cat /etc/doorward/config.env")?
-            .ends_with("# mine")
-    );
+    ensure!(host.say("cat /etc/doorward/config.env")?.ends_with("# mine"));
     ensure!(host.say(stat)? == "root:adm:644", "{}", host.say(stat)?);
 
     // A conffile that changed in the package too, and an admin who keeps his own.
@@ -250,10 +209,7 @@ fn a_changed_conffile_and_its_mode_survive_an_upgrade(host: &Host) -> Result<()>
         dpkg-deb -Znone -b /root/next /root/next2.deb
         apt-get install -y -o Dpkg::Options::=--force-confold /root/next2.deb",
     )?;
-    ensure!(
-        host.say("cat /etc/doorward/config.env")?
-            .ends_with("# mine")
-    );
+    ensure!(host.say("cat /etc/doorward/config.env")?.ends_with("# mine"));
     ensure!(host.say(stat)? == "root:adm:644", "{}", host.say(stat)?);
     ensure!(ask(host, "/")?.status == 200);
     Ok(())
@@ -266,10 +222,7 @@ fn a_package_that_ships_a_route_has_it_served(host: &Host) -> Result<()> {
         "Package: some-route\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\n\
          Description: a route\n",
     )?;
-    let route = format!(
-        "MATCH_PATH=/shipped\nBACKEND_ADDRESS=127.0.0.1:{}\n",
-        backend.port
-    );
+    let route = format!("MATCH_PATH=/shipped\nBACKEND_ADDRESS=127.0.0.1:{}\n", backend.port);
     host.put("/root/route/etc/doorward/routes.d/50-some.env", route)?;
     host.say("chmod 755 /root/route/DEBIAN && dpkg-deb -b /root/route /root/route.deb")?;
     let pid = main_pid(host)?;
@@ -315,10 +268,7 @@ fn a_taken_port_does_not_fail_the_installation(host: &Host) -> Result<()> {
     copy_package(host)?;
     let install = host.run(&format!("apt-get install -y {PACKAGE}"))?.ok()?;
     let said = format!("{}\n{}", install.stdout, install.stderr);
-    ensure!(
-        said.contains("127.0.0.1:8080"),
-        "it should say what is taken: {install}"
-    );
+    ensure!(said.contains("127.0.0.1:8080"), "it should say what is taken: {install}");
     let state = host.run("systemctl is-active doorward.socket")?.stdout;
     ensure!(state == "failed", "{state}");
     ensure!(host.say("dpkg-query -Wf '${Status}' doorward")? == "install ok installed");
@@ -341,10 +291,7 @@ fn an_installation_in_a_chroot_starts_nothing(host: &Host) -> Result<()> {
     ))?;
     ensure!(!host.run("test -e /chroot/run/systemd/system")?.success());
     host.say(&format!("chroot /chroot apt-get install -y {PACKAGE}"))?;
-    ensure!(
-        !host.run("pgrep -x doorward")?.success(),
-        "a daemon was started"
-    );
+    ensure!(!host.run("pgrep -x doorward")?.success(), "a daemon was started");
     refused(host, &front())?;
     let links = host.say("find /chroot/etc/systemd/system -name 'doorward*' | sort")?;
     ensure!(
@@ -355,9 +302,7 @@ fn an_installation_in_a_chroot_starts_nothing(host: &Host) -> Result<()> {
     let stat = host.say("chroot /chroot stat -c %U:%G:%a /etc/doorward/config.env")?;
     ensure!(stat == "root:doorward:640", "{stat}");
     host.say("chroot /chroot doorward check")?;
-    host.say(&format!(
-        "chroot /chroot apt-get install --reinstall -y {PACKAGE}"
-    ))?;
+    host.say(&format!("chroot /chroot apt-get install --reinstall -y {PACKAGE}"))?;
     host.say("chroot /chroot apt-get purge -y doorward")?;
     let left = host.say("find /chroot/etc /chroot/usr /chroot/run -name '*doorward*'")?;
     ensure!(left.is_empty(), "{left}");

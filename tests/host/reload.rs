@@ -3,9 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::backend::{Backend, HELD};
-use crate::doorward::{
-    answer_of, ask, ask_slowly, configure, front, log, main_pid, restart_with, show, shows,
-};
+use crate::doorward::{answer_of, ask, ask_slowly, configure, front, log, main_pid, restart_with, show, shows};
 use crate::host::Host;
 use crate::load::Load;
 use crate::wait::{SOON, wait_for};
@@ -21,41 +19,24 @@ fn a_reload_serves_the_new_configuration_when_the_command_returns(host: &Host) -
     let pid = main_pid(host)?;
     // Again and again: an early return would be a race.
     for turn in 0..10 {
-        configure(
-            host,
-            &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port),
-        )?;
+        configure(host, &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port))?;
         host.say("systemctl reload doorward")?;
         let body = ask(host, "/turn")?.body;
-        ensure!(
-            body == b"backend saw /turn\n",
-            "turn {turn}: still the old backend"
-        );
+        ensure!(body == b"backend saw /turn\n", "turn {turn}: still the old backend");
         configure(host, "BACKEND_ADDRESS=builtin:echo\n")?;
         host.say("systemctl reload doorward")?;
         let body = ask(host, "/turn")?.body;
-        ensure!(
-            !body.starts_with(b"backend saw"),
-            "turn {turn}: still the old backend"
-        );
+        ensure!(!body.starts_with(b"backend saw"), "turn {turn}: still the old backend");
     }
-    ensure!(
-        main_pid(host)? == pid,
-        "a reload must not restart the daemon"
-    );
+    ensure!(main_pid(host)? == pid, "a reload must not restart the daemon");
     // The daemon's own command does the same, and says what serves.
-    configure(
-        host,
-        &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port),
-    )?;
+    configure(host, &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port))?;
     host.say("doorward reload")?;
     ensure!(ask(host, "/own")?.body == b"backend saw /own\n");
     // So does the bare signal, without an answer.
     configure(host, "BACKEND_ADDRESS=builtin:echo\n")?;
     host.say("systemctl kill -s HUP --kill-whom=main doorward")?;
-    wait_for("the signal to reload", SOON, || {
-        Ok(!ask(host, "/signal")?.body.starts_with(b"backend saw"))
-    })
+    wait_for("the signal to reload", SOON, || Ok(!ask(host, "/signal")?.body.starts_with(b"backend saw")))
 }
 
 fn a_refused_reload_fails_says_why_and_keeps_the_old_configuration(host: &Host) -> Result<()> {
@@ -67,11 +48,7 @@ fn a_refused_reload_fails_says_why_and_keeps_the_old_configuration(host: &Host) 
     configure(host, "BACKEND_ADDRESS=builtin:echo\nCONECT_TIMEOUT=3s\n")?;
     let reload = host.run("systemctl reload doorward")?.failed()?;
     ensure!(reload.stderr.contains("doorward.service"), "{reload}");
-    for problem in [
-        "/etc/doorward/config.env:2",
-        "CONECT_TIMEOUT",
-        "CONNECT_TIMEOUT",
-    ] {
+    for problem in ["/etc/doorward/config.env:2", "CONECT_TIMEOUT", "CONNECT_TIMEOUT"] {
         let log = log(host)?;
         ensure!(log.contains(problem), "no {problem} in:\n{log}");
     }

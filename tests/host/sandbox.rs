@@ -27,24 +27,14 @@ fn exposure(host: &Host, unit: &str) -> Result<u32> {
 }
 
 fn systemd_finds_no_fault_with_the_units(host: &Host) -> Result<()> {
-    host.put(
-        "/etc/doorward/blue/config.env",
-        "BACKEND_ADDRESS=builtin:echo\n",
-    )?;
+    host.put("/etc/doorward/blue/config.env", "BACKEND_ADDRESS=builtin:echo\n")?;
     let units = "doorward.service doorward.socket doorward-admin.socket \
                  doorward@blue.service doorward@blue.socket doorward-admin@blue.socket";
-    let verify = host
-        .run(&format!("systemd-analyze verify --man=no {units}"))?
-        .ok()?;
-    let complaints: Vec<&str> = verify
-        .stderr
-        .lines()
-        .chain(verify.stdout.lines())
-        .filter(|line| line.contains("doorward"))
-        .collect();
+    let verify = host.run(&format!("systemd-analyze verify --man=no {units}"))?.ok()?;
+    let complaints: Vec<&str> =
+        verify.stderr.lines().chain(verify.stdout.lines()).filter(|line| line.contains("doorward")).collect();
     ensure!(complaints.is_empty(), "{complaints:#?}");
-    let shipped =
-        host.say("dpkg -L doorward | grep -c '^/usr/lib/systemd/system/\\|^/lib/systemd/system/'")?;
+    let shipped = host.say("dpkg -L doorward | grep -c '^/usr/lib/systemd/system/\\|^/lib/systemd/system/'")?;
     ensure!(shipped.parse::<u32>()? >= 6, "{shipped} unit files");
     for unit in ["doorward.service", "doorward@blue.service"] {
         let tenths = exposure(host, unit)?;
@@ -68,14 +58,9 @@ fn the_sandbox_without_a_network_serves_unix_backends(host: &Host) -> Result<()>
 
     let pid = main_pid(host)?;
     let own = host.say(&format!("readlink /proc/{pid}/ns/net"))?;
-    ensure!(
-        own != host.say("readlink /proc/1/ns/net")?,
-        "it has the host's network"
-    );
+    ensure!(own != host.say("readlink /proc/1/ns/net")?, "it has the host's network");
     ensure!(ask(host, "/in-a-box")?.body == b"backend saw /in-a-box\n");
-    wait_for("the record", SOON, || {
-        Ok(records(host, "STATUS=200 PATH=/in-a-box")?.len() == 1)
-    })?;
+    wait_for("the record", SOON, || Ok(records(host, "STATUS=200 PATH=/in-a-box")?.len() == 1))?;
     host.say("doorward status")?;
 
     // All that life with systemd asks: reload good and bad, restart under load, drain.

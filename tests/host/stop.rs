@@ -21,10 +21,7 @@ crate::stories!(install:
 /// A backend, and the daemon in front of it.
 fn with_backend(host: &Host) -> Result<Backend> {
     let backend = Backend::tcp(host)?;
-    restart_with(
-        host,
-        &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port),
-    )?;
+    restart_with(host, &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port))?;
     Ok(backend)
 }
 
@@ -70,11 +67,7 @@ fn stopping_the_service_lets_clients_wait_and_answers_all(host: &Host) -> Result
 fn stopping_the_socket_closes_the_door_after_the_last_answer(host: &Host) -> Result<()> {
     let backend = with_backend(host)?;
     stop_with_a_slow_answer(host, &backend, "systemctl stop doorward.socket")?;
-    let units = [
-        "doorward.socket",
-        "doorward.service",
-        "doorward-admin.socket",
-    ];
+    let units = ["doorward.socket", "doorward.service", "doorward-admin.socket"];
     all_are(host, &units, "inactive")?;
     let knock = || host.in_network(|| Ok(Connection::open(&front()).err()));
     ensure!(knock()? == Some(Failure::Refused));

@@ -12,11 +12,7 @@ const TURN: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// The condition's own error at once, or, after `limit`, that `what` never came.
-pub(crate) fn wait_for(
-    what: &str,
-    limit: Duration,
-    mut condition: impl FnMut() -> Result<bool>,
-) -> Result<()> {
+pub(crate) fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
         if condition()? {
