@@ -140,6 +140,12 @@ impl Gate {
         self.queued.load(Ordering::Relaxed)
     }
 
+    /// Requests that may wait.
+    #[must_use]
+    pub fn queue_limit(&self) -> usize {
+        self.queue_limit.load(Ordering::Relaxed)
+    }
+
     /// Permits in all.
     #[must_use]
     pub fn permits(&self) -> u64 {

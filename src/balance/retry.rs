@@ -17,16 +17,22 @@
 
 use std::time::Duration;
 
+/// How an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failed {
+    /// How far it got.
+    pub progress: Progress,
+    /// Its connection had served another request before.
+    pub reused: bool,
+}
+
 /// How far an attempt got before it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// No byte of the request was written.
     Unsent,
     /// Bytes were written; nothing came back.
-    Sent {
-        /// The connection had served another request before.
-        reused: bool,
-    },
+    Sent,
     /// The response had begun.
     Answered,
 }
@@ -69,16 +75,16 @@ impl Retry {
     }
 
     /// What to do after a failure; `jitter` is a random number from 0 to 1.
-    pub fn next(&mut self, progress: Progress, allowance: Allowance, jitter: f64) -> Step {
-        let again = match progress {
+    pub fn next(&mut self, failed: Failed, allowance: Allowance, jitter: f64) -> Step {
+        let again = match failed.progress {
             Progress::Unsent => true,
-            Progress::Sent { .. } => allowance.idempotent && allowance.replayable,
+            Progress::Sent => allowance.idempotent && allowance.replayable,
             Progress::Answered => false,
         };
         if !again {
             return Step::Answer;
         }
-        if progress == (Progress::Sent { reused: true }) && !self.replaced {
+        if failed.reused && !self.replaced {
             self.replaced = true;
             return Step::Replace;
         }
@@ -101,12 +107,16 @@ impl Retry {
 
 #[cfg(test)]
 mod tests {
-    use super::{Allowance, Progress, Retry, Step};
+    use super::{Allowance, Failed, Progress, Retry, Step};
     use std::time::Duration;
 
     const GET: Allowance = Allowance { idempotent: true, replayable: true };
     const POST: Allowance = Allowance { idempotent: false, replayable: true };
     const LONG_PUT: Allowance = Allowance { idempotent: true, replayable: false };
+
+    fn fresh(progress: Progress) -> Failed {
+        Failed { progress, reused: false }
+    }
 
     fn retry() -> Retry {
         Retry::new(3, Duration::from_millis(25), Duration::from_millis(80))
@@ -114,19 +124,18 @@ mod tests {
 
     #[test]
     fn the_rule_of_rfc_9110_holds_for_every_case() {
-        let fresh = Progress::Sent { reused: false };
         let cases = [
             (Progress::Unsent, GET, true),
             (Progress::Unsent, POST, true),
             (Progress::Unsent, LONG_PUT, true),
-            (fresh, GET, true),
-            (fresh, POST, false),
-            (fresh, LONG_PUT, false),
+            (Progress::Sent, GET, true),
+            (Progress::Sent, POST, false),
+            (Progress::Sent, LONG_PUT, false),
             (Progress::Answered, GET, false),
             (Progress::Answered, POST, false),
         ];
         for (progress, allowance, again) in cases {
-            let step = retry().next(progress, allowance, 1.0);
+            let step = retry().next(fresh(progress), allowance, 1.0);
             assert_eq!(matches!(step, Step::Wait(_)), again, "{progress:?} {allowance:?} gave {step:?}");
         }
     }
@@ -134,7 +143,7 @@ mod tests {
     #[test]
     fn backoff_doubles_up_to_its_cap_and_ends_after_the_last_retry() {
         let mut retry = retry();
-        let waits: Vec<_> = (0..4).map(|_| retry.next(Progress::Unsent, GET, 1.0)).collect();
+        let waits: Vec<_> = (0..4).map(|_| retry.next(fresh(Progress::Unsent), GET, 1.0)).collect();
         let ms = |n| Step::Wait(Duration::from_millis(n));
         assert_eq!(waits, [ms(25), ms(50), ms(80), Step::Answer]);
         assert_eq!(retry.spent(), 3);
@@ -142,13 +151,13 @@ mod tests {
 
     #[test]
     fn jitter_takes_any_part_of_the_backoff() {
-        assert_eq!(retry().next(Progress::Unsent, GET, 0.0), Step::Wait(Duration::ZERO));
-        assert_eq!(retry().next(Progress::Unsent, GET, 0.5), Step::Wait(Duration::from_micros(12_500)));
+        assert_eq!(retry().next(fresh(Progress::Unsent), GET, 0.0), Step::Wait(Duration::ZERO));
+        assert_eq!(retry().next(fresh(Progress::Unsent), GET, 0.5), Step::Wait(Duration::from_micros(12_500)));
     }
 
     #[test]
     fn a_dead_reused_connection_is_replaced_once_without_spending_a_retry() {
-        let stale = Progress::Sent { reused: true };
+        let stale = Failed { progress: Progress::Sent, reused: true };
         let mut retry = Retry::new(0, Duration::from_millis(25), Duration::from_secs(1));
         assert_eq!(retry.next(stale, GET, 1.0), Step::Replace);
         assert_eq!(retry.next(stale, GET, 1.0), Step::Answer);
@@ -157,6 +166,8 @@ mod tests {
 
     #[test]
     fn a_post_on_a_dead_reused_connection_is_not_sent_twice() {
-        assert_eq!(retry().next(Progress::Sent { reused: true }, POST, 1.0), Step::Answer);
+        let stale = |progress| Failed { progress, reused: true };
+        assert_eq!(retry().next(stale(Progress::Sent), POST, 1.0), Step::Answer);
+        assert_eq!(retry().next(stale(Progress::Unsent), POST, 1.0), Step::Replace);
     }
 }

@@ -56,7 +56,7 @@ fn meaning(config: &Config) -> String {
     if !config.settings.is_empty() {
         parts.push(format!("\nsettings\n{}", settings("  ", &config.settings)));
     }
-    parts.push(format!("\nroutes, the most specific one first to count\n{}", routes(config)));
+    parts.push(format!("\nroutes; of those that match, the most specific one counts\n{}", routes(config)));
     parts.join("\n")
 }
 

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::CommandFactory;
 
 use super::{Cli, Shell, docs, man, say};
+use crate::config::KEYS;
 
 /// Prints the completions of a shell.
 ///
@@ -25,8 +26,28 @@ fn script(shell: Shell) -> Vec<u8> {
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut script = Vec::new();
-    clap_complete::generate(generator, &mut Cli::command(), "doorward", &mut script);
+    clap_complete::generate(generator, &mut visible(), "doorward", &mut script);
+    if shell == Shell::Fish {
+        // clap_complete leaves the values of positional arguments out for this shell.
+        let keys: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+        let line = format!(
+            "complete -c doorward -n \"__fish_doorward_using_subcommand explain\" -f -a \"{}\"\n",
+            keys.join(" ")
+        );
+        script.extend_from_slice(line.as_bytes());
+    }
     script
+}
+
+/// The command line without what is hidden; completions would offer that too.
+fn visible() -> clap::Command {
+    let whole = Cli::command();
+    let commands: Vec<clap::Command> =
+        whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
+    clap::Command::new("doorward")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments().cloned())
+        .subcommands(commands)
 }
 
 /// Writes the generated files into `dir`.

@@ -19,11 +19,29 @@ pub(super) fn doorward() -> anyhow::Result<String> {
     let mut out = Vec::new();
     man.render_title(&mut out)?;
     man.render_name_section(&mut out)?;
-    man.render_synopsis_section(&mut out)?;
-    man.render_description_section(&mut out)?;
+    beginning(&command).to_writer(&mut out)?;
     man.render_options_section(&mut out)?;
     rest(&command).to_writer(&mut out)?;
     String::from_utf8(out).context("the page is not UTF-8")
+}
+
+/// The synopsis, which clap_mangen gives without values, and the description.
+fn beginning(command: &clap::Command) -> Roff {
+    let mut page = Roff::new();
+    page.control("SH", ["SYNOPSIS"]);
+    page.text(vec![
+        bold("doorward"),
+        roman(" ["),
+        bold("--config"),
+        roman(" "),
+        italic("PATH"),
+        roman("] ["),
+        italic("COMMAND"),
+        roman("]"),
+    ]);
+    page.control("SH", ["DESCRIPTION"]);
+    page.text(inline(&command.get_long_about().map(ToString::to_string).unwrap_or_default()));
+    page
 }
 
 fn rest(command: &clap::Command) -> Roff {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::load::{Config, RouteConfig};
 use super::problems::{Origin, Problem, Problems, Setting};
+use super::values::in_words;
 use super::words::Mode;
 use super::{Auto, HostPattern, PathPattern, Target};
 
@@ -73,8 +74,8 @@ fn backoff(config: &Config, route: &RouteConfig, problems: &mut Problems) {
     problems.push(setting.problem(
         format!(
             "the first wait ({}) is longer than the longest one ({})",
-            humantime::format_duration(route.settings.retry_backoff),
-            humantime::format_duration(route.settings.retry_backoff_max)
+            in_words(route.settings.retry_backoff),
+            in_words(route.settings.retry_backoff_max)
         ),
         None,
     ));

@@ -144,7 +144,21 @@ impl Form for Span {
     }
 
     fn describe(&self) -> String {
-        format!("a duration from {} to {}", humantime::format_duration(self.min), humantime::format_duration(self.max))
+        format!("a duration from {} to {}", in_words(self.min), in_words(self.max))
+    }
+}
+
+/// A duration as one would write it: `24h`, `7d`, `250ms`.
+pub(super) fn in_words(span: Duration) -> String {
+    let hours = span.as_secs() / 3600;
+    if span.is_zero() {
+        "0".to_owned()
+    } else if span != Duration::from_secs(hours * 3600) {
+        humantime::format_duration(span).to_string()
+    } else if hours > 24 && hours % 24 == 0 {
+        format!("{}d", hours / 24)
+    } else {
+        format!("{hours}h")
     }
 }
 
@@ -291,7 +305,7 @@ mod tests {
         }
         for text in ["", "0", "off", "-1", "5x", "s", "1..5", ".", "25h", "1e3", "0.1ms", "9".repeat(30).as_str()] {
             let wrong = SPAN.parse(text).unwrap_err();
-            assert_eq!(wrong.message, format!("expected a duration from 1ms to 1day, found `{text}`"));
+            assert_eq!(wrong.message, format!("expected a duration from 1ms to 24h, found `{text}`"));
         }
     }
 

@@ -181,7 +181,7 @@ impl Daemon {
                 info!("every worker turns over again");
                 notifier.watchdog();
             }
-            Verdict::Wait => {}
+            Verdict::Wait => debug!(worker = list(&stuck), "waiting for a worker to turn over"),
             Verdict::Stuck => {
                 error!(message_id = events::WORKER_STUCK, worker = list(&stuck), "a worker does not turn over");
             }

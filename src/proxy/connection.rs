@@ -39,6 +39,8 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
         // From here to the answer: in its own allocation.
         match Box::pin(request(&worker, &source, &mut client, &timer)).await {
             After::GoOn if client.can_go_on() && !worker.is_draining() => first = false,
+            // Nothing more was sent to us: closing resets nothing.
+            After::GoOn if !client.wire().has_input() && !client.wire().io().stirred() => return,
             After::GoOn | After::Linger => return linger(&mut client, &timer).await,
             After::Close => return,
         }
@@ -91,7 +93,7 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
 
 /// Answers what never became a request, and records it.
 async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Reason, timer: &Timer) -> After {
-    worker.counters().ended(reason.status(), 0, Some(reason));
+    worker.counters().rejected(reason);
     let generation = worker.generation();
     let logged = generation.routes().last().map(|route| route.settings.access_log);
     if logged != Some(AccessLog::Off) {
@@ -146,4 +148,35 @@ async fn linger(client: &mut Http1, timer: &Timer) {
             }),
         )
         .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Source, Worker, request, serve};
+    use crate::config::Config;
+    use crate::proxy::http1::Http1;
+    use crate::state::Generation;
+    use crate::telemetry::{Peer, Text};
+    use crate::transport::stream::Stream;
+    use std::collections::BTreeMap;
+    use std::rc::Rc;
+    use tokio::net::UnixStream;
+
+    /// What an idle connection and a request under way take on the heap decides how many
+    /// of each a host can hold.
+    #[tokio::test]
+    async fn an_idle_connection_is_small_and_a_request_is_bounded() {
+        let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
+        let worker = Worker::alone(Generation::build(1, config, None));
+        let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into() };
+        let (one, two) = UnixStream::pair().unwrap();
+
+        let mut client = Http1::new(Stream::Unix(one));
+        let timer = worker.clock().timer();
+        let busy = request(&worker, &source, &mut client, &timer);
+        let busy = std::mem::size_of_val(&busy);
+        let idle = std::mem::size_of_val(&serve(Rc::clone(&worker), Stream::Unix(two), source.clone()));
+        assert!(idle <= 768, "an idle connection takes {idle} bytes");
+        assert!(busy <= 4096, "a request under way takes {busy} bytes");
+    }
 }

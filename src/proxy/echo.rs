@@ -41,6 +41,8 @@ struct Page {
     method: String,
     target: String,
     version: &'static str,
+    /// In the order they came; one line each reads better than pairs.
+    #[serde(serialize_with = "lines")]
     headers: Vec<(String, String)>,
     body_bytes: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -122,6 +124,10 @@ async fn body(socket: &mut UnixStream, input: &mut Vec<u8>, framing: Framing, pa
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
+}
+
+fn lines<S: serde::Serializer>(headers: &[(String, String)], out: S) -> Result<S::Ok, S::Error> {
+    out.collect_seq(headers.iter().map(|(name, value)| format!("{name}: {value}")))
 }
 
 impl Page {

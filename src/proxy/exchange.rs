@@ -16,7 +16,7 @@ use super::client::Client;
 use super::head::{RequestHead, ResponseHead};
 use super::relay::{End, Fault, Relay, Turn};
 use super::upstream::Upstream;
-use crate::balance::retry::Progress;
+use crate::balance::retry::{Failed, Progress};
 use crate::config::RouteSettings;
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
@@ -35,8 +35,8 @@ pub enum Finish {
 pub struct Failure {
     /// The stable reason.
     pub reason: Reason,
-    /// How far it got.
-    pub progress: Progress,
+    /// How far it got, and on what connection.
+    pub failed: Failed,
 }
 
 /// One attempt.
@@ -125,7 +125,10 @@ impl<'a, C: Client> Exchange<'a, C> {
         })
         .await;
         self.timer.set(None);
-        outcome.map_err(|reason| Failure { reason, progress: self.progress() })
+        outcome.map_err(|reason| Failure {
+            reason,
+            failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() },
+        })
     }
 
     /// Bytes of the request's body that were passed on.
@@ -146,14 +149,17 @@ impl<'a, C: Client> Exchange<'a, C> {
             }
         }
         while !self.answered {
-            match self.upstream.poll_response(cx, self.head.method) {
-                Poll::Ready(Ok(head)) if head.is_interim() => {
-                    self.client.inform(&head);
-                    // What does not go out at once goes out before the final head.
-                    if let Poll::Ready(Err(_)) = self.client.poll_flush(cx) {
-                        return Poll::Ready(Err(Reason::ClientLeft));
-                    }
+            // Interim responses go out before more of them are read.
+            match self.client.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientLeft)),
+                Poll::Pending => {
+                    self.wait(Wait::Reader);
+                    return Poll::Pending;
                 }
+            }
+            match self.upstream.poll_response(cx, self.head.method) {
+                Poll::Ready(Ok(head)) if head.is_interim() => self.client.inform(&head),
                 Poll::Ready(Ok(head)) if head.status == 101 => {
                     let offered = self.head.upgrade.is_some();
                     return Poll::Ready(if offered { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
@@ -219,7 +225,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         if self.answered || self.upstream.has_answered() {
             Progress::Answered
         } else if self.upstream.has_written() {
-            Progress::Sent { reused: self.upstream.is_reused() }
+            Progress::Sent
         } else {
             Progress::Unsent
         }

@@ -23,7 +23,7 @@ use super::worker::{Worker, report};
 use crate::admission::gate::{Entry, Permit};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Tried;
-use crate::balance::retry::{Allowance, Progress, Retry, Step};
+use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
 use crate::config::AccessLog;
 use crate::state::Route;
 use crate::telemetry::Text;
@@ -185,7 +185,10 @@ impl Asked<'_> {
     ) -> Result<Permit<'g>, Reason> {
         let ticket = match self.worker.shared().gate.enter() {
             Entry::Open(permit) => return Ok(permit),
-            Entry::Full => return Err(Reason::QueueFull),
+            Entry::Full => {
+                self.worker.shared().note_queue_full();
+                return Err(Reason::QueueFull);
+            }
             Entry::Wait(ticket) => ticket,
         };
         let joined = Instant::now();
@@ -226,7 +229,12 @@ impl Asked<'_> {
             course.attempts = course.attempts.saturating_add(1);
             course.backend = Some(Arc::clone(endpoint.identity()));
             let failure = match self.connect(&endpoint, left.as_mut(), deadline, !replacing).await {
-                Err(reason) => Failure { reason, progress: Progress::Unsent },
+                Err(reason) => {
+                    if reason.side() == Side::Backend && reason != Reason::BackendUnresolved {
+                        report(endpoint.failed(self.timer.clock().millis()), &endpoint, Some(reason));
+                    }
+                    Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } }
+                }
                 Ok(mut connection) => {
                     self.begin(&mut connection, &endpoint);
                     let last = self.worker.is_draining();
@@ -252,12 +260,9 @@ impl Asked<'_> {
             if reason.side() != Side::Backend {
                 return Err(reason);
             }
-            if failure.progress == Progress::Unsent && reason != Reason::BackendUnresolved {
-                report(endpoint.failed(self.timer.clock().millis()), &endpoint, Some(reason));
-            }
             failed = Some(reason);
             let allowance = Allowance { idempotent: self.head.method.is_idempotent(), replayable: client.is_held() };
-            match retry.next(failure.progress, allowance, fastrand::f64()) {
+            match retry.next(failure.failed, allowance, fastrand::f64()) {
                 Step::Answer => return Err(reason),
                 Step::Replace => again = Some(endpoint),
                 Step::Wait(wait) => {

@@ -16,7 +16,7 @@ use super::upstream;
 use super::worker::{Worker, report};
 use crate::admission::gate::Entry;
 use crate::balance::pool::Tried;
-use crate::balance::retry::{Allowance, Progress, Retry, Step};
+use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
 use crate::config::AccessLog;
 use crate::state::Route;
 use crate::telemetry::Text;
@@ -87,7 +87,10 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
 
     let _permit = match worker.shared().gate.enter() {
         Entry::Open(permit) => permit,
-        Entry::Full => return Err(Reason::QueueFull),
+        Entry::Full => {
+            worker.shared().note_queue_full();
+            return Err(Reason::QueueFull);
+        }
         Entry::Wait(ticket) => {
             let joined = Instant::now();
             let limit = worker.generation().config.daemon.queue_timeout;
@@ -165,7 +168,7 @@ async fn dial(worker: &Worker, route: &Route, timer: &Timer, course: &mut Course
         }
         failed = Some(reason);
         let allowance = Allowance { idempotent: false, replayable: true };
-        match retry.next(Progress::Unsent, allowance, fastrand::f64()) {
+        match retry.next(Failed { progress: Progress::Unsent, reused: false }, allowance, fastrand::f64()) {
             Step::Answer | Step::Replace => return Err(reason),
             Step::Wait(wait) => {
                 if route.pool.is_down() {

@@ -109,6 +109,19 @@ impl Shared {
         }
     }
 
+    /// Says, not too often, that the queue is full.
+    pub fn note_queue_full(&self) {
+        static LIMITER: Limiter = Limiter::new(1);
+        if let Some(suppressed) = LIMITER.admit(std::time::Instant::now()) {
+            tracing::warn!(
+                message_id = events::QUEUE_FULL,
+                limit = self.gate.queue_limit(),
+                suppressed,
+                "the queue is full; clients are turned away"
+            );
+        }
+    }
+
     /// The least loaded worker, when `index` stands above the mean.
     #[must_use]
     pub fn better_than(&self, index: usize) -> Option<usize> {
@@ -254,6 +267,23 @@ impl Worker {
                 return Ok(());
             }
         }
+    }
+
+    /// A worker without a thread, a door or neighbours.
+    #[cfg(test)]
+    pub(super) fn alone(generation: Generation) -> Rc<Self> {
+        Rc::new(Self {
+            index: 0,
+            shared: Arc::new(Shared::new(1, &generation.limits())),
+            log: Log::silent(),
+            generation: RefCell::new(Rc::new(Arc::new(generation))),
+            clock: Clock::new(),
+            idle: IdlePool::default(),
+            draining: Cell::new(None),
+            open: Cell::new(0),
+            emptied: tokio::sync::Notify::new(),
+            others: Box::default(),
+        })
     }
 
     /// The generation that new requests use.

@@ -185,6 +185,15 @@ impl WorkerCounters {
         }
     }
 
+    /// Counts one request that was answered before it could be read whole: its status
+    /// and reason, but no duration.
+    pub fn rejected(&self, reason: Reason) {
+        if let Some(count) = self.classes.get(Class::of(reason.status()) as usize) {
+            count.add(1);
+        }
+        self.refused(reason);
+    }
+
     /// Counts `reason` alone, for what never became a request.
     pub fn refused(&self, reason: Reason) {
         if let Some(count) = self.refusals.0.get(reason.index()) {
@@ -268,12 +277,13 @@ mod tests {
             worker.refused(Reason::BadRequest);
         }
         workers[0].ended(0, 12, Some(Reason::ClientLeft));
+        workers[0].rejected(Reason::BadRequest);
         let sum = Snapshot::of(&workers, Instant::now());
-        assert_eq!((sum.connections_open, sum.bytes_out, sum.requests()), (4, 200, 5));
+        assert_eq!((sum.connections_open, sum.bytes_out, sum.requests()), (4, 200, 6));
         let classes: Vec<u64> = sum.classes().map(|(_, count)| count).collect();
-        assert_eq!(classes, [2, 0, 0, 2, 1]);
+        assert_eq!(classes, [2, 0, 1, 2, 1]);
         let refusals: Vec<_> = sum.refusals().collect();
-        assert_eq!(refusals, [(Reason::BackendConnectRefused, 2), (Reason::ClientLeft, 1), (Reason::BadRequest, 2)]);
+        assert_eq!(refusals, [(Reason::BackendConnectRefused, 2), (Reason::ClientLeft, 1), (Reason::BadRequest, 3)]);
         assert_eq!(sum.latency().count(), 5);
         assert!(sum.named().any(|pair| pair == ("bytes_out", 200)));
     }

@@ -6,13 +6,12 @@
 //! text, JSON) see what they would have seen at the call site.
 
 use super::record::Record;
+use super::replay::emit;
 use std::fmt::{self, Write as _};
 use std::time::SystemTime;
-use tracing::callsite::{Callsite, Identifier};
-use tracing::field::{DisplayValue, Field, FieldSet, Value, Visit, display};
-use tracing::metadata::Kind;
-use tracing::subscriber::{Interest, Subscriber};
-use tracing::{Event, Level, Metadata};
+use tracing::field::{DisplayValue, Field, Value, Visit, display};
+use tracing::subscriber::Subscriber;
+use tracing::{Event, Metadata};
 
 /// Bytes of text that one event may bring along; the rest is cut and marked.
 pub(super) const TEXT_LIMIT: usize = 16 * 1024;
@@ -87,12 +86,6 @@ impl Captured {
         }
         emit(subscriber, self.metadata, &values);
     }
-}
-
-/// Emits one event; `values` are those of the metadata's fields, in their order.
-fn emit(subscriber: &dyn Subscriber, metadata: &'static Metadata<'static>, values: &[Option<&dyn Value>]) {
-    let values = metadata.fields().value_set_all(values);
-    subscriber.event(&Event::new_child_of(None, metadata, &values));
 }
 
 /// Copies values, as many bytes of text as there is room for.
@@ -172,127 +165,127 @@ impl fmt::Write for Bounded<'_> {
     }
 }
 
-/// A place in the code that emits events of its own, past the macros.
-struct Site(Metadata<'static>);
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::telemetry::log::tests::written;
+    use crate::telemetry::{LogFormat, Peer};
+    use serde_json::{Value as Json, json};
+    use tracing::{error, info, warn};
 
-impl Callsite for Site {
-    fn set_interest(&self, _: Interest) {}
-
-    fn metadata(&self) -> &Metadata<'_> {
-        &self.0
+    pub(in crate::telemetry) fn only_line(text: &str) -> Json {
+        assert_eq!(text.lines().count(), 1, "{text}");
+        serde_json::from_str(text).unwrap()
     }
-}
 
-macro_rules! site {
-    ($name:ident, $level:expr, $target:literal, $fields:expr) => {
-        static $name: Site = Site(Metadata::new(
-            stringify!($name),
-            $target,
-            $level,
-            Some(file!()),
-            Some(line!()),
-            Some(module_path!()),
-            FieldSet::new($fields, Identifier(&$name)),
-            Kind::EVENT,
-        ));
-    };
-}
+    #[test]
+    fn an_event_arrives_as_it_was_given() {
+        let failure = std::io::Error::other("no route");
+        let text = written(LogFormat::Json, |_| {
+            warn!(
+                message_id = "0123",
+                text = "a \"quoted\" word",
+                shown = %Peer::Unix,
+                debugged = ?[1, 2],
+                error = &failure as &dyn std::error::Error,
+                yes = true,
+                below = -3,
+                above = 3_u8,
+                huge = u128::MAX,
+                half = 0.5,
+                absent = None::<u64>,
+                "no {} there",
+                "light"
+            );
+        });
+        let line = only_line(&text);
+        for (field, value) in [
+            ("level", json!("WARN")),
+            ("message", json!("no light there")),
+            ("message_id", json!("0123")),
+            ("text", json!("a \"quoted\" word")),
+            ("shown", json!("unix:")),
+            ("debugged", json!("[1, 2]")),
+            ("error", json!("no route")),
+            ("yes", json!(true)),
+            ("below", json!(-3)),
+            ("above", json!(3)),
+            ("huge", json!(u128::MAX.to_string())),
+            ("half", json!(0.5)),
+            ("target", json!(module_path!())),
+        ] {
+            assert_eq!(line[field], value, "{field} in {text}");
+        }
+        assert!(line.get("absent").is_none(), "{text}");
+        let time = line["timestamp"].as_str().unwrap();
+        let age = humantime::parse_rfc3339(time).unwrap().elapsed().unwrap();
+        assert!(age.as_secs() < 3600, "{time}");
+    }
 
-/// The fields of a request record, in the order that [`replay_record`] gives them.
-const RECORD: &[&str] = &[
-    "message",
-    "client",
-    "client_port",
-    "listener",
-    "method",
-    "host",
-    "path",
-    "status",
-    "version",
-    "backend",
-    "route",
-    "attempts",
-    "duration_us",
-    "queue_us",
-    "bytes_in",
-    "bytes_out",
-    "reason",
-    "request_id",
-];
+    #[test]
+    fn text_shows_no_message_ids_and_quotes_only_text_from_outside() {
+        let text = written(LogFormat::Text, |_| {
+            info!(message_id = "0123", address = %"127.0.0.1:80", path = "/a b", "listening");
+        });
+        let (_, line) = text.trim_end().split_once(' ').unwrap();
+        let expected = "INFO listening address=127.0.0.1:80 path=\"/a b\"";
+        assert_eq!(line.trim_start(), expected);
+    }
 
-site!(RECORD_NOTED, Level::INFO, "doorward::access", RECORD);
-site!(RECORD_WARNED, Level::WARN, "doorward::access", RECORD);
-
-/// Emits a request record; what it does not know is left out.
-pub(super) fn replay_record(record: &Record, subscriber: &dyn Subscriber) {
-    let site = match record.level() {
-        Level::WARN => &RECORD_WARNED,
-        _ => &RECORD_NOTED,
-    };
-    let message = record.kind.as_str();
-    let client = display(record.client);
-    let port = record.client.port();
-    let listener = &*record.listener;
-    let method = record.method.as_str();
-    let host = record.host.as_str();
-    let path = record.path.as_str();
-    let version = display(Version(record.version));
-    let backend = record.backend.as_deref().unwrap_or_default();
-    let route = &*record.route;
-    let reason = record.reason.map(|reason| reason.as_str());
-    let request_id = record.request_id.as_str();
-    let values: &[Option<&dyn Value>] = &[
-        Some(&message),
-        Some(&client),
-        port.as_ref().map(|port| port as &dyn Value),
-        some_text(&listener),
-        some_text(&method),
-        some_text(&host),
-        some_text(&path),
-        (record.status != 0).then_some(&record.status),
-        (record.version != 0).then_some(&version),
-        some_text(&backend),
-        some_text(&route),
-        (record.attempts != 0).then_some(&record.attempts),
-        Some(&record.duration_us),
-        Some(&record.queue_us),
-        Some(&record.bytes_in),
-        Some(&record.bytes_out),
-        reason.as_ref().map(|reason| reason as &dyn Value),
-        some_text(&request_id),
-    ];
-    emit(subscriber, &site.0, values);
-}
-
-fn some_text<'a>(text: &'a &'a str) -> Option<&'a dyn Value> {
-    (!text.is_empty()).then_some(text)
-}
-
-/// `11` as `1.1`, `20` as `2`.
-struct Version(u8);
-
-impl fmt::Display for Version {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0 / 10, self.0 % 10) {
-            (major, 0) if major > 1 => write!(out, "{major}"),
-            (major, minor) => write!(out, "{major}.{minor}"),
+    #[test]
+    fn many_fields_arrive() {
+        let text = written(LogFormat::Json, |_| {
+            error!(
+                a1 = 1,
+                a2 = 2,
+                a3 = 3,
+                a4 = 4,
+                a5 = 5,
+                a6 = 6,
+                a7 = 7,
+                a8 = 8,
+                a9 = 9,
+                a10 = 10,
+                a11 = 11,
+                a12 = 12,
+                a13 = 13,
+                a14 = 14,
+                a15 = 15,
+                a16 = 16,
+                a17 = 17,
+                a18 = 18,
+                a19 = 19,
+                a20 = 20,
+                a21 = 21,
+                a22 = 22,
+                a23 = 23,
+                a24 = 24,
+                a25 = 25,
+                a26 = 26,
+                a27 = 27,
+                a28 = 28,
+                a29 = 29,
+                a30 = 30,
+                a31 = 31,
+                "full"
+            );
+        });
+        let line = only_line(&text);
+        for number in 1..=31 {
+            assert_eq!(line[format!("a{number}")], number);
         }
     }
-}
 
-site!(DROPPED, Level::WARN, "doorward::telemetry", &["message", "message_id", "dropped"]);
-site!(FALLBACK, Level::WARN, "doorward::telemetry", &["message", "message_id", "error"]);
-
-/// Emits that `dropped` entries were lost since this was last said.
-pub(super) fn emit_dropped(dropped: u64, id: Option<&str>, subscriber: &dyn Subscriber) {
-    let id = id.as_ref().map(|id| id as &dyn Value);
-    emit(subscriber, &DROPPED.0, &[Some(&"log records dropped"), id, Some(&dropped)]);
-}
-
-/// Emits that journald could not be reached and stderr is used.
-pub(super) fn emit_fallback(error: &dyn fmt::Display, id: Option<&str>, subscriber: &dyn Subscriber) {
-    let id = id.as_ref().map(|id| id as &dyn Value);
-    let error = display(error);
-    let message = "journald can't be reached, logging to stderr";
-    emit(subscriber, &FALLBACK.0, &[Some(&message), id, Some(&error)]);
+    #[test]
+    fn text_beyond_the_limit_is_cut_between_characters() {
+        let long = "ü".repeat(TEXT_LIMIT);
+        let text = written(LogFormat::Json, |_| info!(long, after = "x", number = 7, "m"));
+        let line = only_line(&text);
+        // The message is the first field, and one odd byte makes the cut fall within an ü.
+        let kept = line["long"].as_str().unwrap();
+        assert_eq!(kept.trim_end_matches('…').len(), TEXT_LIMIT - 2);
+        assert!(kept.ends_with("ü…"));
+        assert_eq!(line["after"], "…");
+        assert_eq!(line["number"], 7);
+    }
 }

@@ -4,7 +4,7 @@
 //! explanation that `journalctl -x` shows (systemd's `sd_journal_print(3)` and the
 //! catalog in `packaging/doorward.catalog`). An id is never changed and never used
 //! for anything else; a new event gets a new random one. The fields listed are
-//! those that the explanation names, so whoever logs the event brings them along.
+//! those that the explanation names, and whoever logs the event brings them along.
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Event {
     pub name: &'static str,
     /// 32 lower-case hexadecimal digits.
     pub id: &'static str,
-    /// Fields that the event always has besides its message.
+    /// Fields that its explanation names.
     pub fields: &'static [&'static str],
 }
 
@@ -44,7 +44,7 @@ events! {
     /// The configuration holds but deserves a look.
     CONFIG_WARNING = "75a8109812b9770229c3fc7eeb8ee1b5" ["warning"];
     /// The daemon accepts no more and drains.
-    STOPPING = "8d82f91c3bc9836eda6a5378eb2f8da8" ["signal"];
+    STOPPING = "8d82f91c3bc9836eda6a5378eb2f8da8" [];
     /// The daemon has ended.
     STOPPED = "aca19c00df90eff1c170963a35560c23" [];
     /// What was left at the end of the drain was cut.
@@ -67,12 +67,118 @@ events! {
     RESPONSE_CUT = "01fe3059773e65ccaf502089b4e57ba2" ["backend" "reason"];
     /// The process ran out of file descriptors and pauses accepting.
     OUT_OF_DESCRIPTORS = "0ef2c88bff86e80aa4c2adc00a133f8c" ["error"];
-    /// As many client connections are open as may be; accepting pauses.
-    CONNECTIONS_FULL = "5f2d0c1b7c8e4e0f9a6d3b1e8c47a290" ["limit"];
+    /// `MAX_CONNECTIONS` client connections are open; no more are accepted for now.
+    CONNECTIONS_FULL = "043b082214384340ca91c1e5b138582d" ["limit"];
     /// Entries of the log were lost.
     LOG_DROPPED = "baaab5ebe9e3fad2da03293a5afa8c5b" ["dropped"];
     /// journald can't be reached; the log goes to stderr.
     LOG_FALLBACK = "304389e9d0f511e0b7bd39585731f4c3" ["error"];
     /// A thread or task panicked: a fault in doorward.
     PANICKED = "8fd1c5842bc23eb61b95e5a2ff925e87" ["cause" "location"];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    const CATALOG: &str = include_str!("../../packaging/doorward.catalog");
+
+    /// An entry of the catalog: its header fields and its text.
+    struct Entry {
+        headers: BTreeMap<&'static str, &'static str>,
+        text: &'static str,
+    }
+
+    /// The catalog's entries by id. The format is that of systemd's message catalogs:
+    /// `-- ID`, header lines, an empty line, text.
+    fn catalog() -> BTreeMap<&'static str, Entry> {
+        let (comment, entries) = CATALOG.split_once("\n-- ").unwrap();
+        assert!(comment.lines().all(|line| line.starts_with('#') || line.is_empty()));
+        let mut parsed = BTreeMap::new();
+        for entry in entries.split("\n-- ") {
+            let (id, entry) = entry.split_once('\n').unwrap();
+            let (headers, text) = entry.split_once("\n\n").unwrap();
+            let headers = headers.lines().map(|line| line.split_once(": ").unwrap());
+            let entry = Entry { headers: headers.collect(), text: text.trim() };
+            assert!(parsed.insert(id, entry).is_none(), "{id} stands twice");
+        }
+        parsed
+    }
+
+    /// What stands between pairs of `@`.
+    fn variables(text: &str) -> Vec<&str> {
+        let parts: Vec<&str> = text.split('@').collect();
+        assert!(parts.len() % 2 == 1, "an @ without its partner: {text}");
+        parts.into_iter().skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn every_id_is_well_formed_and_stands_once() {
+        let ids: BTreeSet<_> = ALL.iter().map(|event| event.id).collect();
+        assert_eq!(ids.len(), ALL.len());
+        for Event { name, id, .. } in ALL {
+            let digits = id.bytes().filter(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+            assert_eq!((id.len(), digits.count()), (32, 32), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_catalog_explains_each_event_and_nothing_else() {
+        let catalog = catalog();
+        for Event { name, id, fields } in ALL {
+            let entry = catalog.get(id).unwrap_or_else(|| panic!("no catalog entry for {name}"));
+            assert_eq!(entry.headers["Defined-By"], "doorward", "{name}");
+            assert_eq!(entry.headers["Support"], "man:doorward(8)", "{name}");
+            assert!(entry.headers["Documentation"].starts_with("man:doorward"), "{name}");
+            assert!(!entry.text.is_empty(), "{name}");
+            let named = [variables(entry.headers["Subject"]), variables(entry.text)].concat();
+            let named: BTreeSet<String> = named.into_iter().map(str::to_lowercase).collect();
+            let listed: BTreeSet<String> = fields.iter().copied().map(str::to_owned).collect();
+            assert_eq!(named, listed, "{name}");
+        }
+        let known: BTreeSet<_> = ALL.iter().map(|event| event.id).collect();
+        let stray: Vec<_> = catalog.keys().filter(|id| !known.contains(**id)).collect();
+        assert!(stray.is_empty(), "no event has these ids: {stray:?}");
+    }
+
+    /// The sources outside this module.
+    fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("telemetry") {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path.display().to_string(), text));
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_logs_an_event_brings_its_fields_along() {
+        let mut found = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        assert!(!found.is_empty());
+        let word =
+            |text: &str, word: &str| text.split(|it: char| !it.is_alphanumeric() && it != '_').any(|it| it == word);
+        for (path, text) in &found {
+            for call in text.split("message_id = events::").skip(1) {
+                // Up to the end of the macro's call: the next one has its own fields.
+                let call = call.split_once(");").map_or(call, |(call, _)| call);
+                let event = ALL.iter().find(|event| word(call, event.name)).unwrap();
+                for field in event.fields {
+                    assert!(word(call, field), "{path}: {} without {field}", event.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn catalog_lines_fit_a_terminal() {
+        for line in CATALOG.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
 }

@@ -6,24 +6,27 @@
 //! events with their message ids ([`events`]) and the reasons for which requests
 //! fail ([`reason`]).
 
+mod collector;
 pub mod counters;
 mod entry;
 pub mod events;
+mod format;
 pub mod histogram;
 mod limiter;
 pub mod log;
 pub mod reason;
 mod record;
+mod replay;
 mod sink;
 mod status;
 mod text;
 mod writer;
 
 pub use counters::{Rates, Snapshot, WorkerCounters};
+pub use format::LogFormat;
 pub use limiter::Limiter;
 pub use log::{Guard, Log, start};
 pub use reason::{Reason, Side};
 pub use record::{Kind, Peer, Record, path_only};
-pub use sink::LogFormat;
 pub use status::{Standing, status_line};
 pub use text::Text;

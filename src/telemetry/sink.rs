@@ -1,23 +1,18 @@
-//! Where the log goes: journald, or stderr as text or JSON.
-//!
-//! journald when stderr is a stream to it already (`$JOURNAL_STREAM`, sd-daemon(3)
-//! and systemd.exec(5)) or systemd started this very process; else text on a
-//! terminal and JSON elsewhere.
+//! The end of the log: journald, or stderr as text or JSON.
 //!
 //! stderr is written to through a descriptor of its own and not through
 //! `std::io::stderr`, whose lock a blocked writer would hold against everybody.
 
-use super::entry::{self, Entry};
-use super::events;
+use super::entry::Entry;
+use super::format::LogFormat;
+use super::{events, replay};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 use tracing::subscriber::Subscriber;
 use tracing_journald::{Priority, PriorityMappings};
@@ -25,175 +20,147 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt as _;
 
-/// The form of the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// journald under systemd, text on a terminal, JSON elsewhere.
-    #[default]
-    Auto,
-    /// journald's native protocol; JSON on stderr when it can't be reached.
-    Journald,
-    /// Lines for a human on stderr.
-    Text,
-    /// One JSON object a line on stderr.
-    Json,
-}
-
 /// journald's socket, the one that `tracing-journald` sends to.
-const JOURNALD: &str = "/run/systemd/journal/socket";
+pub(super) const JOURNALD: &str = "/run/systemd/journal/socket";
 
-/// What a process can know of where it runs.
-#[derive(Debug, Default)]
-pub(super) struct Surroundings {
-    /// `$JOURNAL_STREAM`.
-    journal_stream: Option<String>,
-    /// Device and inode of stderr.
-    stderr: Option<(u64, u64)>,
-    terminal: bool,
-    /// systemd started this process as a unit's main process.
-    started: bool,
-    /// journald's socket exists.
-    journald: bool,
-}
-
-impl Surroundings {
-    pub(super) fn look(stderr: BorrowedFd<'_>) -> Self {
-        let variable = |name| std::env::var(name).ok();
-        let me = std::process::id().to_string();
-        let parent_is_init = rustix::process::getppid().is_some_and(|parent| parent.is_init());
-        Self {
-            journal_stream: variable("JOURNAL_STREAM"),
-            stderr: rustix::fs::fstat(stderr).ok().map(|stat| (stat.st_dev, stat.st_ino)),
-            terminal: stderr.is_terminal(),
-            // The second is inherited by everything below a unit, a shell included.
-            started: variable("SYSTEMD_EXEC_PID").is_some_and(|pid| pid == me)
-                || (variable("INVOCATION_ID").is_some() && parent_is_init),
-            journald: Path::new(JOURNALD).exists(),
-        }
-    }
-
-    /// Whether stderr is the stream to journald that `$JOURNAL_STREAM` names.
-    fn is_journal_stream(&self) -> bool {
-        let named = self.journal_stream.as_deref().and_then(|value| {
-            let (device, inode) = value.split_once(':')?;
-            Some((device.parse().ok()?, inode.parse().ok()?))
-        });
-        named.is_some() && named == self.stderr
-    }
-
-    /// What `Auto` means here; any other format is itself.
-    pub(super) fn resolve(&self, format: LogFormat) -> LogFormat {
-        match format {
-            LogFormat::Auto if self.is_journal_stream() => LogFormat::Journald,
-            LogFormat::Auto if self.terminal => LogFormat::Text,
-            LogFormat::Auto if self.started && self.journald => LogFormat::Journald,
-            LogFormat::Auto => LogFormat::Json,
-            chosen => chosen,
-        }
-    }
-}
+/// The field by which journald knows an event.
+const MESSAGE_ID: &str = "message_id";
 
 /// The end of the log. Made by the writer on its own thread, since already finding
 /// out whether journald is there may block.
 pub(super) struct Sink {
     subscriber: Box<dyn Subscriber>,
-    /// Time of the entry that is being written.
-    clock: Rc<Cell<SystemTime>>,
+    page: Rc<Page>,
     /// Fields that this form leaves out.
     hidden: &'static [&'static str],
-    journald: Option<Probe>,
+    /// Of a sink that can be away.
+    probe: Option<Probe>,
 }
 
 impl Sink {
-    /// Opens the sink for `format`, which [`Surroundings`] resolved. What `stderr`
-    /// refuses is counted in `lost`.
-    pub(super) fn open(format: LogFormat, stderr: File, lost: &Arc<AtomicU64>) -> Self {
-        let clock = Rc::new(Cell::new(SystemTime::UNIX_EPOCH));
-        let ansi = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-        let output = Rc::new(Output { file: stderr, lost: Arc::clone(lost) });
+    /// Opens the sink for `format`; `Auto` should be resolved and means JSON here.
+    ///
+    /// When journald can't be reached the log goes to `stderr` as JSON, which it
+    /// says in its first line.
+    pub(super) fn open(format: LogFormat, stderr: File) -> Self {
         match format {
-            LogFormat::Journald => match journald() {
-                Ok((subscriber, probe)) => Self { subscriber, clock, hidden: &[], journald: Some(probe) },
-                Err(error) => {
-                    let sink = Self::json(output, clock);
-                    sink.clock.set(SystemTime::now());
-                    entry::emit_fallback(&error, Some(events::LOG_FALLBACK), &*sink.subscriber);
-                    sink
-                }
-            },
-            LogFormat::Text => Self::text(output, clock, ansi),
-            LogFormat::Json | LogFormat::Auto => Self::json(output, clock),
+            LogFormat::Journald => Self::journald().unwrap_or_else(|error| {
+                let sink = Self::json(stderr);
+                sink.page.turn(SystemTime::now());
+                let id = sink.shown(events::LOG_FALLBACK);
+                replay::fallback(&error, id, &*sink.subscriber);
+                sink
+            }),
+            LogFormat::Text => Self::text(stderr),
+            LogFormat::Json | LogFormat::Auto => Self::json(stderr),
         }
     }
 
-    fn text(output: Rc<Output>, clock: Rc<Cell<SystemTime>>, ansi: bool) -> Self {
+    fn text(stderr: File) -> Self {
+        let page = Rc::<Page>::default();
+        let wants_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let layer = tracing_subscriber::fmt::layer()
-            .with_writer(move || Line(Rc::clone(&output)))
-            .with_timer(EntryTime(Rc::clone(&clock)))
-            .with_ansi(ansi)
+            .with_ansi(wants_color && stderr.is_terminal())
             .with_target(false)
+            .with_timer(EntryTime(Rc::clone(&page)))
+            .with_writer(lines(stderr, &page))
             .log_internal_errors(false);
         Self {
             subscriber: Box::new(tracing_subscriber::registry().with(layer)),
-            clock,
-            hidden: &["message_id"],
-            journald: None,
+            page,
+            hidden: &[MESSAGE_ID],
+            probe: None,
         }
     }
 
-    fn json(output: Rc<Output>, clock: Rc<Cell<SystemTime>>) -> Self {
+    fn json(stderr: File) -> Self {
+        let page = Rc::<Page>::default();
         let layer = tracing_subscriber::fmt::layer()
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .with_writer(move || Line(Rc::clone(&output)))
-            .with_timer(EntryTime(Rc::clone(&clock)))
+            .with_timer(EntryTime(Rc::clone(&page)))
+            .with_writer(lines(stderr, &page))
             .log_internal_errors(false);
-        Self { subscriber: Box::new(tracing_subscriber::registry().with(layer)), clock, hidden: &[], journald: None }
+        Self { subscriber: Box::new(tracing_subscriber::registry().with(layer)), page, hidden: &[], probe: None }
     }
 
-    /// Whether what is written now would arrive; only journald can be absent.
+    fn journald() -> io::Result<Self> {
+        let layer = tracing_journald::layer()?
+            .with_field_prefix(None)
+            .with_syslog_identifier(String::from("doorward"))
+            // syslog's own sense: "info" is informational (6), not a notice (5).
+            .with_priority_mappings(PriorityMappings {
+                info: Priority::Informational,
+                debug: Priority::Debug,
+                ..PriorityMappings::new()
+            });
+        Ok(Self {
+            subscriber: Box::new(tracing_subscriber::registry().with(layer)),
+            page: Rc::default(),
+            hidden: &[],
+            probe: Some(Probe { socket: UnixDatagram::unbound()?, path: PathBuf::from(JOURNALD) }),
+        })
+    }
+
+    /// Whether what is written now would arrive; only journald can be away.
     pub(super) fn ready(&self) -> bool {
-        self.journald.as_ref().is_none_or(Probe::ready)
+        self.probe.as_ref().is_none_or(Probe::ready)
     }
 
-    /// Writes one entry; blocks as long as the reader does.
-    pub(super) fn write(&self, entry: &Entry) {
+    /// Writes one entry; blocks as long as the reader does. False when stderr
+    /// refused it.
+    pub(super) fn write(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Event(event) => {
-                self.clock.set(event.at);
+                self.page.turn(event.at);
                 event.replay(&*self.subscriber, self.hidden);
             }
             Entry::Record(stamped) => {
-                self.clock.set(stamped.0);
-                entry::replay_record(&stamped.1, &*self.subscriber);
+                self.page.turn(stamped.0);
+                replay::record(&stamped.1, &*self.subscriber);
             }
-            Entry::Wake => {}
+            Entry::Wake => return true,
         }
+        !self.page.failed.get()
     }
 
-    /// Says how many entries were lost.
-    pub(super) fn write_dropped(&self, dropped: u64) {
-        self.clock.set(SystemTime::now());
-        let id = (!self.hidden.contains(&"message_id")).then_some(events::LOG_DROPPED);
-        entry::emit_dropped(dropped, id, &*self.subscriber);
+    /// Writes how many entries were lost; like [`Sink::write`].
+    pub(super) fn write_dropped(&self, dropped: u64) -> bool {
+        self.page.turn(SystemTime::now());
+        let id = self.shown(events::LOG_DROPPED);
+        replay::dropped(dropped, id, &*self.subscriber);
+        !self.page.failed.get()
+    }
+
+    /// A message id, in the forms that have one.
+    fn shown(&self, id: &'static str) -> Option<&'static str> {
+        (!self.hidden.contains(&MESSAGE_ID)).then_some(id)
     }
 }
 
-fn journald() -> io::Result<(Box<dyn Subscriber>, Probe)> {
-    let layer = tracing_journald::layer()?
-        .with_field_prefix(None)
-        .with_syslog_identifier(String::from("doorward"))
-        // One step nearer to syslog's own names than the crate's: info is
-        // "informational", and `journalctl -p notice` shows warnings and errors only.
-        .with_priority_mappings(PriorityMappings {
-            info: Priority::Informational,
-            debug: Priority::Debug,
-            ..PriorityMappings::new()
-        });
-    let probe = Probe { socket: UnixDatagram::unbound()?, path: Path::new(JOURNALD) };
-    Ok((Box::new(tracing_subscriber::registry().with(layer)), probe))
+/// What the layers need to know of the entry that is being written, and what they
+/// have to say about it.
+#[derive(Debug)]
+struct Page {
+    /// When it was made.
+    at: Cell<SystemTime>,
+    /// stderr refused it.
+    failed: Cell<bool>,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { at: Cell::new(SystemTime::UNIX_EPOCH), failed: Cell::new(false) }
+    }
+}
+
+impl Page {
+    fn turn(&self, at: SystemTime) {
+        self.at.set(at);
+        self.failed.set(false);
+    }
 }
 
 /// Sees whether journald's socket is there.
@@ -205,25 +172,27 @@ fn journald() -> io::Result<(Box<dyn Subscriber>, Probe)> {
 #[derive(Debug)]
 struct Probe {
     socket: UnixDatagram,
-    path: &'static Path,
+    path: PathBuf,
 }
 
 impl Probe {
     /// Whether somebody is bound to the path. Never blocks.
     fn ready(&self) -> bool {
-        self.socket.connect(self.path).is_ok()
+        self.socket.connect(&self.path).is_ok()
     }
 }
 
-/// stderr.
-#[derive(Debug)]
-struct Output {
-    file: File,
-    lost: Arc<AtomicU64>,
+/// Makes a [`Line`] for each entry.
+fn lines(stderr: File, page: &Rc<Page>) -> impl Fn() -> Line + use<> {
+    let (stderr, page) = (Rc::new(stderr), Rc::clone(page));
+    move || Line { stderr: Rc::clone(&stderr), page: Rc::clone(&page) }
 }
 
-/// One line on its way to stderr.
-struct Line(Rc<Output>);
+/// One entry on its way to stderr.
+struct Line {
+    stderr: Rc<File>,
+    page: Rc<Page>,
+}
 
 impl io::Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -233,16 +202,16 @@ impl io::Write for Line {
     /// Whoever shares stderr may have made it non-blocking: waits in that case.
     fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let written = match (&self.0.file).write(bytes) {
+            let written = match (&*self.stderr).write(bytes) {
                 Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(&self.0.file).map(|()| 0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(&self.stderr).map(|()| 0),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
                 other => other,
             };
             match written {
                 Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
                 Err(error) => {
-                    self.0.lost.fetch_add(1, Relaxed);
+                    self.page.failed.set(true);
                     return Err(error);
                 }
             }
@@ -265,15 +234,43 @@ fn wait_writable(file: &File) -> io::Result<()> {
 }
 
 /// Shows when an entry was made, not when it was written.
-struct EntryTime(Rc<Cell<SystemTime>>);
+struct EntryTime(Rc<Page>);
 
 impl FormatTime for EntryTime {
     fn format_time(&self, out: &mut Writer<'_>) -> std::fmt::Result {
-        write!(out, "{}", humantime::format_rfc3339_millis(self.0.get()))
+        write!(out, "{}", humantime::format_rfc3339_millis(self.0.at.get()))
     }
 }
 
 /// A second descriptor for stderr.
 pub(super) fn stderr() -> io::Result<File> {
     Ok(File::from(io::stderr().as_fd().try_clone_to_owned()?))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A JSON sink that counts as away while nobody is bound to `path`.
+    pub(in crate::telemetry) fn absent(output: File, path: PathBuf) -> Sink {
+        let socket = UnixDatagram::unbound().unwrap();
+        Sink { probe: Some(Probe { socket, path }), ..Sink::json(output) }
+    }
+
+    #[test]
+    fn a_non_blocking_output_gets_every_byte() {
+        use std::io::{Read as _, Write as _};
+        let (mut reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let writing = std::thread::spawn(move || {
+            let file = File::from(std::os::fd::OwnedFd::from(writer));
+            let page = Rc::<Page>::default();
+            let written = lines(file, &page)().write_all(&vec![b'x'; 4 << 20]);
+            (written.is_ok(), page.failed.get())
+        });
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        assert_eq!(read.len(), 4 << 20);
+        assert_eq!(writing.join().unwrap(), (true, false));
+    }
 }

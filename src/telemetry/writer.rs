@@ -71,9 +71,11 @@ impl Writer<'_> {
     fn pass(&self, first: Entry) {
         let more = self.queue.try_iter().take(PASS - 1);
         for entry in std::iter::once(first).chain(more) {
-            self.sink.write(&entry);
+            if !self.sink.write(&entry) {
+                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            }
             if !matches!(entry, Entry::Wake) {
-                self.shared.written.fetch_add(1, Ordering::Relaxed);
+                self.shared.done.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -107,8 +109,39 @@ impl Writer<'_> {
         if dropped == 0 || !(last || self.report_due().is_zero()) {
             return;
         }
-        self.sink.write_dropped(dropped);
-        self.shared.reported.fetch_add(dropped, Ordering::Relaxed);
+        if self.sink.write_dropped(dropped) {
+            self.shared.reported.fetch_add(dropped, Ordering::Relaxed);
+        }
         self.reported = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::log::tests::{away, settled};
+    use super::super::record;
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn entries_wait_for_a_sink_that_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (log, guard, reader) = away(&path);
+        (0..3).for_each(|_| log.access(record::tests::sample()));
+        let _socket = UnixDatagram::bind(&path).unwrap();
+        let mut lines = BufReader::new(reader).lines();
+        for _ in 0..3 {
+            assert!(lines.next().unwrap().unwrap().contains("request"));
+        }
+        assert_eq!(settled(guard), 0);
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_sink_that_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, guard, _reader) = away(&folder.path().join("socket"));
+        (0..3).for_each(|_| log.access(record::tests::sample()));
+        assert_eq!(settled(guard), 3);
     }
 }

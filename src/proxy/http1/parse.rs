@@ -26,13 +26,14 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
 /// A head and the number of bytes it took, or `None` when more must be read.
 type Parsed<T> = Result<Option<(T, usize)>, Reason>;
 
-/// Parses a request head from the front of `input`. A whole head takes the buffer with
-/// it; what follows the head moves to a new one, left in `input`.
+/// Parses a request head of at most `limit` bytes from the front of `input`. A whole
+/// head takes the buffer with it; what follows the head moves to a new one, left in
+/// `input`.
 ///
 /// # Errors
 /// The reason to refuse the request with.
-pub fn request(input: &mut Option<Buffer>) -> Result<Option<RequestHead>, Reason> {
-    let parsed = take(input, request_head)?;
+pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<RequestHead>, Reason> {
+    let parsed = take(input, |bytes, index| request_head(bytes, index, limit))?;
     Ok(parsed.map(|(parts, fields)| {
         let RequestParts { method, method_name, target, authority, version, framing, keep_alive, upgrade } = parts;
         RequestHead { fields, method, method_name, target, authority, version, framing, keep_alive, upgrade }
@@ -89,7 +90,7 @@ struct RequestParts {
     upgrade: Option<Span>,
 }
 
-fn request_head(bytes: &[u8], index: &mut Vec<Field>) -> Parsed<RequestParts> {
+fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<RequestParts> {
     let mut headers = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, &mut headers);
@@ -104,6 +105,9 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>) -> Parsed<RequestParts> {
     let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Reason::BadRequest);
     };
+    if length > limit {
+        return Err(if target.len() >= limit { Reason::TargetTooLong } else { Reason::HeaderTooLarge });
+    }
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
     let method = Method::of(method_name.as_bytes());
     if matches!(method, Method::Connect | Method::Trace) {

@@ -106,7 +106,7 @@ impl Wire {
         let too_large = |bytes: &[u8]| {
             if memchr::memchr(b'\n', bytes).is_none() { Reason::TargetTooLong } else { Reason::HeaderTooLarge }
         };
-        let head = ready!(self.poll_head(cx, limit, too_large, parse::request))?;
+        let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::request(input, limit)))?;
         if let Some(head) = &head {
             self.begin_body(head.framing);
         }
@@ -336,6 +336,9 @@ impl Sink for Wire {
         } else if let Framing::Length(left) = self.output.framing {
             // Never more than was announced, whatever the source says.
             data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
+        }
+        if data.is_empty() || self.output.framing == Framing::Empty {
+            return Poll::Ready(Err(Fault::Truncated));
         }
         loop {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };

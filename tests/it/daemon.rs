@@ -1,0 +1,276 @@
+//! The daemon as a process: started as systemd would, with descriptors and a notify
+//! socket of the test's own, and ended with it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longer than anything takes here, even on a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A daemon to be started.
+pub struct Setting {
+    pub folder: TempDir,
+    passed: Vec<(String, OwnedFd)>,
+    environment: BTreeMap<String, String>,
+}
+
+impl Setting {
+    /// A folder with this `config.env`; two workers, a quick end.
+    pub fn new(config: &str) -> Setting {
+        let setting = Setting {
+            folder: tempfile::tempdir().unwrap(),
+            passed: Vec::new(),
+            environment: BTreeMap::from([("WORKERS".into(), "2".into())]),
+        };
+        setting.write("config.env", config);
+        setting
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Passes a descriptor by this name, as `FileDescriptorName=` does.
+    pub fn pass(mut self, name: &str, descriptor: impl Into<OwnedFd>) -> Setting {
+        self.passed.push((name.into(), descriptor.into()));
+        self
+    }
+
+    pub fn set(mut self, key: &str, value: impl Into<String>) -> Setting {
+        self.environment.insert(key.into(), value.into());
+        self
+    }
+
+    /// Starts the daemon. `LISTEN_PID` must be the daemon's own, which only a process
+    /// that then becomes it can know.
+    pub fn start(self) -> Daemon {
+        let notify = UnixDatagram::bind(self.path("notify")).unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c");
+        if self.passed.is_empty() {
+            command.arg(r#"exec "$0" "$@""#);
+        } else {
+            command.arg(r#"LISTEN_PID=$$ exec "$0" "$@""#);
+        }
+        command.arg(env!("CARGO_BIN_EXE_doorward")).arg("--config").arg(self.path("config.env"));
+        command.current_dir(self.folder.path()).env_clear().envs(&self.environment);
+        command.env("NOTIFY_SOCKET", self.path("notify"));
+        if !self.passed.is_empty() {
+            let names: Vec<&str> = self.passed.iter().map(|(name, _)| name.as_str()).collect();
+            command.env("LISTEN_FDNAMES", names.join(":")).env("LISTEN_FDS", names.len().to_string());
+            let mapping = |(index, (_, descriptor)): (usize, (String, OwnedFd))| FdMapping {
+                parent_fd: descriptor,
+                child_fd: 3 + i32::try_from(index).unwrap(),
+            };
+            command.fd_mappings(self.passed.into_iter().enumerate().map(mapping).collect()).unwrap();
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let said = Arc::new(Said::default());
+        let (stderr, hearer) = (child.stderr.take().unwrap(), Arc::clone(&said));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                hearer.lines.lock().unwrap().0.push(line);
+                hearer.more.notify_all();
+            }
+            hearer.lines.lock().unwrap().1 = true;
+            hearer.more.notify_all();
+        });
+        Daemon { child, notify, said, heard: Vec::new(), folder: self.folder }
+    }
+}
+
+/// What the daemon wrote on stderr, and whether it has closed it.
+#[derive(Default)]
+struct Said {
+    lines: Mutex<(Vec<String>, bool)>,
+    more: Condvar,
+}
+
+fn with_message(lines: &[String], message: &str) -> Vec<Value> {
+    let records = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    records.filter(|record| record["message"] == message).collect()
+}
+
+/// A daemon that runs; dropping it kills it.
+pub struct Daemon {
+    child: Child,
+    notify: UnixDatagram,
+    said: Arc<Said>,
+    /// Everything that the notify socket has brought so far.
+    pub heard: Vec<String>,
+    pub folder: TempDir,
+}
+
+impl Daemon {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the next notification that has `part`, and returns it.
+    pub fn hear(&mut self, part: &str) -> String {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                panic!("no `{part}` in {:#?}\nlog: {:#?}", self.heard, self.log());
+            }
+            if let Some(message) = self.next_message(left) {
+                if message.contains(part) {
+                    return message;
+                }
+            }
+        }
+    }
+
+    fn next_message(&mut self, patience: Duration) -> Option<String> {
+        self.notify.set_read_timeout(Some(patience)).unwrap();
+        let mut bytes = [0; 8192];
+        let length = self.notify.recv(&mut bytes).ok()?;
+        let message = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        self.heard.push(message.clone());
+        Some(message)
+    }
+
+    /// Everything that has been notified by now.
+    pub fn all_heard(&mut self) -> &[String] {
+        self.notify.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 8192];
+        while let Ok(length) = self.notify.recv(&mut bytes) {
+            self.heard.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
+        self.notify.set_nonblocking(false).unwrap();
+        &self.heard
+    }
+
+    pub fn ready(mut self) -> Daemon {
+        self.hear("READY=1");
+        self
+    }
+
+    /// Everything written on stderr by now.
+    pub fn log(&self) -> Vec<String> {
+        self.said.lines.lock().unwrap().0.clone()
+    }
+
+    /// Waits for a record with this message.
+    pub fn record(&self, message: &str) -> Value {
+        self.wait_for(message, 1).swap_remove(0)
+    }
+
+    /// Waits for `count` records with this message.
+    pub fn wait_for(&self, message: &str, count: usize) -> Vec<Value> {
+        let lines = self.said.lines.lock().unwrap();
+        let (lines, _) = self
+            .said
+            .more
+            .wait_timeout_while(lines, DEADLINE, |(lines, closed)| {
+                with_message(lines, message).len() < count && !*closed
+            })
+            .unwrap();
+        let found = with_message(&lines.0, message);
+        assert!(found.len() >= count, "{} of {count} `{message}` in {:#?}", found.len(), lines.0);
+        found
+    }
+
+    /// How many records have this message by now.
+    pub fn records(&self, message: &str) -> usize {
+        with_message(&self.log(), message).len()
+    }
+
+    /// Waits for the end of the process.
+    pub fn end(&mut self) -> ExitStatus {
+        let lines = self.said.lines.lock().unwrap();
+        let (lines, late) = self.said.more.wait_timeout_while(lines, DEADLINE, |(_, closed)| !*closed).unwrap();
+        assert!(!late.timed_out(), "still running: {:#?}", lines.0);
+        drop(lines);
+        self.child.wait().unwrap()
+    }
+
+    /// The first address that it bound itself.
+    pub fn address(&self) -> SocketAddr {
+        let record = self.record("listening on a socket of its own");
+        record["address"].as_str().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A listening socket on loopback, and where it is.
+pub fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// A connection on which nothing waits longer than [`DEADLINE`].
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// The answer to a GET of `/` on a connection of its own, until it is closed.
+pub fn get(address: SocketAddr) -> String {
+    let mut stream = connect(address);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// A backend that answers each request with `body` and closes.
+pub fn backend(body: &'static str) -> SocketAddr {
+    let (listener, address) = listener();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            read_head(&mut stream);
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            // The daemon under test may be gone by then.
+            let _ = stream.write_all(format!("{head}{body}").as_bytes());
+        }
+    });
+    address
+}
+
+/// Reads the head of a message and nothing beyond it; what there was when the peer
+/// closed instead.
+pub fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
