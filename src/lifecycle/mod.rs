@@ -1,20 +1,18 @@
 //! The daemon's life: start, serve, reload, drain, end.
 //!
-//! Everything that happens to the daemon as a whole comes in as one [`Control`]
-//! value and is dealt with in one loop ([`control`]), on one thread. The workers
+//! Everything that happens to the daemon as a whole comes in as one `Control`
+//! value and is dealt with in one loop (`control`), on one thread. The workers
 //! never stop for it: a reload hands them a new generation, a drain asks them to
-//! finish. What systemd is told lives in [`notify`], and only there.
+//! finish. What systemd is told lives in `notify`, and only there.
 //!
 //! | event | module |
 //! | --- | --- |
-//! | start until READY=1 | [`start`], [`doors`] |
-//! | SIGHUP, `doorward reload` | [`reload`] |
-//! | SIGTERM, SIGINT | [`drain`] |
-//! | a name to look up | [`resolver`] |
-//! | a thread that stands still | [`watchdog`] |
-//! | `systemctl status`, `doorward status` | [`status`] |
-//!
-//! [`Control`]: control::Control
+//! | start until READY=1 | `start`, `doors` |
+//! | SIGHUP, `doorward reload` | `reload` |
+//! | SIGTERM, SIGINT | `drain` |
+//! | a name to look up | `resolver` |
+//! | a thread that stands still | `watchdog` |
+//! | `systemctl status`, `doorward status` | `status` |
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use super::notify::Notifier;
 use super::resolver::{Resolver, System};
 use super::watchdog::Watchdog;
 use super::{reload, status};
-use crate::admin;
+use crate::admin::{self, protocol::ListenerStatus};
 use crate::config::{Config, LogFormat, Origin, Problems, Request, Target};
 use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::Generation;
@@ -187,7 +186,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");
     if !notifier.connected() && io::stderr().is_terminal() {
-        let _ = io::stderr().lock().write_all(daemon.greeting().as_bytes());
+        let text = greeting(&daemon.generation.config, &daemon.listeners);
+        let _ = io::stderr().lock().write_all(text.as_bytes());
     }
     Ok(daemon)
 }
@@ -246,30 +246,25 @@ fn raise_descriptor_limit() {
     }
 }
 
-impl Daemon {
-    /// A few lines for whoever starts it by hand.
-    fn greeting(&self) -> String {
-        let config = &self.generation.config;
-        let mut text = format!("\ndoorward {} is ready\n", env!("CARGO_PKG_VERSION"));
-        let addresses = self.listeners.iter().map(|listener| {
-            if listener.address.starts_with("unix:") {
-                listener.address.clone()
-            } else {
-                format!("http://{}", listener.address)
-            }
-        });
-        // Writing to a string can't fail.
-        let _ = writeln!(text, "  listens on  {}", addresses.collect::<Vec<_>>().join("  "));
-        let _ = writeln!(text, "  sends to    {}", backends(config).replace(',', "  "));
-        let _ = match &config.origin {
-            Origin::File(path) | Origin::Line(path, _) => {
-                writeln!(text, "  change it   edit {}, then `kill -HUP {}`", path.display(), std::process::id())
-            }
-            Origin::Default | Origin::Environment => {
-                writeln!(text, "  change it   BACKEND_ADDRESS=127.0.0.1:3000 doorward, or write it into ./config.env")
-            }
-        };
-        text.push_str("  learn more  `doorward explain`; Ctrl-C stops\n\n");
-        text
-    }
+/// A few lines for whoever starts it by hand.
+fn greeting(config: &Config, listeners: &[ListenerStatus]) -> String {
+    let addresses = listeners.iter().map(|listener| match listener.address.strip_prefix("unix:") {
+        Some(_) => listener.address.clone(),
+        None => format!("http://{}", listener.address),
+    });
+    let change = match &config.origin {
+        Origin::File(path) | Origin::Line(path, _) => {
+            format!("edit {}, then `kill -HUP {}`", path.display(), std::process::id())
+        }
+        Origin::Default | Origin::Environment => {
+            String::from("write BACKEND_ADDRESS=127.0.0.1:3000 into ./config.env, or set it in the environment")
+        }
+    };
+    format!(
+        "\ndoorward {} is ready\n  listens on  {}\n  sends to    {}\n  change it   {change}\n  \
+         learn more  `doorward explain`; Ctrl-C stops\n\n",
+        env!("CARGO_PKG_VERSION"),
+        addresses.collect::<Vec<_>>().join("  "),
+        backends(config).replace(',', "  "),
+    )
 }

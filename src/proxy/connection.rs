@@ -38,7 +38,8 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
         }
         // From here to the answer: in its own allocation.
         match Box::pin(request(&worker, &source, &mut client, &timer)).await {
-            After::GoOn if client.can_go_on() && !worker.is_draining() => first = false,
+            // In a drain, too: the answer may have begun before it, and promised to go on.
+            After::GoOn if client.can_go_on() => first = false,
             // Nothing more was sent to us: closing resets nothing.
             After::GoOn if !client.wire().has_input() && !client.wire().io().stirred() => return,
             After::GoOn | After::Linger => return linger(&mut client, &timer).await,

@@ -289,6 +289,43 @@ fn signals_without_a_meaning_do_no_harm() {
 }
 
 #[test]
+fn on_a_terminal_it_says_where_it_listens_where_it_sends_and_how_to_change_it() {
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_doorward"))
+        .current_dir(folder.path())
+        .env_clear()
+        .envs([("PROXY_ADDRESS", "127.0.0.1:0"), ("BACKEND_ADDRESS", "127.0.0.1:3000")])
+        .stderr(terminal.slave)
+        .spawn()
+        .unwrap();
+    let mut screen = fs::File::from(terminal.master);
+    let mut text = String::new();
+    let mut bytes = [0; 1024];
+    // Ends at the last line, or, should it never come, when the killed child hangs up.
+    let (done, late) = std::sync::mpsc::channel::<()>();
+    let pid = rustix::process::Pid::from_child(&child);
+    let guard = std::thread::spawn(move || {
+        if late.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    });
+    while !text.contains("Ctrl-C stops") {
+        let Ok(length) = screen.read(&mut bytes) else { break };
+        text.push_str(&String::from_utf8_lossy(&bytes[..length]));
+    }
+    drop(done);
+    guard.join().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for line in
+        ["  listens on  http://127.0.0.1:", "  sends to    127.0.0.1:3000", "  change it   write BACKEND_ADDRESS"]
+    {
+        assert!(text.contains(line), "no `{line}` in {text}");
+    }
+}
+
+#[test]
 fn the_status_line_lives() {
     let (waiting, slow) = listener();
     let (listener, address) = listener();

@@ -103,6 +103,24 @@ fn an_idle_connection_does_not_hold_up_the_end() {
 }
 
 #[test]
+fn a_connection_gets_one_more_answer_after_an_exchange_that_outlived_the_signal() {
+    let Busy { mut daemon, mut client, mut exchange, .. } = busy("DRAIN_TIMEOUT=1h\n");
+    daemon.signal(Signal::TERM);
+    daemon.hear("STOPPING=1");
+    // On the wire before the first answer ends, which had no `Connection: close`.
+    client.write_all(b"GET /more HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    exchange.write_all(b"whole").unwrap();
+    assert!(read_head(&mut exchange).starts_with("GET /more"));
+    exchange.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmore").unwrap();
+    let mut answers = String::new();
+    client.read_to_string(&mut answers).unwrap();
+    let (_, last) = answers.split_once("half whole").unwrap();
+    assert!(last.starts_with("HTTP/1.1 200") && last.ends_with("more"), "{answers}");
+    assert!(last.to_lowercase().contains("connection: close"), "{answers}");
+    assert_eq!(daemon.end().code(), Some(0));
+}
+
+#[test]
 fn no_reload_begins_while_draining() {
     let mut busy = busy_with("DRAIN_TIMEOUT=1h\n", |setting| {
         let path = setting.path("admin.sock").display().to_string();

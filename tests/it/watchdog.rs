@@ -39,7 +39,7 @@ fn the_watchdog_is_fed_while_serving_and_while_draining() {
 #[test]
 fn the_watchdog_is_not_fed_while_one_worker_stands_still() {
     let (door, _address) = listener();
-    let setting = Setting::new("LOG_LEVEL=debug\n").set("WATCHDOG_USEC", "1000000");
+    let setting = Setting::new("LOG_LEVEL=debug\n").set("WATCHDOG_USEC", "2000000");
     let mut daemon = setting.pass("http", door).start().ready();
     daemon.hear("WATCHDOG=1");
     let stuck = thread(&daemon, "doorward-w1");
