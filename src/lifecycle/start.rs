@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,23 +77,16 @@ impl Refusal {
     }
 }
 
-/// Tells stderr and the log, but not one reader twice.
+/// Tells stderr, and the log as an event unless somebody sits at a terminal.
+///
+/// Under systemd stderr is the journal too, and said there on purpose: a record's
+/// message is constant, so that `journalctl -u` without `-x` would name no file.
 pub(super) fn report(refusal: &Refusal) {
     let stderr = io::stderr();
-    let terminal = stderr.is_terminal();
-    if terminal || !is_journal(&stderr) {
-        let _ = writeln!(stderr.lock(), "{refusal}");
-    }
-    if !terminal {
+    let _ = writeln!(stderr.lock(), "{refusal}");
+    if !stderr.is_terminal() {
         error!(message_id = events::START_REFUSED, error = %refusal, "not started");
     }
-}
-
-/// Whether stderr leads to journald, where the log is as well (`systemd.exec(5)`).
-fn is_journal(stderr: &io::Stderr) -> bool {
-    let Ok(stat) = rustix::fs::fstat(stderr.as_fd()) else { return false };
-    let here = format!("{}:{}", stat.st_dev, stat.st_ino);
-    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == here)
 }
 
 /// Starts the log as the configuration wants it, or, without one, as its defaults do.
