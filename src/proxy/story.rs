@@ -236,6 +236,11 @@ impl Asked<'_> {
                     Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } }
                 }
                 Ok(mut connection) => {
+                    if !connection.is_reused() {
+                        // Now, not once the answer is whole: that may take hours, and until
+                        // then nobody else would be sent to a backend that is back.
+                        report(endpoint.succeeded(), &endpoint, None);
+                    }
                     self.begin(&mut connection, &endpoint);
                     let last = self.worker.is_draining();
                     let mut exchange =
