@@ -313,7 +313,9 @@ impl Asked<'_> {
                 }
             })
             .await;
-        outcome.unwrap_or(Err(Reason::BackendConnectTimeout)).map(upstream::http)
+        // What the request had left was shorter than CONNECT_TIMEOUT: not the backend's fault.
+        let late = if limit == remaining { Reason::RequestTimeout } else { Reason::BackendConnectTimeout };
+        outcome.unwrap_or(Err(late)).map(upstream::http)
     }
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
