@@ -127,7 +127,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         self.timer.set(None);
         outcome.map_err(|reason| Failure {
             reason,
-            failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() },
+            failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() && died(reason) },
         })
     }
 
@@ -230,6 +230,12 @@ impl<'a, C: Client> Exchange<'a, C> {
             Progress::Unsent
         }
     }
+}
+
+/// Whether the connection itself ended. Silence on a reused one is the backend's, and
+/// says nothing of the connection's age.
+fn died(reason: Reason) -> bool {
+    matches!(reason, Reason::BackendClosed | Reason::BackendReset)
 }
 
 /// What a fault on the backend's connection is called, by whether its answer had begun.
