@@ -215,6 +215,20 @@ fn unix_sockets_at_both_ends() {
 }
 
 #[test]
+fn a_client_that_stays_after_its_backend_has_closed_is_cut() {
+    let backend = Backend::new();
+    let daemon = before(&backend.address).set("MAX_CONCURRENT_REQUESTS", 1).set("BODY_TIMEOUT", "200ms").start();
+    let (mut client, peer) = open(&daemon, &backend);
+    drop(peer);
+    // It is told, and does nothing about it: its permit is free again all the same.
+    client.expect_end();
+    let record = daemon.record_of("client_body_timeout");
+    assert_eq!((&record["message"], &record["backend"]), (&"connection".into(), &backend.address.as_str().into()));
+    daemon.wait_in_flight(0);
+    open(&daemon, &backend);
+}
+
+#[test]
 fn a_silent_connection_is_cut_after_stream_timeout() {
     let backend = Backend::new();
     let daemon = before(&backend.address).set("STREAM_TIMEOUT", "200ms").start();
