@@ -155,15 +155,16 @@ impl IdlePool {
     pub fn take(&self, endpoint: &Endpoint, repeatable: bool, now: u64) -> Option<Upstream> {
         let mut by_backend = self.by_backend.borrow_mut();
         let idle = by_backend.get_mut(endpoint.identity())?;
-        while let Some(Idle { mut upstream, since, limit }) = idle.pop() {
-            let age = now.saturating_sub(since);
-            if age >= limit || (!repeatable && age >= FRESH) {
-                // Those below are older still.
-                if age >= limit {
-                    idle.clear();
-                }
+        while let Some(Idle { since, limit, .. }) = idle.last() {
+            let age = now.saturating_sub(*since);
+            // Those below are older still.
+            if age >= *limit {
+                idle.clear();
+            }
+            if !repeatable && age >= FRESH {
                 return None;
             }
+            let Some(Idle { mut upstream, .. }) = idle.pop() else { break };
             let Upstream::Http1(inner) = &mut upstream;
             if !inner.wire.io().stirred() {
                 inner.reused = true;
