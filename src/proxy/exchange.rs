@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::client::Client;
-use super::head::{RequestHead, ResponseHead};
+use super::head::{Known, RequestHead, ResponseHead};
 use super::relay::{End, Fault, Relay, Turn};
 use super::upstream::Upstream;
 use crate::balance::retry::{Failed, Progress};
@@ -57,6 +57,8 @@ pub struct Exchange<'a, C> {
     answered: bool,
     /// What was waited for last, and how much had moved by then.
     waiting: Option<(Wait, u64)>,
+    /// The client waits for leave to send its body (RFC 9110 §10.1.1).
+    asks: bool,
     /// The final status, once its head has come.
     pub status: u16,
 }
@@ -105,6 +107,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             upload: Upload::Going,
             answered: false,
             waiting: None,
+            asks: head.fields.first(Known::Expect).is_some(),
             status: 0,
         }
     }
@@ -127,7 +130,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         self.timer.set(None);
         outcome.map_err(|reason| Failure {
             reason,
-            failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() },
+            failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() && died(reason) },
         })
     }
 
@@ -159,7 +162,10 @@ impl<'a, C: Client> Exchange<'a, C> {
                 }
             }
             match self.upstream.poll_response(cx, self.head.method) {
-                Poll::Ready(Ok(head)) if head.is_interim() => self.client.inform(&head),
+                Poll::Ready(Ok(head)) if head.is_interim() => {
+                    self.asks &= head.status != 100;
+                    self.client.inform(&head);
+                }
                 Poll::Ready(Ok(head)) if head.status == 101 => {
                     let offered = self.head.upgrade.is_some();
                     return Poll::Ready(if offered { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
@@ -175,7 +181,9 @@ impl<'a, C: Client> Exchange<'a, C> {
                 }
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(backend(fault, false))),
                 Poll::Pending => {
-                    self.wait(if body_wanted { Wait::Body } else { Wait::Response });
+                    // A client that waits for leave and has sent nothing keeps nobody waiting.
+                    let held = body_wanted && (!self.asks || self.up.moved > 0);
+                    self.wait(if held { Wait::Body } else { Wait::Response });
                     return Poll::Pending;
                 }
             }
@@ -230,6 +238,12 @@ impl<'a, C: Client> Exchange<'a, C> {
             Progress::Unsent
         }
     }
+}
+
+/// Whether the connection itself ended. Silence on a reused one is the backend's, and
+/// says nothing of the connection's age.
+fn died(reason: Reason) -> bool {
+    matches!(reason, Reason::BackendClosed | Reason::BackendReset)
 }
 
 /// What a fault on the backend's connection is called, by whether its answer had begun.

@@ -236,6 +236,11 @@ impl Asked<'_> {
                     Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } }
                 }
                 Ok(mut connection) => {
+                    if !connection.is_reused() {
+                        // Now, not once the answer is whole: that may take hours, and until
+                        // then nobody else would be sent to a backend that is back.
+                        report(endpoint.succeeded(), &endpoint, None);
+                    }
                     self.begin(&mut connection, &endpoint);
                     let last = self.worker.is_draining();
                     let mut exchange =
@@ -308,7 +313,9 @@ impl Asked<'_> {
                 }
             })
             .await;
-        outcome.unwrap_or(Err(Reason::BackendConnectTimeout)).map(upstream::http)
+        // What the request had left was shorter than CONNECT_TIMEOUT: not the backend's fault.
+        let late = if limit == remaining { Reason::RequestTimeout } else { Reason::BackendConnectTimeout };
+        outcome.unwrap_or(Err(late)).map(upstream::http)
     }
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {

@@ -155,16 +155,17 @@ impl IdlePool {
     pub fn take(&self, endpoint: &Endpoint, repeatable: bool, now: u64) -> Option<Upstream> {
         let mut by_backend = self.by_backend.borrow_mut();
         let idle = by_backend.get_mut(endpoint.identity())?;
-        while let Some(Idle { since, limit, .. }) = idle.last() {
-            let age = now.saturating_sub(*since);
+        while let Some(newest) = idle.last() {
+            let age = now.saturating_sub(newest.since);
             // Those below are older still.
-            if age >= *limit {
+            if age >= newest.limit {
                 idle.clear();
+                return None;
             }
             if !repeatable && age >= FRESH {
                 return None;
             }
-            let Some(Idle { mut upstream, .. }) = idle.pop() else { break };
+            let Idle { mut upstream, .. } = idle.pop()?;
             let Upstream::Http1(inner) = &mut upstream;
             if !inner.wire.io().stirred() {
                 inner.reused = true;

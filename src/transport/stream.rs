@@ -146,11 +146,11 @@ impl Stream {
     }
 
     /// Whether anything has arrived that was not read: bytes, the end, or an error.
-    /// Costs no system call.
+    /// Costs no system call, and nothing of the task's budget: a task that has spent it
+    /// would be told that nothing is ready.
     #[must_use]
     pub fn stirred(&self) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.poll_readable(&mut cx).is_ready()
+        self.attempt(Interest::READABLE, |_| Ok(())).is_ok()
     }
 
     /// Resolves when the peer has left for good: it reset the connection or closed
@@ -165,7 +165,10 @@ impl Stream {
             match ready {
                 Ok(ready) if ready.is_error() => return,
                 Ok(_) if self.hung_up() => return,
-                Ok(_) => interest = Interest::ERROR,
+                Ok(ready) if ready.is_read_closed() => interest = Interest::ERROR,
+                // Bytes are there, so being readable says nothing more. The end still does:
+                // a Unix peer that closes brings no error with it.
+                Ok(_) => interest = Interest::PRIORITY | Interest::ERROR,
                 Err(_) => return,
             }
         }
@@ -284,6 +287,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_unix_peer_that_closes_after_early_bytes_has_left() {
+        let (one, two) = unix();
+        write(&one, b"more").await;
+        let mut left = pin!(two.left());
+        poll_fn(|cx| two.poll_readable(cx)).await.unwrap();
+        assert!(left.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(one);
+        left.await;
+    }
+
+    #[tokio::test]
     async fn an_idle_stream_stirs_only_when_something_arrives() {
         // An accepted stream is assumed readable until a first read; a dialled one is not.
         let (dialled, accepted) = tcp().await;
@@ -291,5 +305,9 @@ mod tests {
         write(&accepted, b"x").await;
         poll_fn(|cx| dialled.poll_readable(cx)).await.unwrap();
         assert!(dialled.stirred());
+        while tokio::task::coop::has_budget_remaining() {
+            tokio::task::coop::consume_budget().await;
+        }
+        assert!(dialled.stirred(), "a spent budget hides nothing");
     }
 }

@@ -86,7 +86,10 @@ impl Wire {
         self.input.as_ref().is_some_and(|input| self.raw < input.len())
     }
 
-    /// Ready when the peer has sent something, or ended. Until then no buffer is owned.
+    /// Ready when the peer has sent something, which is then read, or ended.
+    ///
+    /// Readiness alone proves nothing: a connection just accepted is assumed readable,
+    /// and one whose last read filled the buffer still is. So this reads.
     ///
     /// # Errors
     /// [`Fault::Reset`].
@@ -429,5 +432,28 @@ impl Output {
             let _ = write!(self.prefix, "{bytes:x}\r\n");
             self.chunk = bytes;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Wire;
+    use crate::transport::stream::Stream;
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::task::{Context, Poll, Waker};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_connection_that_has_sent_nothing_does_not_stir_and_owns_no_buffer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let mut wire = Wire::new(Stream::Tcp(accepted));
+        let polled = wire.poll_stirs(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Pending) && wire.input.is_none());
+        peer.write_all(b"G").unwrap();
+        poll_fn(|cx| wire.poll_stirs(cx)).await.unwrap();
+        assert!(wire.has_input());
     }
 }
