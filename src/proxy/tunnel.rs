@@ -59,12 +59,13 @@ where
 {
     let (mut up, mut down) = (Relay::default(), Relay::default());
     let (mut up_ended, mut down_ended) = (false, false);
+    let mut up_waits = End::Source;
     let mut moved = None;
     let cut = poll_fn(|cx| {
         if !up_ended {
             match up.turn(cx, client, backend) {
                 Turn::Done => up_ended = true,
-                Turn::Waits(_) => {}
+                Turn::Waits(end) => up_waits = end,
                 Turn::Failed(End::Source, _) => return Poll::Ready(Some(Reason::ClientLeft)),
                 Turn::Failed(End::Sink, _) => return Poll::Ready(Some(Reason::BackendReset)),
             }
@@ -85,12 +86,16 @@ where
         if !down_ended && left.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Reason::ClientLeft));
         }
-        if moved != Some((up.moved, down.moved, down_ended)) {
-            moved = Some((up.moved, down.moved, down_ended));
-            let client = down_ended.then_some(patience.client);
+        let client_alone = down_ended && up_waits == End::Source;
+        let now = (up.moved, down.moved, client_alone);
+        if moved != Some(now) {
+            moved = Some(now);
+            let client = client_alone.then_some(patience.client);
             timer.set(client.into_iter().chain(patience.idle).min());
         }
-        timer.poll(cx).map(|()| Some(if down_ended { Reason::ClientBodyTimeout } else { Reason::BackendStreamTimeout }))
+        timer
+            .poll(cx)
+            .map(|()| Some(if client_alone { Reason::ClientBodyTimeout } else { Reason::BackendStreamTimeout }))
     })
     .await;
     timer.set(None);

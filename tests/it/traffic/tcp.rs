@@ -1,6 +1,7 @@
 //! Connections relayed without being read.
 
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -226,6 +227,24 @@ fn a_client_that_stays_after_its_backend_has_closed_is_cut() {
     assert_eq!((&record["message"], &record["backend"]), (&"connection".into(), &backend.address.as_str().into()));
     daemon.wait_in_flight(0);
     open(&daemon, &backend);
+}
+
+#[test]
+fn a_backend_that_takes_slowly_after_its_own_end_is_not_the_clients_fault() {
+    let backend = Backend::new();
+    let daemon = before(&backend.address).set("BODY_TIMEOUT", "200ms").start();
+    let (mut client, mut peer) = open(&daemon, &backend);
+    peer.half_close();
+    client.expect_end();
+    // All that fits on the way, so that it is the backend that is waited for.
+    let sent = client.send_until_full(Duration::from_millis(100));
+    // Another connection's end tells that the time has passed.
+    let (mut other, gone) = open(&daemon, &backend);
+    drop(gone);
+    other.expect_end();
+    daemon.record_of("client_body_timeout");
+    client.half_close();
+    assert_same(&peer.read_to_end(), &vec![b'x'; sent]);
 }
 
 #[test]
