@@ -9,11 +9,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, UnixListener};
 
 use super::worker::{Arrival, Worker};
+use crate::telemetry::Limiter;
 use crate::telemetry::Peer;
 use crate::telemetry::events;
 use crate::transport::dial;
@@ -83,11 +84,15 @@ pub async fn run(worker: Rc<Worker>, door: Door) {
                 tracing::debug!(%error, "accept failed");
             }
             Err(error) => {
-                tracing::error!(
-                    message_id = events::OUT_OF_DESCRIPTORS,
-                    %error,
-                    "no descriptor left to accept with; raise LimitNOFILE= or lower MAX_CONNECTIONS"
-                );
+                static LIMITER: Limiter = Limiter::new(1);
+                if let Some(suppressed) = LIMITER.admit(Instant::now()) {
+                    tracing::error!(
+                        message_id = events::OUT_OF_DESCRIPTORS,
+                        %error,
+                        suppressed,
+                        "no descriptor left to accept with; raise LimitNOFILE= or lower MAX_CONNECTIONS"
+                    );
+                }
                 tokio::time::sleep(REST).await;
             }
         }

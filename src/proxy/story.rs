@@ -18,7 +18,7 @@ use super::client::{Client, Own};
 use super::exchange::{Exchange, Failure, Finish};
 use super::head::RequestHead;
 use super::http1::encode::{Forwarded, phrase};
-use super::tunnel;
+use super::tunnel::{self, Patience};
 use super::upstream::{self, Upstream};
 use super::worker::{Worker, report};
 use crate::balance::endpoint::Endpoint;
@@ -333,7 +333,7 @@ impl Asked<'_> {
         counters.tunnels.add(1);
         counters.tunnels_open.add(1);
         let passed =
-            tunnel::run(client, &mut upstream.connection, left, self.timer, self.route.settings.stream_timeout).await;
+            tunnel::run(client, &mut upstream.connection, left, self.timer, Patience::of(&self.route.settings)).await;
         counters.tunnels_open.sub(1);
         course.bytes_in = passed.up;
         course.reason = passed.cut;

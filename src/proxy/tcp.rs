@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::admit::admit;
 use super::http1::wire::Wire;
 use super::story::Source;
-use super::tunnel;
+use super::tunnel::{self, Patience};
 use super::upstream;
 use super::worker::{Worker, report};
 use crate::balance::pool::Tried;
@@ -104,7 +104,7 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
     let mut backend = Wire::new(backend);
     client.become_tunnel();
     backend.become_tunnel();
-    let passed = tunnel::run(&mut client, &mut backend, left, &timer, route.settings.stream_timeout).await;
+    let passed = tunnel::run(&mut client, &mut backend, left, &timer, Patience::of(&route.settings)).await;
     (course.up, course.down) = (passed.up, passed.down);
     match passed.cut {
         None => Ok(()),

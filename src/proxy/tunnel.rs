@@ -1,7 +1,10 @@
 //! Tunnel: bytes of any protocol, both ways, each direction ending by itself.
 //!
 //! After a 101 and in TCP mode. The end of one side's direction is passed on as a
-//! half-close and the other direction lives on, so that any protocol passes.
+//! half-close and the other direction lives on, so that any protocol passes. Once the
+//! backend's has ended, the client's is waited for only as long as for a body: a
+//! backend that has closed would otherwise leave its place taken for as long as the
+//! client likes.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -9,6 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::relay::{End, Relay, Sink, Source, Turn};
+use crate::config::RouteSettings;
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
 
@@ -23,14 +27,31 @@ pub struct Passed {
     pub cut: Option<Reason>,
 }
 
+/// How long nothing may move.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// While both sides may speak, or the backend alone.
+    pub idle: Option<Duration>,
+    /// While the client alone may.
+    pub client: Duration,
+}
+
+impl Patience {
+    /// As a route sets it.
+    #[must_use]
+    pub fn of(settings: &RouteSettings) -> Self {
+        Self { idle: settings.stream_timeout, client: settings.body_timeout }
+    }
+}
+
 /// Relays until both directions have ended, a side fails, the client leaves, or nothing
-/// has moved for `idle`.
+/// has moved for as long as `patience` has it.
 pub async fn run<C, B>(
     client: &mut C,
     backend: &mut B,
     mut left: Pin<&mut impl Future<Output = ()>>,
     timer: &Timer,
-    idle: Option<Duration>,
+    patience: Patience,
 ) -> Passed
 where
     C: Source + Sink,
@@ -38,12 +59,13 @@ where
 {
     let (mut up, mut down) = (Relay::default(), Relay::default());
     let (mut up_ended, mut down_ended) = (false, false);
+    let mut up_waits = End::Source;
     let mut moved = None;
     let cut = poll_fn(|cx| {
         if !up_ended {
             match up.turn(cx, client, backend) {
                 Turn::Done => up_ended = true,
-                Turn::Waits(_) => {}
+                Turn::Waits(end) => up_waits = end,
                 Turn::Failed(End::Source, _) => return Poll::Ready(Some(Reason::ClientLeft)),
                 Turn::Failed(End::Sink, _) => return Poll::Ready(Some(Reason::BackendReset)),
             }
@@ -64,11 +86,16 @@ where
         if !down_ended && left.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Reason::ClientLeft));
         }
-        if moved != Some((up.moved, down.moved)) {
-            moved = Some((up.moved, down.moved));
-            timer.set(idle);
+        let client_alone = down_ended && up_waits == End::Source;
+        let now = (up.moved, down.moved, client_alone);
+        if moved != Some(now) {
+            moved = Some(now);
+            let client = client_alone.then_some(patience.client);
+            timer.set(client.into_iter().chain(patience.idle).min());
         }
-        timer.poll(cx).map(|()| Some(Reason::BackendStreamTimeout))
+        timer
+            .poll(cx)
+            .map(|()| Some(if client_alone { Reason::ClientBodyTimeout } else { Reason::BackendStreamTimeout }))
     })
     .await;
     timer.set(None);

@@ -78,6 +78,9 @@ pub struct Onward {
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead, onward: &Onward) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
     copy(out, &head.fields, |field| field.known == Known::ContentLength);
+    if head.fields.first(Known::Date).is_none() {
+        date(out);
+    }
     match (onward.framing, head.stated_length) {
         // The length of a body that is not sent: an answer to HEAD, a 304.
         (Framing::Empty, Some(length)) => number(out, length),
@@ -108,8 +111,7 @@ pub fn switching(out: &mut Vec<u8>, head: &ResponseHead) {
 /// Writes an answer of our own with its body.
 pub fn own(out: &mut Vec<u8>, own: &Own<'_>, onward: &Onward) {
     status_line(out, own.status, phrase(own.status).as_bytes());
-    // Writing into a vector can't fail.
-    let _ = write!(out, "Date: {}\r\n", httpdate::HttpDate::from(std::time::SystemTime::now()));
+    date(out);
     for (name, value) in own.fields {
         field(out, name.as_bytes(), value.as_bytes());
     }
@@ -125,6 +127,12 @@ fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
     let _ = write!(out, "HTTP/1.1 {status} ");
     out.extend_from_slice(phrase);
     out.extend_from_slice(b"\r\n");
+}
+
+/// The time, which every final response goes on with (RFC 9110 §6.6.1).
+fn date(out: &mut Vec<u8>) {
+    // Writing into a vector can't fail.
+    let _ = write!(out, "Date: {}\r\n", httpdate::HttpDate::from(std::time::SystemTime::now()));
 }
 
 fn connection(out: &mut Vec<u8>, version: Version, keep_alive: bool) {

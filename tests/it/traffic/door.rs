@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, prlimit};
 use serde_json::Value;
 
 use crate::daemon::{self, DEADLINE, Setting, listener};
@@ -66,7 +67,12 @@ impl Setup {
             let tried = Command::new(way[0]).args(&way[1..]).arg("/bin/true").stderr(Stdio::null()).status();
             tried.is_ok_and(|status| status.success())
         })?;
-        Some(Self { setting: self.setting.through(way), ..self })
+        Some(self.through(way))
+    }
+
+    /// Has another program start the daemon and become it.
+    pub fn through(self, launcher: &[&str]) -> Self {
+        Self { setting: self.setting.through(launcher), ..self }
     }
 
     /// A path in the test's own folder.
@@ -149,6 +155,17 @@ impl Daemon {
         let lines = self.process.log();
         let lines = lines.iter().map(|line| serde_json::from_str(line).expect("a line of JSON"));
         lines.filter(|line| wanted(line)).collect()
+    }
+
+    /// Has it stop, and waits for its end.
+    pub fn stop(&mut self) -> ExitStatus {
+        let pid = Pid::from_raw(i32::try_from(self.process.pid()).unwrap()).unwrap();
+        let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        self.process.signal(Signal::TERM);
+        let limit = Timespec { tv_sec: i64::try_from(DEADLINE.as_secs()).unwrap(), tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
+        assert_eq!(ended, 1, "still running");
+        self.process.end()
     }
 
     /// Lets it open no descriptor from this number on.

@@ -1,5 +1,8 @@
 //! The records that requests leave behind.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
 use serde_json::{Value, json};
 
 use crate::backend::{Backend, Refusing};
@@ -159,4 +162,55 @@ fn a_request_under_way_is_counted_and_then_no_longer() {
     daemon.wait("none", |status| {
         status["in_flight"] == 0 && status["connections"] == 0 && status["requests"].as_u64() == Some(1)
     });
+}
+
+#[test]
+fn no_request_waits_for_a_log_that_nobody_reads() {
+    // More than the pipe and the queue before it hold.
+    const REQUESTS: usize = 9_600;
+    let setup = Setup::new().set("WORKERS", 1);
+    let pipe = setup.path("stderr");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    // Open at both ends, so that opening waits for nobody.
+    let reader = File::options().read(true).write(true).open(&pipe).unwrap();
+    let daemon = setup.through(&["/bin/sh", "-c", r#"exec "$@" 2>"$0""#, pipe.to_str().unwrap()]).start();
+    let mut client = daemon.connect();
+    let ahead = 100;
+    for _ in 0..REQUESTS / ahead {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(ahead));
+        for _ in 0..ahead {
+            assert_eq!(client.response().status(), 200);
+        }
+    }
+    let dropped = daemon.status()["log_dropped"].as_u64().unwrap();
+    assert!(dropped > 0 && dropped < REQUESTS as u64, "{dropped}");
+    // Once somebody reads, what was kept comes, and the number of what was not.
+    let mut records = 0;
+    for line in BufReader::new(reader).lines() {
+        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        records += usize::from(is_record(&line));
+        if line["message_id"] == "baaab5ebe9e3fad2da03293a5afa8c5b" {
+            assert_eq!(line["dropped"], dropped);
+            break;
+        }
+    }
+    assert!(records > 0);
+}
+
+#[test]
+fn an_end_does_not_wait_for_a_log_that_nobody_reads() {
+    let setup = Setup::new().set("WORKERS", 1).set("DRAIN_TIMEOUT", "1s");
+    let pipe = setup.path("stderr");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let _held = File::options().read(true).write(true).open(&pipe).unwrap();
+    let mut daemon = setup.through(&["/bin/sh", "-c", r#"exec "$@" 2>"$0""#, pipe.to_str().unwrap()]).start();
+    let mut client = daemon.connect();
+    for _ in 0..20 {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(50));
+        for _ in 0..50 {
+            client.response();
+        }
+    }
+    drop(client);
+    assert!(daemon.stop().success());
 }

@@ -4,7 +4,7 @@
 mod bodies;
 /// Starts the daemon in front of a test's backends.
 mod door;
-/// Heads, connections and their reuse, versions, routes.
+/// Heads, connections and their reuse, versions.
 mod http;
 /// Clients that leave, and those that only end their direction.
 mod leaving;
@@ -16,6 +16,10 @@ mod malformed;
 mod queue;
 /// Attempts after a failed one.
 mod retries;
+/// Listeners, routes, backends in turn.
+mod routes;
+/// When trying again is pointless, or the fault is ours.
+mod shortages;
 /// Connections relayed without being read.
 mod tcp;
 /// How long each side may keep the other waiting.

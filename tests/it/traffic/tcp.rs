@@ -1,6 +1,7 @@
 //! Connections relayed without being read.
 
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -212,6 +213,38 @@ fn unix_sockets_at_both_ends() {
     client.expect("pong");
     client.expect_end();
     daemon.logged("the connection", |line| line["message"] == "connection" && line["client"] == "unix:");
+}
+
+#[test]
+fn a_client_that_stays_after_its_backend_has_closed_is_cut() {
+    let backend = Backend::new();
+    let daemon = before(&backend.address).set("MAX_CONCURRENT_REQUESTS", 1).set("BODY_TIMEOUT", "200ms").start();
+    let (mut client, peer) = open(&daemon, &backend);
+    drop(peer);
+    // It is told, and does nothing about it: its permit is free again all the same.
+    client.expect_end();
+    let record = daemon.record_of("client_body_timeout");
+    assert_eq!((&record["message"], &record["backend"]), (&"connection".into(), &backend.address.as_str().into()));
+    daemon.wait_in_flight(0);
+    open(&daemon, &backend);
+}
+
+#[test]
+fn a_backend_that_takes_slowly_after_its_own_end_is_not_the_clients_fault() {
+    let backend = Backend::new();
+    let daemon = before(&backend.address).set("BODY_TIMEOUT", "200ms").start();
+    let (mut client, mut peer) = open(&daemon, &backend);
+    peer.half_close();
+    client.expect_end();
+    // All that fits on the way, so that it is the backend that is waited for.
+    let sent = client.send_until_full(Duration::from_millis(100));
+    // Another connection's end tells that the time has passed.
+    let (mut other, gone) = open(&daemon, &backend);
+    drop(gone);
+    other.expect_end();
+    daemon.record_of("client_body_timeout");
+    client.half_close();
+    assert_same(&peer.read_to_end(), &vec![b'x'; sent]);
 }
 
 #[test]
