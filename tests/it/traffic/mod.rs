@@ -8,6 +8,8 @@ mod door;
 mod http;
 /// Clients that leave, and those that only end their direction.
 mod leaving;
+/// What waits, for whom, and who is blamed when it took too long.
+mod patience;
 /// Permits, and the queue before them.
 mod queue;
 /// Attempts after a failed one.
