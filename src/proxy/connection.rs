@@ -25,7 +25,7 @@ use crate::transport::stream::Stream;
 const LINGER: Duration = Duration::from_secs(5);
 
 /// How much of it.
-const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Serves one client connection that speaks HTTP/1, to its end.
 pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {

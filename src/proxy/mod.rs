@@ -10,6 +10,7 @@
 //! HTTP/1 on the wire is in [`http1`] alone.
 
 pub mod accept;
+pub mod admit;
 pub mod client;
 pub mod connection;
 mod echo;

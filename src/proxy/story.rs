@@ -13,6 +13,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admit::admit;
 use super::client::{Client, Own};
 use super::exchange::{Exchange, Failure, Finish};
 use super::head::RequestHead;
@@ -20,7 +21,6 @@ use super::http1::encode::{Forwarded, phrase};
 use super::tunnel;
 use super::upstream::{self, Upstream};
 use super::worker::{Worker, report};
-use crate::admission::gate::{Entry, Permit};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
@@ -152,7 +152,7 @@ impl Asked<'_> {
         mut left: Pin<&mut impl Future<Output = ()>>,
         course: &mut Course,
     ) -> Result<After, Reason> {
-        let permit = self.admit(left.as_mut(), course).await?;
+        let permit = admit(self.worker, self.timer, left.as_mut(), &mut course.queue).await?;
         let deadline = self.deadline();
         client.hold();
         let (upstream, switched) = self.attempts(client, left.as_mut(), course, deadline).await?;
@@ -175,36 +175,6 @@ impl Asked<'_> {
                 Ok(After::Close)
             }
         }
-    }
-
-    /// Waits for a permit, in line, for as long as `QUEUE_TIMEOUT`.
-    async fn admit<'g>(
-        &'g self,
-        left: Pin<&mut impl Future<Output = ()>>,
-        course: &mut Course,
-    ) -> Result<Permit<'g>, Reason> {
-        let ticket = match self.worker.shared().gate.enter() {
-            Entry::Open(permit) => return Ok(permit),
-            Entry::Full => {
-                self.worker.shared().note_queue_full();
-                return Err(Reason::QueueFull);
-            }
-            Entry::Wait(ticket) => ticket,
-        };
-        let joined = Instant::now();
-        let limit = self.worker.generation().config.daemon.queue_timeout;
-        let outcome = self
-            .timer
-            .within(Some(limit), async {
-                tokio::select! {
-                    biased;
-                    permit = ticket => Ok(permit),
-                    () = left => Err(Reason::ClientLeft),
-                }
-            })
-            .await;
-        course.queue = joined.elapsed();
-        outcome.unwrap_or(Err(Reason::QueueTimeout))
     }
 
     /// Makes attempts until one is answered or the rules say to stop.

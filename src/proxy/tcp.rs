@@ -9,12 +9,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admit::admit;
 use super::http1::wire::Wire;
 use super::story::Source;
 use super::tunnel;
 use super::upstream;
 use super::worker::{Worker, report};
-use crate::admission::gate::Entry;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
 use crate::config::AccessLog;
@@ -85,28 +85,7 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
     let stream = Rc::clone(client.io());
     let mut left = pin!(async move { stream.left().await });
 
-    let _permit = match worker.shared().gate.enter() {
-        Entry::Open(permit) => permit,
-        Entry::Full => {
-            worker.shared().note_queue_full();
-            return Err(Reason::QueueFull);
-        }
-        Entry::Wait(ticket) => {
-            let joined = Instant::now();
-            let limit = worker.generation().config.daemon.queue_timeout;
-            let waited = timer
-                .within(Some(limit), async {
-                    tokio::select! {
-                        biased;
-                        permit = ticket => Ok(permit),
-                        () = left.as_mut() => Err(Reason::ClientLeft),
-                    }
-                })
-                .await;
-            course.queue = joined.elapsed();
-            waited.unwrap_or(Err(Reason::QueueTimeout))?
-        }
-    };
+    let _permit = admit(worker, &timer, left.as_mut(), &mut course.queue).await?;
     let dialled = tokio::select! {
         biased;
         dialled = dial(worker, route, &timer, course) => dialled,

@@ -35,9 +35,12 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let authority = head.authority().unwrap_or(forwarded.host.as_bytes());
     field(out, b"Host", authority);
-    copy(out, &head.fields, |field| {
-        matches!(
-            field.known,
+    // The expectation of HTTP/1.0 is ignored (RFC 9110 §10.1.1).
+    let expects = head.version != Version::Http10;
+    copy(out, &head.fields, |field| match field.known {
+        Known::Expect => !expects,
+        known => matches!(
+            known,
             Known::Host
                 | Known::ContentLength
                 | Known::Forwarded
@@ -46,7 +49,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
                 | Known::XForwardedHost
                 | Known::XForwardedProto
                 | Known::XRequestId
-        )
+        ),
     });
     field(out, b"X-Forwarded-For", forwarded.client.as_bytes());
     field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());

@@ -114,6 +114,9 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         return Err(Reason::MethodRefused);
     }
     let facts = Facts::gather(bytes, request.headers, index).ok_or(Reason::BadRequest)?;
+    if version == Version::Http11 && facts.expects_other {
+        return Err(Reason::ExpectationFailed);
+    }
     let framing = facts.request_framing(version)?;
     let (target, authority) = target_form(method, target.as_bytes()).ok_or(Reason::BadRequest)?;
     let host = match facts.hosts {
@@ -176,7 +179,7 @@ fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<Res
     };
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
     let facts = Facts::gather(bytes, response.headers, index).ok_or(malformed)?;
-    let (framing, stated_length) = facts.response_framing(status, to).ok_or(malformed)?;
+    let (framing, stated_length) = facts.response_framing(version, status, to).ok_or(malformed)?;
     let parts = ResponseParts {
         status,
         phrase: if phrase.is_empty() { Span::default() } else { Span::within(bytes, phrase.as_bytes()) },
@@ -199,6 +202,8 @@ struct Facts {
     keep_alive: bool,
     connection_upgrade: bool,
     upgrade: Option<Span>,
+    /// Expect asks for something else than `100-continue`.
+    expects_other: bool,
 }
 
 impl Facts {
@@ -231,6 +236,7 @@ impl Facts {
                     facts.coding = Some(chunked && facts.coding.is_none());
                 }
                 Known::Upgrade => facts.upgrade = Some(field.value),
+                Known::Expect => facts.expects_other |= !header.value.eq_ignore_ascii_case(b"100-continue"),
                 _ => {}
             }
             index.push(field);
@@ -279,7 +285,10 @@ impl Facts {
     }
 
     /// RFC 9112 §6.3 for responses, with the length that was stated.
-    fn response_framing(&self, status: u16, to: Method) -> Option<(Framing, Option<u64>)> {
+    fn response_framing(&self, version: Version, status: u16, to: Method) -> Option<(Framing, Option<u64>)> {
+        if version == Version::Http10 && self.coding.is_some() {
+            return None;
+        }
         if matches!(status, 100..200 | 204) {
             return Some((Framing::Empty, None));
         }
@@ -326,6 +335,8 @@ fn version_refused(bytes: &[u8]) -> Reason {
     let line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or(bytes).trim_ascii_end();
     let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
     match version {
+        // Another word stands where the version was looked for.
+        b"HTTP/1.0" | b"HTTP/1.1" => Reason::BadRequest,
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
             Reason::VersionUnsupported
         }

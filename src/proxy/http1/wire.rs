@@ -94,23 +94,16 @@ impl Wire {
     /// # Errors
     /// [`Fault::Reset`].
     pub fn poll_stirs(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        while !self.has_input() {
-            self.drop_decoded();
-            ready!(self.io.poll_readable(cx)).map_err(|_| Fault::Reset)?;
-            let mut input = Buffer::take();
-            match self.io.try_read(input.spare()) {
-                // The buffer goes back: a connection that waits owns none.
-                None => {}
-                // The end is read again, as the end of the stream, by whoever reads next.
-                Some(Ok(0)) => break,
-                Some(Ok(n)) => {
-                    input.fill(n);
-                    self.input = Some(input);
-                }
-                Some(Err(_)) => return Poll::Ready(Err(Fault::Reset)),
-            }
+        if self.has_input() {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        self.drop_decoded();
+        // Only a read tells: a socket just accepted counts as readable before anything came.
+        let outcome = self.poll_fill(cx).map_ok(|_| ());
+        if outcome.is_pending() {
+            self.input = None;
+        }
+        outcome
     }
 
     /// Reads until a request head is whole; `None` when the peer ended before its

@@ -217,10 +217,20 @@ fn both_directions_at_once_never_wait_for_each_other() {
     peer.head();
     peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
     client.head();
-    let senders = [send_beside(&client, chunked(&up)), send_beside(&peer, chunked(&down))];
-    let reader = thread::spawn(move || peer.chunks());
-    assert_same(&client.chunks(), &down);
-    assert_same(&reader.join().unwrap(), &up);
+    // The end of the answer would end the exchange: it comes after that of the request.
+    let framed = chunked(&down);
+    let (most, last) = framed.split_at(framed.len() - b"0\r\n\r\n".len());
+    let senders = [send_beside(&client, chunked(&up)), send_beside(&peer, most.to_vec())];
+    let last = last.to_vec();
+    let reader = thread::spawn(move || {
+        let got = peer.chunks();
+        (got, peer)
+    });
+    assert_same(&client.chunked(LARGE), &down);
+    let (got, mut peer) = reader.join().unwrap();
+    assert_same(&got, &up);
+    peer.send(last);
+    assert_eq!(client.chunk(), b"");
     for sender in senders {
         sender.join().unwrap();
     }
@@ -296,12 +306,14 @@ fn an_early_answer_is_read_by_a_client_that_is_still_sending() {
     let mut peer = backend.accept();
     peer.head();
     peer.read(1000);
-    peer.send("HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 7\r\n\r\ntoo big");
+    let why = "y".repeat(100_000);
+    peer.send(format!("HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n{why}"));
     drop(peer);
-    // More of the body is on its way when the answer comes; it must not turn into a reset.
-    client.send([b'x'; 100_000]);
+    // A client that reads nothing before it has sent all: closing on it would reset the
+    // connection, and take the answer away.
+    client.send(vec![b'x'; LARGE - 1000]);
     let response = client.response();
-    assert_eq!((response.status(), response.text()), (413, "too big"));
+    assert_eq!((response.status(), response.text()), (413, why.as_str()));
     assert_eq!(response.head.field("Connection"), Some("close"));
 }
 

@@ -8,6 +8,10 @@ mod door;
 mod http;
 /// Clients that leave, and those that only end their direction.
 mod leaving;
+/// The records that requests leave behind.
+mod log;
+/// What neither side may send.
+mod malformed;
 /// What waits, for whom, and who is blamed when it took too long.
 mod patience;
 /// Permits, and the queue before them.
@@ -16,5 +20,7 @@ mod queue;
 mod retries;
 /// Connections relayed without being read.
 mod tcp;
+/// How long each side may keep the other waiting.
+mod timeouts;
 /// Protocols that take over a connection.
 mod tunnels;

@@ -1,0 +1,182 @@
+//! How long each side may keep the other waiting.
+
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, Refusing};
+use crate::daemon::DEADLINE;
+use crate::traffic::door::Setup;
+
+fn before(backend: &Backend) -> Setup {
+    Setup::new().set("WORKERS", 1).set("BACKEND_ADDRESS", &backend.address)
+}
+
+#[test]
+fn a_head_begun_is_408_and_one_not_begun_is_closed_without_a_word() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "200ms").start();
+    let mut partial = daemon.connect();
+    partial.send("GET / HTTP/1.1\r\nHost: a\r\n");
+    let mut none = daemon.connect();
+    let response = partial.response();
+    response.assert_refusal(408, "client_header_timeout");
+    assert_eq!(response.head.field("Connection"), Some("close"));
+    partial.expect_end();
+    none.expect_end();
+    assert_eq!(daemon.record_of("client_header_timeout")["status"], 408);
+    backend.expect_none();
+    // Between requests it is the idle timeout that counts, until the next one begins.
+    let mut kept = daemon.connect();
+    kept.get("/");
+    let (mut peer, _) = backend.take();
+    peer.answer("");
+    kept.response();
+    kept.send("GET /again");
+    kept.response().assert_refusal(408, "client_header_timeout");
+}
+
+#[test]
+fn a_trickle_does_not_extend_the_time_for_a_head() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "300ms").start();
+    let mut client = daemon.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nX: ");
+    let until = Instant::now() + DEADLINE;
+    // Far more often than the limit, so that one which starts anew would never end.
+    while !client.has_come(Duration::from_millis(20)) {
+        client.send("x");
+        assert!(Instant::now() < until, "the time for a head never ends");
+    }
+    client.response().assert_refusal(408, "client_header_timeout");
+}
+
+#[test]
+fn a_client_that_stops_within_its_body_is_408() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("BODY_TIMEOUT", "200ms").start();
+    let mut client = daemon.connect();
+    client.send("POST /stalled HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf");
+    let mut peer = backend.accept();
+    peer.head();
+    assert_eq!(peer.read(4), b"half");
+    let response = client.response();
+    response.assert_refusal(408, "client_body_timeout");
+    assert_eq!(response.head.field("Connection"), Some("close"));
+    client.expect_end();
+    peer.expect_gone();
+    assert_eq!(daemon.record("/stalled")["reason"], "client_body_timeout");
+}
+
+#[test]
+fn a_client_that_sends_slowly_is_waited_for_as_long_as_it_sends() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("BODY_TIMEOUT", "500ms").set("RESPONSE_TIMEOUT", "100ms").start();
+    let mut client = daemon.connect();
+    client.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n");
+    let mut peer = backend.accept();
+    peer.head();
+    // Each byte comes well after the backend's time to answer would have been over, were it
+    // running, and all of them well after the client's, were it not set anew.
+    for _ in 0..30 {
+        assert!(!client.has_come(Duration::from_millis(60)), "cut off");
+        client.send("x");
+        assert_eq!(peer.read(1), b"x");
+    }
+    peer.answer("patience");
+    assert_eq!(client.response().text(), "patience");
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("BODY_TIMEOUT", "300ms").start();
+    let mut client = daemon.connect();
+    client.shrink();
+    client.get("/unread");
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+    let writer = peer.writer();
+    let sender = std::thread::spawn(move || {
+        let mut writer = writer;
+        while writer.try_send([b'x'; 65_536]).is_ok() {}
+    });
+    let record = daemon.record("/unread");
+    assert_eq!((&record["reason"], &record["status"]), (&"client_slow_reader".into(), &200.into()));
+    sender.join().unwrap();
+    // What had come is not the whole, and the connection says so.
+    assert!(client.expect_reset().len() < 1_000_000_000);
+    daemon.wait_in_flight(0);
+}
+
+#[test]
+fn a_backend_that_falls_silent_within_its_answer_is_cut() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("STREAM_TIMEOUT", "200ms").start();
+    let mut client = daemon.connect();
+    client.get("/silent");
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n");
+    client.head();
+    assert_eq!(client.chunk(), b"half");
+    assert!(client.expect_reset().is_empty());
+    peer.expect_gone();
+    let record = daemon.record("/silent");
+    assert_eq!(record["reason"], "backend_stream_timeout");
+}
+
+#[test]
+fn a_whole_request_has_a_limit_where_one_is_set() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("REQUEST_TIMEOUT", "200ms").start();
+    let mut client = daemon.connect();
+    client.get("/unanswered");
+    let (mut peer, _) = backend.take();
+    client.response().assert_refusal(504, "request_timeout");
+    peer.expect_gone();
+    backend.expect_none();
+
+    client.get("/unfinished");
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.head();
+    // Neither side rests, and yet it ends.
+    let mut writer = peer.writer();
+    let sender = std::thread::spawn(move || while writer.try_send("1\r\nx\r\n").is_ok() {});
+    client.expect_reset();
+    sender.join().unwrap();
+    assert_eq!(daemon.record("/unfinished")["reason"], "request_timeout");
+}
+
+#[test]
+fn a_wait_between_attempts_is_not_begun_when_it_would_end_too_late() {
+    let refusing = Refusing::new();
+    let daemon = Setup::new()
+        .set("BACKEND_ADDRESS", &refusing.address)
+        .set("RETRY_BACKOFF", "24h")
+        .set("RETRY_BACKOFF_MAX", "24h")
+        .set("REQUEST_TIMEOUT", "5s")
+        .start();
+    let mut client = daemon.connect();
+    client.get("/");
+    client.response().assert_refusal(504, "request_timeout");
+}
+
+#[test]
+fn a_silent_tunnel_ends_where_a_limit_is_set() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("STREAM_TIMEOUT", "300ms").start();
+    let mut client = daemon.connect();
+    client.send("GET /t HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+    let mut peer = backend.accept();
+    peer.head();
+    peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+    client.head();
+    // Either direction keeps it alive.
+    for _ in 0..10 {
+        assert!(!peer.has_come(Duration::from_millis(60)));
+        client.send("x");
+        peer.expect("x");
+    }
+    client.expect_gone();
+    peer.expect_gone();
+    assert_eq!(daemon.record_of("backend_stream_timeout")["message"], "tunnel");
+}
