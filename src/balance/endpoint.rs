@@ -124,7 +124,8 @@ impl Endpoint {
     /// Whether its name, if it has one, is resolved.
     #[must_use]
     pub fn is_resolved(&self) -> bool {
-        matches!(&*self.addresses.read().unwrap_or_else(PoisonError::into_inner), Addresses::Known(_))
+        !matches!(self.target, Target::Name { .. })
+            || matches!(&*self.addresses.read().unwrap_or_else(PoisonError::into_inner), Addresses::Known(_))
     }
 
     /// Notes a connection made, or an answer given.

@@ -56,15 +56,16 @@ impl Pool {
     }
 
     /// The next backend in turn that was not tried and is not down; failing that, one
-    /// that was tried. `None` when every backend is down, or the pool is empty.
+    /// that was tried; failing that, one whose name is not resolved. `None` when every
+    /// backend is down, or the pool is empty.
     pub fn pick(&self, tried: &mut Tried, now: u64) -> Option<&Arc<Endpoint>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.scan(turn, |place| !tried.has(place), now).or_else(|| self.scan(turn, |_| true, now)).map(
-            |(place, endpoint)| {
-                tried.note(place);
-                endpoint
-            },
-        )
+        let (place, endpoint) = self
+            .scan(turn, |place, endpoint| !tried.has(place) && endpoint.is_resolved(), now)
+            .or_else(|| self.scan(turn, |_, endpoint| endpoint.is_resolved(), now))
+            .or_else(|| self.scan(turn, |_, _| true, now))?;
+        tried.note(place);
+        Some(endpoint)
     }
 
     /// Whether every backend is down.
@@ -73,12 +74,12 @@ impl Pool {
         !self.endpoints.iter().any(|endpoint| endpoint.is_up())
     }
 
-    fn scan(&self, turn: usize, wanted: impl Fn(u16) -> bool, now: u64) -> Option<(u16, &Arc<Endpoint>)> {
+    fn scan(&self, turn: usize, wanted: impl Fn(u16, &Endpoint) -> bool, now: u64) -> Option<(u16, &Arc<Endpoint>)> {
         let start = turn.checked_rem(self.order.len())?;
         let (before, from) = self.order.split_at_checked(start)?;
         from.iter().chain(before).copied().find_map(|place| {
             let endpoint = self.endpoints.get(usize::from(place))?;
-            (wanted(place) && endpoint.admits(now)).then_some((place, endpoint))
+            (wanted(place, endpoint) && endpoint.admits(now)).then_some((place, endpoint))
         })
     }
 }
@@ -165,6 +166,25 @@ mod tests {
         }
         assert!(pool.is_down());
         assert!(pool.pick(&mut Tried::default(), 1).is_none());
+    }
+
+    #[test]
+    fn a_name_that_is_not_resolved_is_passed_over_while_there_is_another() {
+        let target = Target::Name { host: "app.test".into(), port: 80 };
+        let named = Arc::new(Endpoint::new(&BackendAddress { target, weight: 1 }));
+        let pool = Pool::new(vec![(Arc::clone(&named), 1), (Arc::clone(&pool(&[1]).endpoints()[0]), 1)]);
+        let taken: Vec<_> = (0..4).map(|_| pick(&pool, &mut Tried::default())).collect();
+        assert_eq!(taken, ["127.0.0.1:4000"; 4]);
+        named.resolved(Ok(vec!["127.0.0.1:80".parse().unwrap()]));
+        assert_eq!(pick(&pool, &mut Tried::default()), "app.test:80");
+        let unknown = Pool::new(vec![(
+            Arc::new(Endpoint::new(&BackendAddress {
+                target: Target::Name { host: "other.test".into(), port: 80 },
+                weight: 1,
+            })),
+            1,
+        )]);
+        assert_eq!(pick(&unknown, &mut Tried::default()), "other.test:80", "its reason is the answer");
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub enum Known {
     TransferEncoding,
     Upgrade,
     Via,
+    XForwarded,
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
@@ -61,9 +62,24 @@ pub enum Known {
 }
 
 impl Known {
-    /// Classifies a field name, whatever its case.
+    /// Classifies a field name, whatever its case. [`Self::XForwarded`] is any name that
+    /// begins with `X-Forwarded-` and has none of its own here, also written with `_`,
+    /// which many backends take for `-`.
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
+        let forwarded = |start: &[u8]| {
+            start
+                .iter()
+                .zip(b"x-forwarded-")
+                .all(|(byte, known)| byte.eq_ignore_ascii_case(known) || (*byte, *known) == (b'_', b'-'))
+        };
+        match Self::named(name) {
+            Self::Other if name.get(..12).is_some_and(forwarded) => Self::XForwarded,
+            known => known,
+        }
+    }
+
+    fn named(name: &[u8]) -> Self {
         let is = |known: &str, kind| if name.eq_ignore_ascii_case(known.as_bytes()) { kind } else { Self::Other };
         match name.len() {
             2 => is("te", Self::Te),
@@ -350,6 +366,10 @@ mod tests {
             ("HTTP2-Settings", Known::Http2Settings),
             ("Content-Length", Known::ContentLength),
             ("Keep-Alive", Known::KeepAlive),
+            ("X-Forwarded-Port", Known::XForwarded),
+            ("x_forwarded_for", Known::XForwarded),
+            ("X-Forwarded-Prefix", Known::XForwarded),
+            ("X-Forwarder", Known::Other),
             ("Accept", Known::Other),
         ] {
             assert_eq!(Known::of(name.as_bytes()), known, "{name}");

@@ -339,6 +339,7 @@ impl Asked<'_> {
         course.reason = passed.cut;
         if passed.cut.is_some() {
             counters.cut.add(1);
+            client.abort();
         }
     }
 

@@ -60,14 +60,19 @@ where
     let (mut up, mut down) = (Relay::default(), Relay::default());
     let (mut up_ended, mut down_ended) = (false, false);
     let mut up_waits = End::Source;
-    let mut moved = None;
+    let (mut moved, mut refused) = (None, None);
     let cut = poll_fn(|cx| {
         if !up_ended {
             match up.turn(cx, client, backend) {
                 Turn::Done => up_ended = true,
                 Turn::Waits(end) => up_waits = end,
                 Turn::Failed(End::Source, _) => return Poll::Ready(Some(Reason::ClientLeft)),
-                Turn::Failed(End::Sink, _) => return Poll::Ready(Some(Reason::BackendReset)),
+                // What the backend said before it took no more is still to come; if it had
+                // said all, this is no failure.
+                Turn::Failed(End::Sink, _) => {
+                    up_ended = true;
+                    refused = (!down_ended).then_some(Reason::BackendReset);
+                }
             }
         }
         if !down_ended {
@@ -79,7 +84,7 @@ where
             }
         }
         if up_ended && down_ended {
-            return Poll::Ready(None);
+            return Poll::Ready(refused);
         }
         // Once we have ended our direction to the client, its end closes the connection
         // while bytes may still wait in it: that is no leaving.

@@ -236,6 +236,8 @@ impl Worker {
         let clock = Rc::clone(&worker.clock);
         tokio::task::spawn_local(async move { clock.run().await });
         let mut sweep = tokio::time::interval(SWEEP);
+        // Another worker may still hand a connection over.
+        let mut handing = true;
         // Control may have given up waiting; then it says so through `orders`.
         let _ = accepting.send(());
         loop {
@@ -251,19 +253,21 @@ impl Worker {
                     }
                     Some(Order::Drain(silence)) => {
                         doors.abort_all();
+                        // The others keep what they accept from now on; what is on its way
+                        // still arrives.
+                        handed.close();
                         worker.draining.set(Some(silence));
                         worker.clock.wake_all();
                     }
                 },
-                Some(handed) = handed.recv() => worker.adopt(handed),
+                arrival = handed.recv(), if handing => match arrival {
+                    Some(handed) => worker.adopt(handed),
+                    None => handing = false,
+                },
                 _ = sweep.tick() => worker.idle.sweep(worker.clock.millis()),
                 () = worker.emptied.notified() => {}
             }
-            if worker.is_draining()
-                && worker.open.get() == 0
-                && handed.is_empty()
-                && worker.lane().load.load(Ordering::Relaxed) == 0
-            {
+            if worker.is_draining() && worker.open.get() == 0 && !handing {
                 return Ok(());
             }
         }

@@ -25,7 +25,8 @@ pub enum DialError {
     /// There is no way to the address.
     #[error("unreachable")]
     Unreachable,
-    /// We have no descriptor or memory left: `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`.
+    /// We have no descriptor or memory left: `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`, or
+    /// `ENOSPC`, which is the limit of epoll watches.
     #[error("out of descriptors")]
     OutOfDescriptors,
     /// We have no local port left: `EADDRNOTAVAIL`.
@@ -60,7 +61,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 
 fn sort(error: &io::Error) -> DialError {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => DialError::OutOfDescriptors,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC) => DialError::OutOfDescriptors,
         Some(Errno::ADDRNOTAVAIL) => DialError::OutOfPorts,
         Some(Errno::TIMEDOUT) => DialError::TimedOut,
         Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::NOENT | Errno::AGAIN) => DialError::Refused,

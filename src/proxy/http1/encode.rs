@@ -44,6 +44,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
             Known::Host
                 | Known::ContentLength
                 | Known::Forwarded
+                | Known::XForwarded
                 | Known::XForwardedFor
                 | Known::XForwardedHost
                 | Known::XForwardedProto

@@ -131,7 +131,12 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
     if let Some(authority) = authority {
         is_authority(authority.of(bytes)).ok_or(Reason::BadRequest)?;
     }
-    let upgrade = (facts.connection_upgrade && version == Version::Http11).then_some(facts.upgrade).flatten();
+    // Upgrading to HTTP/2 in the clear is not a tunnel we may make (RFC 9113 §3.1): such an
+    // offer goes unheard, wherever it stands in the list.
+    let upgrade = (facts.connection_upgrade && version == Version::Http11)
+        .then_some(facts.upgrade)
+        .flatten()
+        .filter(|offer| !offers_http2(offer.of(bytes)));
     if upgrade.is_some() && framing != Framing::Empty && framing != Framing::Length(0) {
         return Err(Reason::BadRequest);
     }
@@ -143,8 +148,7 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         version,
         framing,
         keep_alive: facts.keeps_alive(version),
-        // Upgrading to HTTP/2 in the clear is not a tunnel we may make (RFC 9113 §3.1).
-        upgrade: upgrade.filter(|protocol| !protocol.of(bytes).eq_ignore_ascii_case(b"h2c")),
+        upgrade,
     };
     Ok(Some((parts, length)))
 }
@@ -300,6 +304,14 @@ impl Facts {
     }
 }
 
+/// Whether a list of protocols (RFC 9110 §7.8), each with or without a version, has `h2c`.
+fn offers_http2(offer: &[u8]) -> bool {
+    offer
+        .split(|byte| *byte == b',')
+        .filter_map(|protocol| protocol.split(|byte| *byte == b'/').next())
+        .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+}
+
 /// `1*DIGIT` and nothing else (RFC 9110 §8.6).
 fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
@@ -374,5 +386,28 @@ fn is_authority(value: &[u8]) -> Option<()> {
             Some(())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::request;
+    use crate::transport::buffer::Buffer;
+
+    fn upgrade(fields: &str) -> Option<Vec<u8>> {
+        let mut buffer = Buffer::take();
+        buffer.append(format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n{fields}\r\n").as_bytes());
+        let head = request(&mut Some(buffer), 1024).unwrap().unwrap();
+        head.upgrade.map(|span| span.of(head.bytes()).to_vec())
+    }
+
+    #[test]
+    fn an_offer_of_http2_in_the_clear_goes_unheard_wherever_it_stands() {
+        assert_eq!(upgrade("Upgrade: websocket\r\n").as_deref(), Some(&b"websocket"[..]));
+        for offer in ["h2c", "H2C", "websocket, h2c", "h2c,websocket", ",h2c", "h2c/1", "x ,\th2c "] {
+            assert_eq!(upgrade(&format!("Upgrade: {offer}\r\n")), None, "{offer}");
+        }
+        // Java's client offers it with every first request, also with a body.
+        assert_eq!(upgrade("Upgrade: h2c\r\nContent-Length: 4\r\n"), None);
     }
 }

@@ -298,6 +298,16 @@ impl Wire {
     }
 }
 
+impl Drop for Wire {
+    /// Where the end of the connection ends the message, an end before it was whole must
+    /// not look like one: also when a drain is cut short and every task is dropped.
+    fn drop(&mut self) {
+        if !self.output.finished && self.output.framing == Framing::UntilClose {
+            self.io.reset_on_close();
+        }
+    }
+}
+
 impl Source for Wire {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
         while self.lent == self.data && !self.decoder.is_done() {

@@ -12,6 +12,8 @@ mod leaving;
 mod log;
 /// What neither side may send.
 mod malformed;
+/// What waits, for whom, and who is blamed when it took too long.
+mod patience;
 /// Permits, and the queue before them.
 mod queue;
 /// Attempts after a failed one.
