@@ -79,9 +79,12 @@ pub async fn run(worker: Rc<Worker>, door: Door) {
                 worker.counters().connections_accepted.add(1);
                 place(&worker, Arrival { stream, peer, listener: Arc::clone(&door.name) });
             }
-            // The client gave up while it waited in the backlog: `ECONNABORTED` and its kin.
+            // The client gave up while it waited in the backlog.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // What else there is may last: a socket that was shut down, say.
             Err(error) if !dial::is_shortage(&error) => {
                 tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(REST).await;
             }
             Err(error) => {
                 static LIMITER: Limiter = Limiter::new(1);

@@ -16,6 +16,7 @@ use super::client::Client;
 use super::head::{Known, RequestHead, ResponseHead};
 use super::relay::{End, Fault, Relay, Turn};
 use super::upstream::Upstream;
+use super::worker::Worker;
 use crate::balance::retry::{Failed, Progress};
 use crate::config::RouteSettings;
 use crate::telemetry::Reason;
@@ -49,8 +50,8 @@ pub struct Exchange<'a, C> {
     timer: &'a Timer,
     /// Time of the timer's clock at which the whole request must be over.
     deadline: u64,
-    /// No other request will be served on the client's connection.
-    last: bool,
+    /// Knows whether the client's connection may go on when the answer comes.
+    worker: &'a Worker,
     up: Relay,
     down: Relay,
     upload: Upload,
@@ -92,7 +93,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         settings: &'a RouteSettings,
         timer: &'a Timer,
         deadline: u64,
-        last: bool,
+        worker: &'a Worker,
     ) -> Self {
         Self {
             client,
@@ -101,7 +102,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             settings,
             timer,
             deadline,
-            last,
+            worker,
             up: Relay::default(),
             down: Relay::default(),
             upload: Upload::Going,
@@ -173,7 +174,7 @@ impl<'a, C: Client> Exchange<'a, C> {
                 Poll::Ready(Ok(head)) => {
                     // An answer ahead of the request's end: what still comes of that body
                     // can't be told from the next request in time.
-                    let last = self.last || self.upload != Upload::Done;
+                    let last = self.worker.is_draining() || self.upload != Upload::Done;
                     self.status = head.status;
                     self.client.release();
                     self.client.answer(&head, last);

@@ -152,8 +152,8 @@ impl Asked<'_> {
         mut left: Pin<&mut impl Future<Output = ()>>,
         course: &mut Course,
     ) -> Result<After, Reason> {
-        let permit = admit(self.worker, self.timer, left.as_mut(), &mut course.queue).await?;
         let deadline = self.deadline();
+        let permit = admit(self.worker, self.timer, left.as_mut(), &mut course.queue).await?;
         client.hold();
         let (upstream, switched) = self.attempts(client, left.as_mut(), course, deadline).await?;
         match switched {
@@ -212,9 +212,8 @@ impl Asked<'_> {
                         report(endpoint.succeeded(), &endpoint, None);
                     }
                     self.begin(&mut connection, &endpoint);
-                    let last = self.worker.is_draining();
                     let mut exchange =
-                        Exchange::new(client, &mut connection, self.head, settings, self.timer, deadline, last);
+                        Exchange::new(client, &mut connection, self.head, settings, self.timer, deadline, self.worker);
                     let outcome = exchange.run(left.as_mut()).await;
                     course.status = exchange.status;
                     course.bytes_in = course.bytes_in.max(exchange.bytes_in());
