@@ -17,10 +17,11 @@ use crate::config::{BackendAddress, Target};
 pub const FALL: u32 = 5;
 
 /// How long an endpoint is first held to be down.
-pub const DOWN_FIRST: Duration = Duration::from_millis(250);
+pub const DOWN_FIRST: Duration = Duration::from_millis(100);
 
-/// How long an endpoint is held to be down at most before it is probed again.
-pub const DOWN_MOST: Duration = Duration::from_secs(5);
+/// How long an endpoint is held to be down at most before it is probed again: short,
+/// since every request is refused meanwhile where it is the only one.
+pub const DOWN_MOST: Duration = Duration::from_secs(1);
 
 /// Addresses of one name that are kept; more are ignored.
 const ADDRESSES_MOST: usize = 64;
@@ -210,9 +211,9 @@ mod tests {
         for _ in 0..FALL {
             endpoint.failed(0);
         }
-        assert!(!endpoint.admits(249));
-        assert!(endpoint.admits(250));
-        assert!(!endpoint.admits(251), "the probe is under way");
+        assert!(!endpoint.admits(99));
+        assert!(endpoint.admits(100));
+        assert!(!endpoint.admits(101), "the probe is under way");
     }
 
     #[test]
