@@ -220,7 +220,9 @@ impl Daemon {
             message_id = events::RELOAD_REFUSED,
             error = report,
             generation = self.generation.number,
-            "reload refused"
+            // Not constant as messages are: whoever sent a signal reads only this line.
+            "reload refused: {}",
+            report.lines().next().unwrap_or_default()
         );
         self.reload.end(ReloadStatus::now(Some(report.clone())), &Answer::refused(report));
         self.end_reload(notifier);

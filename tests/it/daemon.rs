@@ -119,7 +119,9 @@ struct Said {
 
 fn with_message(lines: &[String], message: &str) -> Vec<Value> {
     let records = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    records.filter(|record| record["message"] == message).collect()
+    let detailed = format!("{message}: ");
+    let is = |said: &str| said == message || said.starts_with(&detailed);
+    records.filter(|record| record["message"].as_str().is_some_and(is)).collect()
 }
 
 /// A daemon that runs; dropping it kills it.

@@ -229,6 +229,7 @@ fn a_refused_reload_changes_nothing_and_fails_the_command() {
     assert!(ready.contains("STATUS=reload refused: ") && ready.contains("still serving generation 1"), "{ready}");
     let record = daemon.record("reload refused");
     assert_eq!(record["message_id"], doorward::telemetry::events::RELOAD_REFUSED);
+    assert!(record["message"].as_str().unwrap().contains("config.env:2: unknown key"), "{record}");
     assert!(record["error"].as_str().unwrap().contains("config.env:2: "), "{record}");
     assert!(get(address).ends_with("old"));
     // It stays visible beside the live figures.
