@@ -220,7 +220,7 @@ keys! {
         }
         "Leaving" {
             /// How long a stop waits for what is in flight; what remains then is cut and
-            /// counted. Keep it below `TimeoutStopSec=` of the unit.
+            /// counted. A unit's `TimeoutStopSec=` is extended as needed.
             "DRAIN_TIMEOUT", drain_timeout: Duration = "30s", "seconds", span(0, DAY);
         }
         "Log" {

@@ -190,7 +190,9 @@ fn no_request_waits_for_a_log_that_nobody_reads() {
         let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
         records += usize::from(is_record(&line));
         if line["message_id"] == "baaab5ebe9e3fad2da03293a5afa8c5b" {
-            assert_eq!(line["dropped"], dropped);
+            // The last answer may have been read a moment before its record was dropped.
+            let told = line["dropped"].as_u64().unwrap();
+            assert!(told == dropped || told == dropped + 1, "{told} told, {dropped} counted");
             break;
         }
     }
