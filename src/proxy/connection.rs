@@ -39,10 +39,14 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
         // From here to the answer: in its own allocation.
         match Box::pin(request(&worker, &source, &mut client, &timer)).await {
             // In a drain, too: the answer may have begun before it, and promised to go on.
-            After::GoOn if client.can_go_on() => first = false,
+            After::GoOn if client.can_go_on() => {
+                first = false;
+                // Answers that need no waiting for must not keep the others waiting.
+                tokio::task::coop::consume_budget().await;
+            }
             // Nothing more was sent to us: closing resets nothing.
             After::GoOn if !client.wire().has_input() && !client.wire().io().stirred() => return,
-            After::GoOn | After::Linger => return linger(&mut client, &timer).await,
+            After::GoOn | After::Linger => return Box::pin(linger(&mut client, &timer)).await,
             After::Close => return,
         }
     }
@@ -89,7 +93,7 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
         Some(Err(Fault::Malformed(reason))) => reason,
         None => Reason::ClientHeaderTimeout,
     };
-    refuse(worker, source, client, reason, timer).await
+    Box::pin(refuse(worker, source, client, reason, timer)).await
 }
 
 /// Answers what never became a request, and records it.

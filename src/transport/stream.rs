@@ -163,7 +163,8 @@ impl Stream {
     }
 
     /// Moves bytes with `call`, of which there are at most `wanted`, once the socket is
-    /// ready for it.
+    /// ready for it. Costs nothing of the task's budget unless it has to wait, so whoever
+    /// moves many in a row must make a pause.
     ///
     /// # Errors
     /// Whatever the call reports, but `EAGAIN` and `EINTR`.
@@ -182,10 +183,10 @@ impl Stream {
         }
         let watch = self.watch()?;
         loop {
-            ready!(watch.poll_ready(cx, interest))?;
             if let Some(outcome) = watch.attempt(interest, wanted, call) {
                 return Poll::Ready(outcome);
             }
+            ready!(watch.poll_ready(cx, interest))?;
         }
     }
 

@@ -105,10 +105,11 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         Err(httparse::Error::Version) => return Err(version_refused(bytes)),
         Err(_) => return Err(Reason::BadRequest),
     };
-    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(Reason::BadRequest)?;
     let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Reason::BadRequest);
     };
+    let start = Span::within(bytes, method_name.as_bytes()).range().start;
+    refuse_bare_lf(bytes.get(..length).unwrap_or_default(), start, request.headers).ok_or(Reason::BadRequest)?;
     if length > limit {
         return Err(if target.len() >= limit { Reason::TargetTooLong } else { Reason::HeaderTooLarge });
     }
@@ -173,7 +174,8 @@ fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<Res
         Ok(Status::Partial) => return Ok(None),
         Err(_) => return Err(malformed),
     };
-    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(malformed)?;
+    let head = bytes.get(..length).filter(|head| head.starts_with(b"HTTP/")).ok_or(malformed)?;
+    refuse_bare_lf(head, 0, response.headers).ok_or(malformed)?;
     let (Some(status @ 100..=999), Some(phrase), Some(minor)) = (response.code, response.reason, response.version)
     else {
         return Err(malformed);
@@ -328,11 +330,17 @@ fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// Every LF must follow a CR (RFC 9112 §2.2).
-fn refuse_bare_lf(head: &[u8]) -> Option<()> {
-    memchr::memchr_iter(b'\n', head)
-        .all(|at| at.checked_sub(1).and_then(|before| head.get(before)) == Some(&b'\r'))
-        .then_some(())
+/// Every line must end in CRLF (RFC 9112 §2.2). httparse takes a bare LF for an end too,
+/// so what stands before the first line, which begins at `start`, before each field, and
+/// at the end is looked at.
+fn refuse_bare_lf(head: &[u8], start: usize, headers: &[Header<'_>]) -> Option<()> {
+    let empty_lines = head.get(..start)?.chunks(2).all(|line| line == b"\r\n");
+    let ends = |field: &Header<'_>| {
+        let at = Span::within(head, field.name.as_bytes()).range().start;
+        head.get(at.checked_sub(2)?..at)
+    };
+    let fields = headers.iter().all(|field| ends(field) == Some(b"\r\n"));
+    (empty_lines && fields && head.ends_with(b"\r\n\r\n")).then_some(())
 }
 
 /// Tells a version we do not speak from what is no HTTP at all.
@@ -352,7 +360,7 @@ fn version_refused(bytes: &[u8]) -> Reason {
 /// The target in origin form (or `*`), and the authority of an absolute form (RFC 9112 §3.2).
 fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
     match target {
-        [b'/', ..] => return (!target.contains(&b'#')).then_some((target, None)),
+        [b'/', ..] => return memchr::memchr(b'#', target).is_none().then_some((target, None)),
         b"*" => return (method == Method::Options).then_some((target, None)),
         _ => {}
     }
