@@ -15,10 +15,11 @@ use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use crate::contenders::{Contender, Kind, peers};
 use crate::options::Options;
 use crate::process::{Running, cores};
+use crate::rig::Rig;
 use crate::rig::histogram::Histogram;
-use crate::rig::{Plan, Rig};
+use crate::rig::load::Plan;
 use crate::usage::Usage;
-use crate::workloads::{self, Workload};
+use crate::workloads::{self, Unit, Workload};
 
 /// New connections to the backend that a run of kept ones may make once it is warm.
 const FEW: u64 = 16;
@@ -26,19 +27,27 @@ const FEW: u64 = 16;
 /// Turns of each contender in a round.
 const TURNS: usize = 6;
 
+/// Who uses at least this share of its core sets the pace.
+const BUSY: f64 = 0.9;
+
+const MIB: f64 = 1024.0 * 1024.0;
+const GIB: f64 = 1024.0 * MIB;
+
 /// What one contender did in one round of one workload.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Processor time for each answer, in microseconds.
+    /// Processor time for each answer in microseconds, or for each GiB in milliseconds.
     pub cpu: f64,
     /// The user part of it.
     pub user: f64,
-    /// Share of the measured time that the proxy used its core for.
+    /// Share of the measured time that the proxy used its cores for.
     pub busy: f64,
-    /// Share of that time that others used it for, or the core of the load, whichever
+    /// Whether the load, not the proxy, set the pace, so that the rate says nothing.
+    pub is_bound: bool,
+    /// Share of that time that others used them for, or the core of the load, whichever
     /// is more.
     pub disturbed: f64,
-    /// Right answers a second.
+    /// Right answers a second, or MiB.
     pub rate: f64,
     /// Latencies in microseconds: p50, p99, p99.9.
     pub latency: [f64; 3],
@@ -64,26 +73,33 @@ pub struct Section {
 
 /// Where everything runs.
 pub struct Place {
-    /// The proxy's core.
+    /// The proxy's core, when it has one worker.
     pub proxy: usize,
     /// The core of load and backend.
     pub load: usize,
+    /// The proxy's cores, when it has two workers.
+    pub both: [usize; 2],
 }
 
-/// Measures what the options ask for.
+impl Place {
+    /// The cores of a proxy of so many workers, and ours beside it. Where there are but
+    /// two cores, two workers and the load share them as the kernel likes.
+    pub fn of(&self, workers: usize) -> (&[usize], &[usize]) {
+        match workers {
+            1 => (std::slice::from_ref(&self.proxy), std::slice::from_ref(&self.load)),
+            _ if self.both.contains(&self.load) => (&self.both, &self.both),
+            _ => (&self.both, std::slice::from_ref(&self.load)),
+        }
+    }
+}
+
+/// Measures the workloads that the options ask for.
 ///
 /// # Errors
 /// When nothing can be measured here at all; what goes wrong with one contender is in
 /// its column instead.
-pub fn run(options: &Options, contenders: &[Contender]) -> Result<Vec<Section>> {
-    let place = settle()?;
-    let chosen = workloads::ALL.iter().filter(|workload| {
-        if options.workload.is_empty() {
-            !options.quick || workload.quick
-        } else {
-            options.workload.iter().any(|name| name == workload.name)
-        }
-    });
+pub fn run(options: &Options, contenders: &[Contender], place: &Place) -> Result<Vec<Section>> {
+    let chosen = workloads::ALL.iter().filter(|workload| options.wants(workload.name, workload.quick));
     let mut sections: Vec<Section> = chosen
         .map(|workload| {
             let able = contenders.iter().filter(|contender| contender.kind.can(workload.duty()));
@@ -96,7 +112,7 @@ pub fn run(options: &Options, contenders: &[Contender]) -> Result<Vec<Section>> 
         for section in &mut sections {
             let duty = section.workload.duty();
             let able: Vec<&Contender> = contenders.iter().filter(|contender| contender.kind.can(duty)).collect();
-            let samples = round(&mut rig, &able, &section.workload, &place, options, number);
+            let samples = round(&mut rig, &able, &section.workload, place, options, number);
             for (column, sample) in section.columns.iter_mut().zip(samples) {
                 report(number, &section.workload, &column.name, &sample);
                 column.samples.push(sample.map_err(|error| format!("{error:#}")));
@@ -107,52 +123,59 @@ pub fn run(options: &Options, contenders: &[Contender]) -> Result<Vec<Section>> 
 }
 
 /// The contenders that the options name, doorward first.
-///
-/// # Errors
-/// When a name is unknown.
-pub fn contenders(options: &Options) -> Result<Vec<Contender>> {
+pub fn contenders(options: &Options) -> Vec<Contender> {
     let own = options.binary.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_doorward")));
     let mut chosen = vec![Contender { name: "doorward".into(), kind: Kind::Doorward(own) }];
-    let peers = peers();
-    if options.against.is_empty() {
-        chosen.extend(peers);
-        return Ok(chosen);
-    }
-    for name in &options.against {
-        if let Some(peer) = peers.iter().find(|peer| peer.name == *name) {
-            chosen.push(peer.clone());
-        } else if name.contains('/') {
-            chosen.push(Contender { name: name.clone(), kind: Kind::Doorward(name.into()) });
-        } else {
-            bail!("no peer `{name}`; there are nginx, haproxy, haproxy-splice, relay, socket-proxyd and paths");
-        }
-    }
-    Ok(chosen)
+    chosen.extend(if options.against.is_empty() { peers() } else { options.against.clone() });
+    chosen
 }
 
-/// Chooses two cores, moves to one of them, and allows itself as many open files as it
+/// The peer of this name, or another doorward by its path.
+///
+/// # Errors
+/// When there is none; says which there are.
+pub fn peer(name: &str) -> Result<Contender, String> {
+    let peers = peers();
+    if let Some(peer) = peers.iter().find(|peer| peer.name == name) {
+        return Ok(peer.clone());
+    }
+    if name.contains('/') {
+        return Ok(Contender { name: name.to_owned(), kind: Kind::Doorward(name.into()) });
+    }
+    let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
+    Err(format!("there are {} and paths", names.join(", ")))
+}
+
+/// Chooses cores, moves to that of the load, and allows itself as many open files as it
 /// may.
-fn settle() -> Result<Place> {
+///
+/// # Errors
+/// When there are too few cores.
+pub fn settle(options: &Options) -> Result<Place> {
     let allowed = sched_getaffinity(None)?;
-    let mut able = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
-    let (Some(proxy), Some(load)) = (able.next(), able.next()) else {
-        bail!("needs two cores: one for the proxy, one for load and backend");
+    let able: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).take(3).collect();
+    let (both, load) = match *able.as_slice() {
+        [first, second] => ([first, second], second),
+        [first, second, third] => ([first, second], third),
+        _ => bail!("needs two cores: one for the proxy, one for load and backend"),
     };
     sched_setaffinity(None, &cores(&[load]))?;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
-    precede();
-    Ok(Place { proxy, load })
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    if options.exclusive {
+        precede();
+    }
+    Ok(Place { proxy: both[0], load, both })
 }
 
-/// Lets whoever else is on the machine wait, as far as that is allowed; how much they
-/// got all the same is in the tables. All contenders inherit it.
+/// Lets whoever else is on the machine wait, as far as that is allowed. All contenders
+/// inherit it.
 ///
 /// The kernel may share the processor between sessions before it looks at niceness, so
-/// this takes a session of its own, and ends with its parent as it would have without.
+/// this takes a session of its own.
 fn precede() {
-    let _ = set_parent_process_death_signal(Some(Signal::TERM));
     if setsid().is_ok() {
         let _ = fs::write("/proc/self/autogroup", "-15");
     }
@@ -169,10 +192,12 @@ fn round(
     options: &Options,
     round: usize,
 ) -> Vec<Result<Sample>> {
+    let duty = workload.duty();
+    let (its, ours) = place.of(duty.workers);
     let mut sides: Vec<Result<Side>> = contenders
         .iter()
         .map(|contender| {
-            let running = Running::start(contender, workload.duty(), rig.address(), &[place.proxy], &[place.load])?;
+            let running = Running::start(contender, duty, rig.address(), its, ours)?;
             Ok(Side { running, tally: Tally::default() })
         })
         .collect();
@@ -189,8 +214,8 @@ fn round(
             }
         }
     }
-    let parrots = contenders.iter().map(|contender| contender.kind == Kind::Relay);
-    sides.into_iter().zip(parrots).map(|(side, parrots)| side?.tally.sample(!parrots)).collect()
+    let reuse = contenders.iter().map(|contender| !duty.tcp && contender.kind != Kind::Relay);
+    sides.into_iter().zip(reuse).map(|(side, reuses)| side?.tally.sample(workload, reuses)).collect()
 }
 
 /// A contender within a round.
@@ -205,6 +230,7 @@ struct Tally {
     used: Usage,
     time: Duration,
     answered: u64,
+    received: u64,
     latencies: Histogram,
     dialled: u64,
 }
@@ -215,26 +241,43 @@ fn take_turn(rig: &mut Rig, running: &Running, tally: &mut Tally, plan: &Plan, p
     tally.used = tally.used.plus(outcome.usage.1.since(outcome.usage.0));
     tally.time += outcome.time;
     tally.answered += outcome.answered;
+    tally.received += outcome.received;
     tally.latencies.merge(&outcome.latencies);
     tally.dialled += outcome.accepted.1;
     Ok(())
 }
 
 impl Tally {
-    fn sample(&self, reuses: bool) -> Result<Sample> {
+    fn sample(&self, workload: &Workload, reuses: bool) -> Result<Sample> {
         let answered = self.answered as f64;
         if reuses && self.dialled > FEW {
             bail!("opened {} connections to the backend for {answered} requests instead of reusing them", self.dialled);
         }
         let used = self.used;
-        let others = used.core.saturating_sub(used.cpu).max(used.load_core.saturating_sub(used.load));
+        let (here, there) = (used.core, used.load_core);
+        let workers = workload.duty().workers as f64;
+        let others = if workers > 1.0 {
+            (here + there).saturating_sub(used.cpu + used.load).div_f64(workers)
+        } else {
+            here.saturating_sub(used.cpu).max(there.saturating_sub(used.load))
+        };
         let seconds = self.time.as_secs_f64();
+        let (share, rate) = match workload.unit {
+            Unit::Request => (1e6 / answered, answered),
+            Unit::Byte => (1e3 * GIB / self.received as f64, self.received as f64 / MIB),
+        };
+        let busy = used.cpu.as_secs_f64() / seconds / workers;
+        // With a core of its own it shows in the proxy's idle time; where two workers share
+        // their cores with the load, in how much of one core the load takes.
+        let load = used.load.as_secs_f64() / seconds;
+        let is_bound = if workers > 1.0 { load > BUSY && busy < BUSY } else { busy < BUSY };
         Ok(Sample {
-            cpu: used.cpu.as_secs_f64() * 1e6 / answered,
-            user: used.user.as_secs_f64() * 1e6 / answered,
-            busy: used.cpu.as_secs_f64() / seconds,
+            cpu: used.cpu.as_secs_f64() * share,
+            user: used.user.as_secs_f64() * share,
+            busy,
+            is_bound,
             disturbed: others.as_secs_f64() / seconds,
-            rate: answered / seconds,
+            rate: rate / seconds,
             latency: [0.5, 0.99, 0.999].map(|share| self.latencies.quantile(share)),
             dialled: self.dialled,
         })
@@ -243,9 +286,13 @@ impl Tally {
 
 /// A line of progress, on standard error.
 fn report(round: usize, workload: &Workload, name: &str, sample: &Result<Sample>) {
+    let (each, speed) = match workload.unit {
+        Unit::Request => ("µs", "/s"),
+        Unit::Byte => ("ms/GiB", "MiB/s"),
+    };
     let said = match sample {
         Ok(sample) => format!(
-            "{:7.2} µs, {:6.0}/s, busy {:3.0} %, others {:2.0} %",
+            "{:7.2} {each}, {:6.0} {speed}, busy {:3.0} %, others {:2.0} %",
             sample.cpu,
             sample.rate,
             sample.busy * 100.0,

@@ -10,11 +10,15 @@
 //! | `relay` | the floor: a relay that parses nothing |
 //! | `usage` | processor time |
 //! | `compare` | the rounds |
+//! | `probes` | what is no matter of rounds: memory, system calls, connections of each worker |
+//! | `about` | versions and machine |
 //! | `table` | what is printed |
 
+mod about;
 mod compare;
 mod contenders;
 mod options;
+mod probes;
 mod process;
 mod relay;
 mod rig;
@@ -23,12 +27,16 @@ mod usage;
 mod workloads;
 
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser as _};
 
 use options::Options;
+
+/// Stand before and after the tables in a page.
+const MARKS: [&str; 2] = ["<!-- table -->\n", "<!-- /table -->\n"];
 
 fn main() -> ExitCode {
     // cargo adds `--bench`.
@@ -66,16 +74,28 @@ fn measure(arguments: &[String]) -> Result<ExitCode> {
             return Ok(if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS });
         }
     };
-    let contenders = compare::contenders(&options)?;
-    let mut versions = Vec::new();
-    for contender in &contenders {
-        versions.push(format!("{}: {}", contender.name, contender.kind.version()?));
-    }
-    let sections = compare::run(&options, &contenders)?;
-    let (tables, failed) = table::render(&sections);
-    write!(io::stdout(), "\n{}\n\n{tables}", versions.join("\n"))?;
+    let contenders = compare::contenders(&options);
+    let about = about::about(arguments, &contenders)?;
+    let place = compare::settle(&options)?;
+    let sections = compare::run(&options, &contenders, &place)?;
+    let sheets = probes::run(&options, &contenders, &place)?;
+    let (tables, failed) = table::render(&sections, &sheets);
+    let text = format!("{about}\n{tables}");
+    write!(io::stdout(), "\n{text}")?;
     if let Some(path) = &options.markdown {
-        std::fs::write(path, &tables).with_context(|| path.display().to_string())?;
+        keep(path, text.trim_end()).with_context(|| path.display().to_string())?;
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Writes the tables to a file, or between the marks in it.
+fn keep(path: &Path, tables: &str) -> Result<()> {
+    let old = std::fs::read_to_string(path).unwrap_or_default();
+    let [begin, end] = MARKS;
+    let around = old.split_once(begin).and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
+    let page = match around {
+        Some((before, after)) => format!("{before}{begin}\n{tables}\n\n{end}{after}"),
+        None => format!("{tables}\n"),
+    };
+    Ok(std::fs::write(path, page)?)
 }

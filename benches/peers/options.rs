@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::compare;
+use crate::contenders::Contender;
+
 /// Compares doorward with its peers in one interleaved run, on this machine.
 ///
 /// Each round runs every contender once for each workload, on one core, with the load
 /// and the backend on another. Printed are the medians over the rounds; a ratio is
 /// doorward's processor time for a request divided by the peer's in the same round.
 #[derive(Debug, Parser)]
-#[command(name = "benches/compare")]
+#[command(name = "benches/compare", bin_name = "benches/compare")]
 pub struct Options {
     /// Three workloads in short runs: under three minutes.
     #[arg(long)]
@@ -21,17 +24,23 @@ pub struct Options {
     rounds: Option<u32>,
 
     /// Runs this workload alone; may be given several times.
-    #[arg(long, value_name = "NAME", value_parser = crate::workloads::names())]
+    #[arg(long, value_name = "NAME", value_parser = names())]
     pub workload: Vec<String>,
 
-    /// Compares with this peer alone; may be given several times: nginx, haproxy,
-    /// haproxy-splice, relay, socket-proxyd, or the path of another doorward.
-    #[arg(long, value_name = "NAME")]
-    pub against: Vec<String>,
+    /// Compares with this peer alone; may be given several times: nginx, nginx-buffered,
+    /// haproxy, haproxy-splice, relay, socket-proxyd, or the path of another doorward.
+    #[arg(long, value_name = "NAME", value_parser = compare::peer)]
+    pub against: Vec<Contender>,
 
-    /// Writes the tables to this file, as Markdown.
+    /// Writes the tables to this file, as Markdown; between `<!-- table -->` and
+    /// `<!-- /table -->` only, if it has such lines.
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
+
+    /// Lets everything else on the machine wait while this measures; how much the others
+    /// get all the same is in the tables.
+    #[arg(long)]
+    pub exclusive: bool,
 
     /// The doorward to measure, instead of the one that was built with this.
     #[arg(long, value_name = "PATH")]
@@ -43,4 +52,17 @@ impl Options {
     pub fn rounds(&self) -> u32 {
         self.rounds.unwrap_or(7)
     }
+
+    /// Whether this workload was asked for; `quick` is whether `--quick` includes it.
+    pub fn wants(&self, name: &str, quick: bool) -> bool {
+        match self.workload.as_slice() {
+            [] => quick || !self.quick,
+            chosen => chosen.iter().any(|chosen| chosen == name),
+        }
+    }
+}
+
+fn names() -> Vec<&'static str> {
+    let workloads = crate::workloads::ALL.iter().map(|workload| workload.name);
+    workloads.chain(crate::probes::ALL.iter().map(|probe| probe.name)).collect()
 }

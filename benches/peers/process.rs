@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often what can only be looked at is looked at.
 const GLANCE: Duration = Duration::from_millis(2);
 
+/// What is in a line of doorward's that tells nothing bad.
+const CALM: &str = "\"level\":\"INFO\"";
+
 /// How often a start is tried, since somebody else may take the port first.
 const STARTS: usize = 4;
 
@@ -116,7 +119,7 @@ impl Running {
     pub fn said(&self) -> String {
         let tail = |name: &Path| {
             let text = fs::read_to_string(name).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
+            let lines: Vec<&str> = text.lines().filter(|line| !line.contains(CALM)).collect();
             lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("; ")
         };
         format!("{} {}", tail(&self.folder.path().join("log")), tail(&self.folder.path().join("nginx.log")))

@@ -75,7 +75,11 @@ pub fn run(address: SocketAddr, backend: SocketAddr) -> Result<()> {
     let mut events: Vec<Event> = Vec::with_capacity(256);
     loop {
         events.clear();
-        epoll::wait(&relay.epoll, spare_capacity(&mut events), None)?;
+        match epoll::wait(&relay.epoll, spare_capacity(&mut events), None) {
+            // strace began or ended.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("can't wait"),
+        }
         for event in &events {
             match event.data.u64() {
                 DOOR => relay.accept()?,

@@ -3,20 +3,23 @@
 use std::fmt::Write as _;
 
 use crate::compare::{Column, Sample, Section};
-
-/// Below this share of its core the load, not the proxy, sets the pace.
-const BUSY: f64 = 0.9;
+use crate::probes::Sheet;
+use crate::workloads::Unit;
 
 /// Middle, least and most of some figures.
 #[derive(Clone, Copy, Debug)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
 }
 
 impl Spread {
-    fn of(figures: impl IntoIterator<Item = f64>) -> Option<Spread> {
+    /// Of these; `None` when there are none.
+    pub fn of(figures: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_by(f64::total_cmp);
         let middle = figures.len() / 2;
@@ -25,33 +28,26 @@ impl Spread {
         Some(Spread { median, least: *figures.first()?, most: *figures.last()? })
     }
 
-    fn show(&self, digits: usize) -> String {
+    /// All three, with so many digits.
+    pub fn show(&self, digits: usize) -> String {
         format!("{:.digits$} ({:.digits$} to {:.digits$})", self.median, self.least, self.most)
     }
 }
 
-/// All sections; whether something failed.
-pub fn render(sections: &[Section]) -> (String, bool) {
+/// All sections and sheets; whether something failed.
+pub fn render(sections: &[Section], sheets: &[Sheet]) -> (String, bool) {
     let mut text = String::new();
     let mut failed = false;
     for section in sections {
         let _ = writeln!(text, "### {} (`{}`)\n", section.workload.title, section.workload.name);
+        let (each, speed) = match section.workload.unit {
+            Unit::Request => ("CPU µs/request", "requests/s"),
+            Unit::Byte => ("CPU ms/GiB", "MiB/s"),
+        };
         let mut rows = vec![
-            [
-                "",
-                "ratio of doorward",
-                "CPU µs/request",
-                "user",
-                "requests/s",
-                "busy %",
-                "others %",
-                "p50 µs",
-                "p99",
-                "p99.9",
-                "dialled",
-            ]
-            .map(String::from)
-            .to_vec(),
+            ["", "ratio of doorward", each, "user", speed, "busy %", "others %", "p50 µs", "p99", "p99.9", "dialled"]
+                .map(String::from)
+                .to_vec(),
         ];
         let mut notes = Vec::new();
         for column in &section.columns {
@@ -73,6 +69,13 @@ pub fn render(sections: &[Section]) -> (String, bool) {
         }
         text.push('\n');
     }
+    for sheet in sheets {
+        let _ = writeln!(text, "### {} (`{}`)\n\n{}", sheet.title, sheet.name, align(&sheet.rows));
+        for problem in &sheet.problems {
+            failed = true;
+            let _ = writeln!(text, "{problem}\n");
+        }
+    }
     (text, failed)
 }
 
@@ -88,7 +91,8 @@ fn row(section: &Section, column: &Column) -> Vec<String> {
     let median = |figure: fn(&Sample) -> f64, digits: usize| {
         spread(figure).map_or("failed".into(), |spread| format!("{:.digits$}", spread.median))
     };
-    let is_bound = spread(|sample| sample.busy).is_some_and(|busy| busy.median < BUSY);
+    let bound = column.samples.iter().flatten().filter(|sample| sample.is_bound).count();
+    let is_bound = bound * 2 > column.samples.len();
     let mut rate = median(|sample| sample.rate, 0);
     if section.workload.is_saturated() && is_bound {
         rate.push_str(" (load-bound)");

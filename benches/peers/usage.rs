@@ -61,6 +61,39 @@ impl Usage {
     }
 }
 
+/// Memory of a process with all its children, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// Resident; what processes share counts for each of them.
+    pub resident: f64,
+    /// Resident; what processes share counts once.
+    pub proportional: f64,
+    /// The most that was ever resident.
+    pub peak: f64,
+}
+
+impl Memory {
+    /// As it is now.
+    ///
+    /// # Errors
+    /// When a process is gone.
+    pub fn of(pid: u32) -> Result<Memory> {
+        let mut memory = Memory::default();
+        for pid in tree(pid) {
+            memory.resident += kibibytes(&format!("/proc/{pid}/smaps_rollup"), "Rss:")? * 1024.0;
+            memory.proportional += kibibytes(&format!("/proc/{pid}/smaps_rollup"), "Pss:")? * 1024.0;
+            memory.peak += kibibytes(&format!("/proc/{pid}/status"), "VmHWM:")? * 1024.0;
+        }
+        Ok(memory)
+    }
+}
+
+fn kibibytes(path: &str, name: &str) -> Result<f64> {
+    let text = fs::read_to_string(path).context("the proxy is gone")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name} in {path}"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
 /// A process and all that it begot, it first.
 pub fn tree(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];

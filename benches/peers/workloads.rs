@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::contenders::Duty;
 use crate::rig::content::Exchange;
-use crate::rig::{Pace, Plan};
+use crate::rig::load::{Pace, Plan};
 
 /// A workload.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,18 @@ pub struct Workload {
     keep: bool,
     pace: Pace,
     connections: usize,
+    workers: usize,
+    /// What the figures are for.
+    pub unit: Unit,
+}
+
+/// What processor time and speed are counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Requests that were answered: microseconds for each, and so many a second.
+    Request,
+    /// Bytes: milliseconds for each GiB, and so many MiB a second.
+    Byte,
 }
 
 const SATURATED: Workload = Workload {
@@ -29,6 +41,8 @@ const SATURATED: Workload = Workload {
     keep: true,
     pace: Pace::Saturated,
     connections: 64,
+    workers: 1,
+    unit: Unit::Request,
 };
 
 /// All of them, in the order of the tables.
@@ -59,12 +73,31 @@ pub const ALL: &[Workload] = &[
         connections: 32,
         ..SATURATED
     },
+    Workload {
+        name: "two",
+        title: "small GET, keep-alive, saturated, two workers on two cores",
+        quick: false,
+        workers: 2,
+        connections: 128,
+        ..SATURATED
+    },
+    Workload {
+        name: "tcp-bulk",
+        title: "TCP: bulk, four connections",
+        quick: false,
+        exchange: Exchange::Bulk,
+        connections: 4,
+        unit: Unit::Byte,
+        ..SATURATED
+    },
+    Workload {
+        name: "tcp-ping",
+        title: "TCP: 64 bytes to and fro, saturated",
+        quick: false,
+        exchange: Exchange::Ping,
+        ..SATURATED
+    },
 ];
-
-/// The names, for the command line.
-pub fn names() -> Vec<&'static str> {
-    ALL.iter().map(|workload| workload.name).collect()
-}
 
 impl Workload {
     /// A turn of load for it; the first one of a proxy warms it up.
@@ -84,8 +117,8 @@ impl Workload {
     /// What the contender must be set up for.
     pub fn duty(&self) -> Duty {
         Duty {
-            tcp: false,
-            workers: 1,
+            tcp: self.exchange.is_plain(),
+            workers: self.workers,
             bodies: self.exchange.upload() + self.exchange.download() > 8192,
             clients: self.connections,
         }

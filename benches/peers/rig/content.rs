@@ -30,10 +30,18 @@ pub enum Exchange {
     Mib1,
     /// POST of 64 KiB, 120 bytes come back.
     Post,
+    /// 64 bytes for 64 bytes, without HTTP.
+    Ping,
+    /// 64 bytes for 16 MiB, without HTTP.
+    Bulk,
 }
 
+/// Bytes of a request that is not HTTP.
+const PLAIN: usize = 64;
+
 impl Exchange {
-    const ALL: [Exchange; 4] = [Exchange::Small, Exchange::Kib16, Exchange::Mib1, Exchange::Post];
+    const ALL: [Exchange; 6] =
+        [Exchange::Small, Exchange::Kib16, Exchange::Mib1, Exchange::Post, Exchange::Ping, Exchange::Bulk];
 
     /// What a request for it begins with.
     fn line(self) -> &'static str {
@@ -42,7 +50,14 @@ impl Exchange {
             Exchange::Kib16 => "GET /16k ",
             Exchange::Mib1 => "GET /1m ",
             Exchange::Post => "POST /post ",
+            Exchange::Ping => "PING ",
+            Exchange::Bulk => "BULK ",
         }
+    }
+
+    /// Whether its messages are bare bytes, which only a TCP proxy passes.
+    pub fn is_plain(self) -> bool {
+        matches!(self, Exchange::Ping | Exchange::Bulk)
     }
 
     /// Bytes of the body that goes up.
@@ -56,6 +71,8 @@ impl Exchange {
             Exchange::Small | Exchange::Post => 120,
             Exchange::Kib16 => 16 * 1024,
             Exchange::Mib1 => 1024 * 1024,
+            Exchange::Ping => PLAIN,
+            Exchange::Bulk => 16 * 1024 * 1024,
         }
     }
 
@@ -66,6 +83,10 @@ impl Exchange {
 
     /// The bytes of a whole request.
     pub fn request(self, keep: bool, text: &Text) -> Vec<u8> {
+        if self.is_plain() {
+            // It ends as a head does, so that the backend reads both alike.
+            return format!("{:.<width$}\r\n\r\n", self.line(), width = PLAIN - 4).into_bytes();
+        }
         let mut request =
             format!("{}HTTP/1.1\r\nHost: bench.example\r\nUser-Agent: compare/1\r\nAccept: */*\r\n", self.line());
         if !keep {
@@ -140,7 +161,7 @@ impl Content {
         let mut answers = Vec::new();
         for exchange in Exchange::ALL {
             let length = exchange.download();
-            let mut bytes = head("200 OK", length);
+            let mut bytes = if exchange.is_plain() { Vec::new() } else { head("200 OK", length) };
             let mut file = None;
             if length > 64 * 1024 {
                 let made = std::fs::File::from(memfd_create("body", MemfdFlags::CLOEXEC)?);

@@ -8,8 +8,8 @@ pub mod backend;
 pub mod client;
 pub mod content;
 pub mod histogram;
+pub mod load;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
@@ -24,57 +24,24 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, bind, con
 use rustix::time::Timespec;
 
 use backend::Backend;
-use client::{Client, Script, Step};
-use content::{Content, Exchange};
-use histogram::Histogram;
+use client::{Client, Step};
+use content::Content;
+use load::{Load, Outcome, Pace, Plan};
 
 /// Bytes read at once.
 const SCRATCH: usize = 256 * 1024;
 
+/// In bulk, one connection of so many is checked byte for byte, the others by their
+/// length: a load that copied and compared everything would be slower than a proxy that
+/// splices.
+const CHECKED: usize = 4;
+
+/// How long [`Rig::gather`] waits for the last answer: a connection for which the proxy
+/// has no room is tried again after 1, 3, 7 and 15 seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long answers that are under way may still take once a run is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
-
-/// How the load asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// Each connection asks again as soon as it has its answer.
-    Saturated,
-    /// So many requests a second, whether answers come or not; latency counts from
-    /// when a request was due, so that a stall is not hidden by the requests that it
-    /// kept from being sent.
-    Rate(u32),
-}
-
-/// A run of load.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    /// What is asked.
-    pub exchange: Exchange,
-    /// Connections open at once.
-    pub connections: usize,
-    /// Whether a connection is kept for the next request.
-    pub keep: bool,
-    /// How the load asks.
-    pub pace: Pace,
-    /// Time before the measured one.
-    pub warm: Duration,
-    /// Measured time.
-    pub time: Duration,
-}
-
-/// What a run of load gave.
-pub struct Outcome<T> {
-    /// What the caller read when the measured time began and when it ended.
-    pub usage: (T, T),
-    /// Measured time, as it really was.
-    pub time: Duration,
-    /// Right answers in that time.
-    pub answered: u64,
-    /// Their latencies.
-    pub latencies: Histogram,
-    /// Connections that the backend accepted: before the measured time, and in it.
-    pub accepted: (u64, u64),
-}
 
 /// The load and the backend.
 pub struct Rig {
@@ -106,24 +73,6 @@ enum Role {
     Door,
     Backend(Backend),
     Client(Client),
-}
-
-/// A run that is under way.
-struct Load {
-    script: Script,
-    target: SocketAddr,
-    keep: bool,
-    pace: Pace,
-    /// When the next request is due, at a fixed rate.
-    due: Instant,
-    /// Due times that wait for a connection.
-    late: VecDeque<Instant>,
-    idle: VecDeque<usize>,
-    asking: bool,
-    measuring: bool,
-    answered: u64,
-    latencies: Histogram,
-    failure: Option<String>,
 }
 
 impl Rig {
@@ -173,10 +122,56 @@ impl Rig {
         target: SocketAddr,
         watch: &mut dyn FnMut() -> Result<T>,
     ) -> Result<Outcome<T>> {
-        self.settle()?;
+        self.begin(plan, target)?;
         let accepted = self.accepted;
-        self.load = Some(Load::new(plan, target, &self.content));
         let outcome = self.stages(plan, accepted, watch);
+        self.release();
+        outcome
+    }
+
+    /// Begins a run that goes as its caller likes, until [`Rig::release`].
+    ///
+    /// # Errors
+    /// When connections of an earlier one don't end.
+    pub fn begin(&mut self, plan: &Plan, target: SocketAddr) -> Result<()> {
+        self.settle()?;
+        self.load = Some(Load::new(plan, target, &self.content));
+        Ok(())
+    }
+
+    /// Opens so many connections more, of which at most `at_once` are without their
+    /// answer at any time; each asks once, with [`Pace::Once`], and stays.
+    ///
+    /// # Errors
+    /// When an answer is wrong or missing, or a connection is closed.
+    pub fn gather(&mut self, count: usize, at_once: usize) -> Result<()> {
+        let load = self.load()?;
+        let whole = load.gathered + count;
+        let first = count.min(at_once);
+        load.unopened = count - first;
+        for _ in 0..first {
+            self.open()?;
+        }
+        let until = Instant::now() + PATIENCE;
+        while self.load()?.gathered < whole {
+            if Instant::now() > until {
+                bail!("{} of {whole} connections got their answer within {PATIENCE:?}", self.load()?.gathered);
+            }
+            self.turn(Duration::from_millis(10))?;
+        }
+        Ok(())
+    }
+
+    /// Lets time pass, and serves what comes.
+    ///
+    /// # Errors
+    /// When a connection is closed.
+    pub fn rest(&mut self, time: Duration) -> Result<()> {
+        self.turn_until(Instant::now() + time)
+    }
+
+    /// Ends a run, and closes its connections.
+    pub fn release(&mut self) {
         self.load = None;
         for index in 0..self.slots.len() {
             let is_client = |end: &End| matches!(end.role, Role::Client(_));
@@ -184,7 +179,6 @@ impl Rig {
                 self.close(index);
             }
         }
-        outcome
     }
 
     fn stages<T>(&mut self, plan: &Plan, earlier: u64, watch: &mut dyn FnMut() -> Result<T>) -> Result<Outcome<T>> {
@@ -200,10 +194,10 @@ impl Rig {
         let load = self.load()?;
         load.measuring = false;
         load.asking = false;
-        let answered = load.answered;
+        let (answered, received) = (load.answered, load.received);
         let latencies = std::mem::take(&mut load.latencies);
         self.last_answers()?;
-        if answered == 0 {
+        if answered == 0 && received == 0 {
             bail!("no answer in {time:?}");
         }
         if let Pace::Rate(rate) = plan.pace {
@@ -216,6 +210,7 @@ impl Rig {
             usage: (before.0, after.0),
             time,
             answered,
+            received,
             latencies,
             accepted: (before.1 - earlier, after.1 - before.1),
         })
@@ -321,7 +316,12 @@ impl Rig {
             }
             Role::Client(client) => {
                 let Some(load) = &mut self.load else { return Ok(()) };
-                match client.ready(&end.fd, flags, &mut self.scratch, &load.script, &self.content.text) {
+                let received = client.received;
+                let step = client.ready(&end.fd, flags, &mut self.scratch, &load.script, &self.content.text);
+                if load.measuring {
+                    load.received += client.received - received;
+                }
+                match step {
                     Ok(Step::Wait) => Ok(()),
                     Ok(Step::Answered) => {
                         if load.measuring {
@@ -354,6 +354,17 @@ impl Rig {
                 self.load()?.idle.push_back(index);
                 Ok(())
             }
+            Pace::Once => {
+                let load = self.load()?;
+                load.gathered += 1;
+                match load.unopened.checked_sub(1) {
+                    Some(left) => {
+                        load.unopened = left;
+                        self.open()
+                    }
+                    None => Ok(()),
+                }
+            }
         }
     }
 
@@ -371,15 +382,17 @@ impl Rig {
         let since = Instant::now();
         let load = self.load()?;
         let (target, pace) = (load.target, load.pace);
+        let client = Client::new(since, !load.script.is_bulk() || load.opened % CHECKED == 0);
+        load.opened += 1;
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         match connect(&fd, &target) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => bail!("the proxy took no connection: {error}"),
         }
-        let index = self.watch(fd, Role::Client(Client::new(since)))?;
+        let index = self.watch(fd, Role::Client(client))?;
         match pace {
-            Pace::Saturated => self.ask(index, since),
+            Pace::Saturated | Pace::Once => self.ask(index, since),
             Pace::Rate(_) => {
                 self.load()?.idle.push_back(index);
                 Ok(())
@@ -420,25 +433,6 @@ impl Rig {
             slot.end = None;
             slot.number = slot.number.wrapping_add(1);
             self.vacant.push(index);
-        }
-    }
-}
-
-impl Load {
-    fn new(plan: &Plan, target: SocketAddr, content: &Content) -> Load {
-        Load {
-            script: Script::new(plan.exchange, plan.keep, &content.text),
-            target,
-            keep: plan.keep,
-            pace: plan.pace,
-            due: Instant::now(),
-            late: VecDeque::new(),
-            idle: VecDeque::new(),
-            asking: true,
-            measuring: false,
-            answered: 0,
-            latencies: Histogram::default(),
-            failure: None,
         }
     }
 }

@@ -1,0 +1,61 @@
+//! Memory of idle connections. Each has made one request, so that a proxy that keeps
+//! what it once needed shows it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Bench;
+use crate::contenders::Contender;
+use crate::process::Running;
+use crate::rig::Rig;
+use crate::rig::load::Plan;
+use crate::usage::Memory;
+
+/// Connections.
+const CLIENTS: usize = 9000;
+
+/// Requests at once when they are opened gently.
+const GENTLE: usize = 64;
+
+/// Memory that stays the same for this long is what it will be.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How often that is waited for.
+const LOOKS: usize = 20;
+
+/// Both ways to open them, each with a fresh process.
+pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
+    let mut cells = Vec::new();
+    let mut whole = 0.0;
+    for at_once in [GENTLE, CLIENTS] {
+        let (before, after) = bench.with(contender, 1, CLIENTS, |rig, running| hold(rig, running, at_once))?;
+        let each = |after: f64, before: f64| format!("{:.2}", (after - before) / CLIENTS as f64 / 1024.0);
+        cells.push(each(after.resident, before.resident));
+        cells.push(each(after.proportional, before.proportional));
+        cells.push(each(after.peak, before.resident));
+        whole = after.resident / 1024.0 / 1024.0;
+    }
+    cells.push(format!("{whole:.1}"));
+    Ok(cells)
+}
+
+/// Memory with one connection, and with all of them once it no longer changes.
+fn hold(rig: &mut Rig, running: &Running, at_once: usize) -> Result<(Memory, Memory)> {
+    rig.begin(&Plan::once(), running.address)?;
+    // What the first connection alone needs is there for all.
+    rig.gather(1, 1)?;
+    let before = Memory::of(running.pid())?;
+    rig.gather(CLIENTS, at_once)?;
+    let mut after = Memory::of(running.pid())?;
+    for _ in 0..LOOKS {
+        rig.rest(QUIET)?;
+        let now = Memory::of(running.pid())?;
+        let same = now.resident == after.resident;
+        after = now;
+        if same {
+            break;
+        }
+    }
+    Ok((before, after))
+}
