@@ -17,6 +17,7 @@ mod echo;
 pub mod exchange;
 pub mod head;
 pub mod http1;
+pub mod pace;
 pub mod relay;
 pub mod story;
 pub mod tcp;

@@ -115,6 +115,20 @@ impl Stream {
         }
     }
 
+    /// One write whatever the runtime knows of readiness; `None` when there is no room.
+    ///
+    /// A full socket counts as writable again only once a third of its buffer is free,
+    /// which may be megabytes: a peer that takes little by little seems to take nothing.
+    ///
+    /// # Errors
+    /// Whatever `writev(2)` reports.
+    pub fn write_anyway(&self, from: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        match on!(self, socket => retry(|| rustix::io::writev(socket, from))) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            outcome => Some(outcome),
+        }
+    }
+
     /// Ends this side's direction: the peer reads the end of the stream.
     ///
     /// # Errors

@@ -164,6 +164,14 @@ impl Client for Http1 {
         self.wire.become_tunnel();
     }
 
+    fn prod(&mut self) {
+        self.wire.prod();
+    }
+
+    fn close_write(&mut self) -> Result<(), Fault> {
+        self.wire.io().shutdown_write().map_err(|_| Fault::Reset)
+    }
+
     fn left(&self) -> impl Future<Output = ()> + 'static {
         let io: Rc<Stream> = Rc::clone(self.wire.io());
         async move { io.left().await }

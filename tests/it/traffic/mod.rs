@@ -2,6 +2,8 @@
 
 /// Bodies: framing, size, both directions at once, what is expected and refused.
 mod bodies;
+/// Answers ahead of their request, and how connections end.
+mod closing;
 /// Starts the daemon in front of a test's backends.
 mod door;
 /// Heads, connections and their reuse, versions.
@@ -12,6 +14,8 @@ mod leaving;
 mod log;
 /// What neither side may send.
 mod malformed;
+/// Slow clients, and those that only seem slow.
+mod pace;
 /// What waits, for whom, and who is blamed when it took too long.
 mod patience;
 /// Permits, and the queue before them.
