@@ -14,8 +14,7 @@
 //! (RFC 9110 §7.5, RFC 9112 §9.6). The client has its answer by then, and has read that
 //! the connection ends with it, so nothing that happens to the rest is a failure.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -33,6 +32,10 @@ use crate::transport::clock::Timer;
 /// How long a backend that has answered may leave the rest of its request untaken, in
 /// milliseconds: whether it means to take it can't be known.
 const UNTAKEN: u64 = 5_000;
+
+/// Milliseconds for which nobody looks whether a client leaves on whose connection
+/// nothing had to be waited for yet: most are answered sooner.
+const UNWATCHED: u64 = 50;
 
 /// How an exchange ended that did not fail.
 #[derive(Debug)]
@@ -68,6 +71,10 @@ pub struct Exchange<'a, C> {
     down: Relay,
     upload: Upload,
     answer: Answer,
+    /// Somebody looks whether the client leaves.
+    watching: bool,
+    /// Time of the timer's clock at which what is waited for is overdue.
+    due: u64,
     /// What was waited for last, and how much had moved by then.
     waiting: Option<(Wait, u64)>,
     /// The same when both sides were last prodded.
@@ -125,6 +132,8 @@ impl<'a, C: Client> Exchange<'a, C> {
         worker: &'a Worker,
     ) -> Self {
         Self {
+            watching: client.is_watched(),
+            due: u64::MAX,
             client,
             upstream,
             head,
@@ -145,22 +154,26 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
     }
 
-    /// Runs to the end; `left` is the client's leaving.
+    /// Runs to the end.
     ///
     /// # Errors
     /// The failure, with how far the attempt got.
-    pub async fn run(&mut self, mut left: Pin<&mut impl Future<Output = ()>>) -> Result<Finish, Failure> {
+    pub async fn run(&mut self) -> Result<Finish, Failure> {
         let outcome = poll_fn(|cx| {
             loop {
                 if let Poll::Ready(outcome) = self.turn(cx) {
                     return Poll::Ready(outcome);
                 }
                 // Once we have ended our direction, its end looks like leaving.
-                if self.answer != Answer::Whole && left.as_mut().poll(cx).is_ready() {
+                if self.watching && self.answer != Answer::Whole && self.client.poll_left(cx).is_ready() {
                     return Poll::Ready(Err(Reason::ClientLeft));
                 }
                 ready!(self.timer.poll(cx));
-                if let Some(outcome) = self.overdue() {
+                if !self.watching && self.timer.clock().millis() < self.due {
+                    // It takes its time: from now on somebody looks whether the client waits.
+                    self.watching = true;
+                    self.timer.set_at(self.due);
+                } else if let Some(outcome) = self.overdue() {
                     return Poll::Ready(outcome);
                 }
             }
@@ -290,7 +303,9 @@ impl<'a, C: Client> Exchange<'a, C> {
             Wait::Stream => self.settings.stream_timeout.map_or(u64::MAX, after),
             Wait::Rest => now.saturating_add(UNTAKEN),
         };
-        self.timer.set_at(at.min(self.deadline));
+        self.due = at.min(self.deadline);
+        let unwatched = if self.watching { u64::MAX } else { now.saturating_add(UNWATCHED) };
+        self.timer.set_at(self.due.min(unwatched));
     }
 
     /// The time is over: how the exchange ends, unless somebody turns out to take what

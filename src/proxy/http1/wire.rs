@@ -16,6 +16,10 @@ use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
 
+/// Bytes of a piece that is copied behind a head instead of being sent from where it lies:
+/// one slice is cheaper to send than two.
+const GATHERED: usize = 2 * 1024;
+
 /// An HTTP/1 connection.
 #[derive(Debug)]
 pub struct Wire {
@@ -91,8 +95,8 @@ impl Wire {
 
     /// Ready when the peer has sent something, which is then read, or ended.
     ///
-    /// Readiness alone proves nothing: a connection just accepted is assumed readable,
-    /// and one whose last read filled the buffer still is. So this reads.
+    /// Readiness alone proves nothing: of a connection just accepted nothing is known, and
+    /// one whose last read filled the buffer still counts as readable. So this reads.
     ///
     /// # Errors
     /// [`Fault::Reset`].
@@ -101,12 +105,7 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         self.drop_decoded();
-        // Only a read tells: a socket just accepted counts as readable before anything came.
-        let outcome = self.poll_fill(cx).map_ok(|_| ());
-        if outcome.is_pending() {
-            self.input = None;
-        }
-        outcome
+        self.poll_fill(cx).map_ok(|_| ())
     }
 
     /// Reads until a request head is whole; `None` when the peer ended before its
@@ -170,11 +169,16 @@ impl Wire {
                     return Poll::Ready(Err(Fault::Malformed(too_large(input.filled()))));
                 }
                 input.compact();
+                input.widen();
                 if input.spare().is_empty() {
                     input.grow(limit.min(input.capacity().saturating_mul(2)));
                 }
             }
-            match ready!(self.poll_fill(cx))? {
+            let filled = self.poll_fill(cx)?;
+            if let (true, Some(input)) = (filled.is_pending(), self.input.as_mut()) {
+                input.rest();
+            }
+            match ready!(filled) {
                 0 if self.input.as_ref().is_none_or(Buffer::is_empty) => return Poll::Ready(Ok(None)),
                 0 => return Poll::Ready(Err(Fault::Truncated)),
                 _ => {}
@@ -283,7 +287,12 @@ impl Wire {
             ready!(self.io.poll_readable(cx)).map_err(|_| Fault::Reset)?;
         }
         let input = self.input.get_or_insert_with(Buffer::take);
-        let n = ready!(self.io.poll_read(cx, input.spare())).map_err(|_| Fault::Reset)?;
+        let outcome = self.io.poll_read(cx, input.spare()).map_err(|_| Fault::Reset);
+        if outcome.is_pending() && input.is_empty() {
+            self.input = None;
+            return Poll::Pending;
+        }
+        let n = ready!(outcome)?;
         input.fill(n);
         Poll::Ready(Ok(n))
     }
@@ -365,16 +374,20 @@ impl Source for Wire {
 impl Sink for Wire {
     fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
         let mut data = data;
-        let chunked = self.output.framing == Framing::Chunked;
-        if chunked {
-            self.output.open_chunk(data.len());
-            data = data.get(..self.output.chunk).unwrap_or(data);
-        } else if let Framing::Length(left) = self.output.framing {
+        if let Framing::Length(left) = self.output.framing {
             // Never more than was announced, whatever the source says.
             data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
         }
         if data.is_empty() || self.output.framing == Framing::Empty {
             return Poll::Ready(Err(Fault::Truncated));
+        }
+        if self.output.gather(data) {
+            return Poll::Ready(Ok(data.len()));
+        }
+        let chunked = self.output.framing == Framing::Chunked;
+        if chunked {
+            self.output.open_chunk(data.len());
+            data = data.get(..self.output.chunk).unwrap_or(data);
         }
         loop {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
@@ -415,7 +428,7 @@ impl Sink for Wire {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         if !self.output.finished {
             match self.output.framing {
-                Framing::Chunked => self.output.prefix.extend_from_slice(b"0\r\n\r\n"),
+                Framing::Chunked => self.output.lease().extend_from_slice(b"0\r\n\r\n"),
                 Framing::Length(left) if left > 0 => return Poll::Ready(Err(Fault::Truncated)),
                 _ => {}
             }
@@ -461,13 +474,34 @@ impl Output {
         &mut self.prefix
     }
 
+    /// Takes a small piece in whole, to go out with what is to go before it and what comes
+    /// next. `false`: it is too large, or enough is waiting.
+    fn gather(&mut self, data: &[u8]) -> bool {
+        if data.len() > GATHERED || self.pending().len() > GATHERED || self.chunk > 0 {
+            return false;
+        }
+        let chunked = self.framing == Framing::Chunked;
+        if chunked {
+            self.open_chunk(data.len());
+            self.chunk = 0;
+        }
+        let prefix = self.lease();
+        prefix.extend_from_slice(data);
+        if chunked {
+            prefix.extend_from_slice(b"\r\n");
+        }
+        if let Framing::Length(left) = &mut self.framing {
+            *left = left.saturating_sub(u64::try_from(data.len()).unwrap_or(0));
+        }
+        true
+    }
+
     /// Writes a size line unless a chunk is open already.
     fn open_chunk(&mut self, bytes: usize) {
         use std::io::Write;
         if self.chunk == 0 {
-            self.lease();
             // Writing into a vector can't fail.
-            let _ = write!(self.prefix, "{bytes:x}\r\n");
+            let _ = write!(self.lease(), "{bytes:x}\r\n");
             self.chunk = bytes;
         }
     }
@@ -476,18 +510,19 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::Wire;
-    use crate::transport::stream::Stream;
+    use crate::transport::stream::{Family, Socket};
     use std::future::poll_fn;
     use std::io::Write;
+    use std::net::TcpListener;
     use std::task::{Context, Poll, Waker};
-    use tokio::net::TcpListener;
 
     #[tokio::test]
     async fn a_connection_that_has_sent_nothing_does_not_stir_and_owns_no_buffer() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        let mut wire = Wire::new(Stream::Tcp(accepted));
+        let (accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let mut wire = Wire::new(Socket::new(accepted.into(), Family::Tcp).into());
         let polled = wire.poll_stirs(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Pending) && wire.input.is_none());
         peer.write_all(b"G").unwrap();
