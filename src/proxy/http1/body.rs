@@ -98,6 +98,16 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// Bytes that are still to come, where the head said how many; `None` otherwise.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        match self.state {
+            State::Done => Some(0),
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
     /// The sender has ended its direction: the end of a body that says so, a fault in
     /// any other.
     ///

@@ -35,6 +35,8 @@ pub struct Wire {
     holding: bool,
     /// Bytes of a head that were searched for its end.
     searched: usize,
+    /// Writes are tried, until one fails, even if the socket does not count as writable.
+    prodded: bool,
     output: Output,
     /// Bytes written since the last message began.
     pub written: u64,
@@ -66,6 +68,7 @@ impl Wire {
             decoder: Decoder::new(Framing::Empty),
             holding: false,
             searched: 0,
+            prodded: false,
             output: Output {
                 prefix: Vec::new(),
                 sent: 0,
@@ -221,6 +224,13 @@ impl Wire {
         self.decoder.is_done() && self.lent == self.data
     }
 
+    /// Bytes that the body being read still has, as far as its head said; `None` for one
+    /// that says so as it goes.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        self.decoder.announced()
+    }
+
     /// Reads and drops what is left of a body, without keeping any; `None` at the end of
     /// the stream.
     pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
@@ -262,6 +272,13 @@ impl Wire {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.output.finished && self.output.prefix.is_empty()
+    }
+
+    /// Has writes tried even if the socket does not count as writable, until there is no
+    /// room at all: see [`Stream::write_anyway`]. Before a peer is given up for taking
+    /// nothing.
+    pub fn prod(&mut self) {
+        self.prodded = true;
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
@@ -376,7 +393,7 @@ impl Sink for Wire {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
             let pending = self.output.pending().len();
             let slices = [IoSlice::new(self.output.pending()), IoSlice::new(data), IoSlice::new(ends_chunk)];
-            let n = ready!(self.io.poll_write(cx, &slices)).map_err(|_| Fault::Reset)?;
+            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n.min(pending));
             let n = n.saturating_sub(pending);
@@ -401,7 +418,7 @@ impl Sink for Wire {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         while !self.output.pending().is_empty() {
             let slices = [IoSlice::new(self.output.pending())];
-            let n = ready!(self.io.poll_write(cx, &slices)).map_err(|_| Fault::Reset)?;
+            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n);
         }
@@ -423,6 +440,17 @@ impl Sink for Wire {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Writes when the socket is writable or, for as long as there is room, was prodded.
+fn write(io: &Stream, cx: &mut Context<'_>, slices: &[IoSlice<'_>], prodded: &mut bool) -> Poll<Result<usize, Fault>> {
+    if *prodded {
+        if let Some(outcome) = io.write_anyway(slices) {
+            return Poll::Ready(outcome.map_err(|_| Fault::Reset));
+        }
+        *prodded = false;
+    }
+    io.poll_write(cx, slices).map_err(|_| Fault::Reset)
 }
 
 impl Output {
