@@ -166,6 +166,10 @@ fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<Res
     let parsed =
         httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
     let malformed = Reason::BackendMalformed;
+    // Empty lines are let pass before a request only (RFC 9112 §2.2).
+    if matches!(bytes.first(), Some(b'\r' | b'\n')) {
+        return Err(malformed);
+    }
     let length = match parsed {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return Ok(None),
@@ -292,7 +296,8 @@ impl Facts {
             return Some((Framing::Empty, None));
         }
         if to == Method::Head || status == 304 {
-            return Some((Framing::Empty, self.length));
+            // A length beside a coding says nothing, and must not go on (RFC 9112 §6.3).
+            return Some((Framing::Empty, self.length.filter(|_| self.coding.is_none())));
         }
         match (self.coding, self.length) {
             (Some(_), Some(_)) | (Some(false), None) => None,
