@@ -88,8 +88,8 @@ impl Wire {
 
     /// Ready when the peer has sent something, which is then read, or ended.
     ///
-    /// Readiness alone proves nothing: a connection just accepted is assumed readable,
-    /// and one whose last read filled the buffer still is. So this reads.
+    /// Readiness alone proves nothing: of a connection just accepted nothing is known, and
+    /// one whose last read filled the buffer still counts as readable. So this reads.
     ///
     /// # Errors
     /// [`Fault::Reset`].
@@ -98,12 +98,7 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         self.drop_decoded();
-        // Only a read tells: a socket just accepted counts as readable before anything came.
-        let outcome = self.poll_fill(cx).map_ok(|_| ());
-        if outcome.is_pending() {
-            self.input = None;
-        }
-        outcome
+        self.poll_fill(cx).map_ok(|_| ())
     }
 
     /// Reads until a request head is whole; `None` when the peer ended before its
@@ -266,7 +261,12 @@ impl Wire {
             ready!(self.io.poll_readable(cx)).map_err(|_| Fault::Reset)?;
         }
         let input = self.input.get_or_insert_with(Buffer::take);
-        let n = ready!(self.io.poll_read(cx, input.spare())).map_err(|_| Fault::Reset)?;
+        let outcome = self.io.poll_read(cx, input.spare()).map_err(|_| Fault::Reset);
+        if outcome.is_pending() && input.is_empty() {
+            self.input = None;
+            return Poll::Pending;
+        }
+        let n = ready!(outcome)?;
         input.fill(n);
         Poll::Ready(Ok(n))
     }
@@ -448,18 +448,19 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::Wire;
-    use crate::transport::stream::Stream;
+    use crate::transport::stream::{Family, Socket};
     use std::future::poll_fn;
     use std::io::Write;
+    use std::net::TcpListener;
     use std::task::{Context, Poll, Waker};
-    use tokio::net::TcpListener;
 
     #[tokio::test]
     async fn a_connection_that_has_sent_nothing_does_not_stir_and_owns_no_buffer() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        let mut wire = Wire::new(Stream::Tcp(accepted));
+        let (accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let mut wire = Wire::new(Socket::new(accepted.into(), Family::Tcp).into());
         let polled = wire.poll_stirs(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Pending) && wire.input.is_none());
         peer.write_all(b"G").unwrap();
