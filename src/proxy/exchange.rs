@@ -168,8 +168,8 @@ impl<'a, C: Client> Exchange<'a, C> {
                     self.client.inform(&head);
                 }
                 Poll::Ready(Ok(head)) if head.status == 101 => {
-                    let offered = self.head.upgrade.is_some();
-                    return Poll::Ready(if offered { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
+                    let agreed = head.agrees_to(self.head);
+                    return Poll::Ready(if agreed { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
                 }
                 Poll::Ready(Ok(head)) => {
                     // An answer ahead of the request's end: what still comes of that body

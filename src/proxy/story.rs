@@ -16,15 +16,17 @@ use std::time::{Duration, Instant};
 use super::admit::admit;
 use super::client::{Client, Own};
 use super::exchange::{Exchange, Failure, Finish};
-use super::head::RequestHead;
-use super::http1::encode::{Forwarded, phrase};
+use super::forwarded::Forwarded;
+use super::head::{Method, RequestHead};
+use super::http1::encode::phrase;
+use super::origin::Origin;
 use super::tunnel::{self, Patience};
 use super::upstream::{self, Upstream};
 use super::worker::{Worker, report};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
-use crate::config::AccessLog;
+use crate::config::{AccessLog, Forwarding};
 use crate::state::Route;
 use crate::telemetry::Text;
 use crate::telemetry::{Kind, Peer, Record};
@@ -33,6 +35,10 @@ use crate::transport::clock::Timer;
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: &str = "1";
+
+/// The methods that doorward passes on, as `Allow` states them where it answers itself. It
+/// also passes on methods that it has never heard of.
+const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// Where a request came from.
 #[derive(Debug, Clone)]
@@ -86,10 +92,21 @@ pub async fn story<C: Client>(
     counters.in_flight.add(1);
 
     let route = generation.route(head.authority(), head.path(), &source.listener);
+    let kind = route.or(generation.routes().last()).map_or(Forwarding::Off, |route| route.settings.forwarded);
+    let origin = Origin::of(source.peer, &generation.config.daemon.trusted_proxies, kind, &head.fields);
     let outcome = match route {
         None => Err(Reason::NoRoute),
+        Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
+        Some(_) if head.max_forwards == Some(0) => {
+            course.status = 200;
+            let last = is_last(worker, client);
+            let fields = [("Allow", ALLOW), ("X-Request-Id", request_id.as_str())];
+            client.answer_own(&Own { status: 200, fields: &fields, body: b"" }, last);
+            Ok(sent(client, last, timer).await)
+        }
         Some(route) => {
-            let request = Asked { worker, source, head, timer, route, request_id: &request_id };
+            let trusted = origin.trusted;
+            let request = Asked { worker, source, head, timer, route, request_id: &request_id, trusted };
             request.serve(client, left, &mut course).await
         }
     };
@@ -114,7 +131,7 @@ pub async fn story<C: Client>(
     if wanted {
         worker.log().access(Record {
             kind: if course.tunnel { Kind::Tunnel } else { Kind::Request },
-            client: source.peer,
+            client: origin.client,
             listener: Arc::clone(&source.listener),
             method: Text::new(head.method_name()),
             host: Text::new(head.authority().unwrap_or_default()),
@@ -143,6 +160,8 @@ struct Asked<'a> {
     timer: &'a Timer,
     route: &'a Route,
     request_id: &'a Text<64>,
+    /// What the peer says of others is kept.
+    trusted: bool,
 }
 
 impl Asked<'_> {
@@ -289,10 +308,12 @@ impl Asked<'_> {
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
         let forwarded = Forwarded {
-            client: self.source.address.as_str(),
+            peer: self.source.address.as_str(),
             scheme: "http",
             host: endpoint.host(),
             request_id: self.request_id.as_str(),
+            kind: self.route.settings.forwarded,
+            trusted: self.trusted,
         };
         connection.begin(self.head, &forwarded);
     }
@@ -379,8 +400,18 @@ async fn refuse<C: Client>(
     if reason == Reason::ClientLeft {
         return After::Close;
     }
-    let last = worker.is_draining() || !client.is_read();
+    let last = is_last(worker, client);
     answer(client, Some(head), reason, last, request_id.as_str());
+    sent(client, last, timer).await
+}
+
+/// Whether an answer of our own that is given now must be the last on its connection.
+fn is_last<C: Client>(worker: &Worker, client: &C) -> bool {
+    worker.is_draining() || !client.is_read()
+}
+
+/// Sends an answer of our own that is queued.
+async fn sent<C: Client>(client: &mut C, last: bool, timer: &Timer) -> After {
     // The answer is a few hundred bytes; a client that takes not even these is let go.
     let sent = timer.within(Some(Duration::from_secs(5)), std::future::poll_fn(|cx| client.poll_finish(cx))).await;
     match sent {
@@ -401,6 +432,9 @@ pub fn answer<C: Client>(client: &mut C, head: Option<&RequestHead>, reason: Rea
     ];
     if status == 503 {
         fields.push(("Retry-After", RETRY_AFTER));
+    }
+    if status == 405 {
+        fields.push(("Allow", ALLOW));
     }
     if head.is_some() {
         fields.push(("X-Request-Id", request_id));

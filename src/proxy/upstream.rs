@@ -11,8 +11,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::echo;
+use super::forwarded::Forwarded;
 use super::head::{Method, RequestHead, ResponseHead};
-use super::http1::encode::{self, Forwarded};
+use super::http1::encode;
 use super::http1::wire::Wire;
 use super::relay::{Fault, Piece, Sink, Source};
 use crate::balance::endpoint::Endpoint;

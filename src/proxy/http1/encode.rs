@@ -7,31 +7,23 @@
 use std::io::Write;
 
 use crate::proxy::client::Own;
-use crate::proxy::head::{Field, Fields, Framing, Known, RequestHead, ResponseHead, Version};
-
-/// What a request gains on its way to a backend.
-#[derive(Debug, Clone, Copy)]
-pub struct Forwarded<'a> {
-    /// The client's address, or `unix:`.
-    pub client: &'a str,
-    /// `http` or `https`: how the client reached us.
-    pub scheme: &'a str,
-    /// The authority for a request that has none.
-    pub host: &'a str,
-    /// The id that this request has in the log.
-    pub request_id: &'a str,
-}
+use crate::proxy::forwarded::Forwarded;
+use crate::proxy::head::{Field, Fields, Framing, Known, Method, RequestHead, ResponseHead, Version, list};
 
 /// Writes a request head for a backend, as HTTP/1.1.
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>) {
-    let bytes = head.bytes();
     out.extend_from_slice(head.method_name());
     out.push(b' ');
-    let target = head.target();
-    if !target.starts_with(b"/") && target != b"*" {
-        out.push(b'/');
+    match head.target() {
+        // About the server as a whole, in absolute form (RFC 9112 §3.2.4).
+        [] if head.method == Method::Options => out.push(b'*'),
+        target => {
+            if !target.starts_with(b"/") && target != b"*" {
+                out.push(b'/');
+            }
+            out.extend_from_slice(target);
+        }
     }
-    out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let authority = head.authority().unwrap_or(forwarded.host.as_bytes());
     field(out, b"Host", authority);
@@ -39,26 +31,35 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
     let expects = head.version != Version::Http10;
     copy(out, &head.fields, |field| match field.known {
         Known::Expect => !expects,
+        Known::MaxForwards => head.max_forwards.is_some(),
+        Known::XForwarded => !forwarded.keeps(field.name.of(head.bytes())),
         known => matches!(
             known,
             Known::Host
                 | Known::ContentLength
                 | Known::Forwarded
-                | Known::XForwarded
                 | Known::XForwardedFor
                 | Known::XForwardedHost
                 | Known::XForwardedProto
                 | Known::XRequestId
         ),
     });
-    field(out, b"X-Forwarded-For", forwarded.client.as_bytes());
-    field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
-    field(out, b"X-Forwarded-Host", authority);
+    if forwarded.is_plain() {
+        field(out, b"X-Forwarded-For", forwarded.peer.as_bytes());
+        field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
+        field(out, b"X-Forwarded-Host", authority);
+    } else {
+        forwarded.write(out, head, authority);
+    }
     field(out, b"X-Request-Id", forwarded.request_id.as_bytes());
     field(out, b"Via", if head.version == Version::Http10 { b"1.0 doorward" } else { b"1.1 doorward" });
-    if let Some(protocol) = head.upgrade {
+    if let Some(hops) = head.max_forwards {
+        // What has none left is answered here, and does not come this far.
+        let _ = write!(out, "Max-Forwards: {}\r\n", hops.saturating_sub(1));
+    }
+    if head.upgrade {
         field(out, b"Connection", b"upgrade");
-        field(out, b"Upgrade", protocol.of(bytes));
+        upgrade(out, head.offers());
     }
     framing(out, head.framing);
     out.extend_from_slice(b"\r\n");
@@ -103,9 +104,7 @@ pub fn interim(out: &mut Vec<u8>, head: &ResponseHead) {
 pub fn switching(out: &mut Vec<u8>, head: &ResponseHead) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
     field(out, b"Connection", b"upgrade");
-    for protocol in head.fields.values(Known::Upgrade) {
-        field(out, b"Upgrade", protocol);
-    }
+    upgrade(out, head.fields.values(Known::Upgrade).flat_map(list));
     copy(out, &head.fields, |field| field.known == Known::ContentLength);
     out.extend_from_slice(b"\r\n");
 }
@@ -155,6 +154,16 @@ fn framing(out: &mut Vec<u8>, framing: Framing) {
 
 fn number(out: &mut Vec<u8>, length: u64) {
     let _ = write!(out, "Content-Length: {length}\r\n");
+}
+
+fn upgrade<'a>(out: &mut Vec<u8>, protocols: impl Iterator<Item = &'a [u8]>) {
+    let mut before: &[u8] = b"Upgrade: ";
+    for protocol in protocols {
+        out.extend_from_slice(before);
+        out.extend_from_slice(protocol);
+        before = b", ";
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
