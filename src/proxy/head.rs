@@ -1,14 +1,15 @@
 //! Heads: what a request or response says before its body, whatever the protocol
 //! version that carried it.
 //!
-//! A head owns the buffer it was read into and points into it with 16-bit offsets, so
-//! nothing is copied out, order and case are kept, and a second attempt can be
-//! serialised from the same bytes.
+//! A head owns a copy of its bytes, no larger than it is, and points into it with 16-bit
+//! offsets: order and case are kept, a second attempt can be serialised from the same
+//! bytes, and a request that waits for its answer holds no read buffer.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::http1::body::is_token;
-use crate::transport::buffer::Buffer;
+use crate::transport::buffer;
 
 /// Fields a head may have; more are refused (HAProxy 101, Envoy 100).
 pub const MAX_FIELDS: usize = 100;
@@ -28,11 +29,17 @@ impl Span {
         Self { start: u16::try_from(start).unwrap_or(u16::MAX), len: u16::try_from(part.len()).unwrap_or(0) }
     }
 
+    /// Where it begins and ends.
+    #[must_use]
+    pub fn range(self) -> Range<usize> {
+        let start = usize::from(self.start);
+        start..start + usize::from(self.len)
+    }
+
     /// The bytes it stands for; empty when it does not fit.
     #[must_use]
     pub fn of(self, whole: &[u8]) -> &[u8] {
-        let start = usize::from(self.start);
-        whole.get(start..start + usize::from(self.len)).unwrap_or_default()
+        whole.get(self.range()).unwrap_or_default()
     }
 }
 
@@ -138,6 +145,17 @@ pub struct Field {
     pub hop: bool,
 }
 
+impl Field {
+    /// Its whole line, if that stands in `bytes` just as we would write it.
+    #[must_use]
+    pub fn line(&self, bytes: &[u8]) -> Option<Range<usize>> {
+        let (name, value) = (self.name.range(), self.value.range());
+        let end = value.end + 2;
+        let plain = bytes.get(name.end..value.start) == Some(b": ") && bytes.get(value.end..end) == Some(b"\r\n");
+        plain.then_some(name.start..end)
+    }
+}
+
 thread_local! {
     static INDEXES: RefCell<Vec<Vec<Field>>> = const { RefCell::new(Vec::new()) };
 }
@@ -145,27 +163,33 @@ thread_local! {
 /// The field lines of a head, with the bytes they point into.
 #[derive(Debug)]
 pub struct Fields {
-    buffer: Buffer,
+    bytes: Vec<u8>,
     index: Vec<Field>,
 }
 
 impl Fields {
-    /// No fields yet, over these bytes.
+    /// No fields yet, over no bytes.
     #[must_use]
-    pub fn new(buffer: Buffer) -> Self {
+    pub fn new() -> Self {
         let index = INDEXES.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default();
-        Self { buffer, index }
+        Self { bytes: Vec::new(), index }
+    }
+
+    /// Takes a copy of the bytes that all spans of this head point into.
+    pub fn keep(&mut self, bytes: &[u8]) {
+        self.bytes = buffer::scratch();
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// The bytes that all spans of this head point into.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.buffer.filled()
+        &self.bytes
     }
 
-    /// The bytes, to be filled, and the index of the fields in them.
-    pub fn parts_mut(&mut self) -> (&mut Buffer, &mut Vec<Field>) {
-        (&mut self.buffer, &mut self.index)
+    /// The index of the fields, to be filled.
+    pub fn index_mut(&mut self) -> &mut Vec<Field> {
+        &mut self.index
     }
 
     /// The field lines in the order they came.
@@ -185,8 +209,15 @@ impl Fields {
     }
 }
 
+impl Default for Fields {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Drop for Fields {
     fn drop(&mut self) {
+        buffer::recycle(std::mem::take(&mut self.bytes));
         let mut index = std::mem::take(&mut self.index);
         index.clear();
         // The pool is gone when the thread ends.

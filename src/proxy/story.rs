@@ -8,8 +8,8 @@
 //! [`Upstream`]. What a station decides is in that station's module; here is only the
 //! order.
 
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,10 +65,10 @@ pub enum After {
 
 /// What a request has come to so far; it becomes the record.
 #[derive(Debug, Default)]
-struct Course {
+struct Course<'a> {
     status: u16,
     attempts: u8,
-    backend: Option<Arc<str>>,
+    backend: Option<&'a Arc<str>>,
     queue: Duration,
     bytes_in: u64,
     tunnel: bool,
@@ -87,7 +87,6 @@ pub async fn story<C: Client>(
     let generation = worker.generation();
     let request_id = request_id(head);
     let mut course = Course::default();
-    let left = pin!(client.left());
     let counters = worker.counters();
     counters.in_flight.add(1);
 
@@ -107,7 +106,7 @@ pub async fn story<C: Client>(
         Some(route) => {
             let trusted = origin.trusted;
             let request = Asked { worker, source, head, timer, route, request_id: &request_id, trusted };
-            request.serve(client, left, &mut course).await
+            request.serve(client, &mut course).await
         }
     };
     let after = match outcome {
@@ -138,7 +137,7 @@ pub async fn story<C: Client>(
             path: Text::new(head.path()),
             version: head.version.number(),
             status: course.status,
-            backend: course.backend,
+            backend: course.backend.map(Arc::clone),
             route: route.map_or_else(|| Arc::from(""), |route| Arc::clone(&route.name)),
             attempts: course.attempts,
             duration_us: micros(duration),
@@ -164,21 +163,16 @@ struct Asked<'a> {
     trusted: bool,
 }
 
-impl Asked<'_> {
-    async fn serve<C: Client>(
-        &self,
-        client: &mut C,
-        mut left: Pin<&mut impl Future<Output = ()>>,
-        course: &mut Course,
-    ) -> Result<After, Reason> {
+impl<'a> Asked<'a> {
+    async fn serve<C: Client>(&self, client: &mut C, course: &mut Course<'a>) -> Result<After, Reason> {
         let deadline = self.deadline();
-        let permit = admit(self.worker, self.timer, left.as_mut(), &mut course.queue).await?;
+        let permit = admit(self.worker, self.timer, left(client), &mut course.queue).await?;
         client.hold();
-        let (upstream, switched) = self.attempts(client, left.as_mut(), course, deadline).await?;
+        let (upstream, switched) = self.attempts(client, course, deadline).await?;
         match switched {
             None => {
                 self.worker.idle().put(
-                    &upstream.endpoint,
+                    upstream.endpoint,
                     upstream.connection,
                     self.route.settings.backend_idle_timeout,
                     self.timer.clock().millis(),
@@ -190,7 +184,7 @@ impl Asked<'_> {
                 // the site for requests.
                 let _share = self.worker.shared().tunnels.take().ok_or(Reason::TunnelLimit)?;
                 drop(permit);
-                self.tunnel(client, left, upstream, &head, course).await;
+                self.tunnel(client, upstream, &head, course).await;
                 Ok(After::Close)
             }
         }
@@ -200,27 +194,26 @@ impl Asked<'_> {
     async fn attempts<C: Client>(
         &self,
         client: &mut C,
-        mut left: Pin<&mut impl Future<Output = ()>>,
-        course: &mut Course,
+        course: &mut Course<'a>,
         deadline: u64,
-    ) -> Result<(Connected, Option<super::head::ResponseHead>), Reason> {
+    ) -> Result<(Connected<'a>, Option<super::head::ResponseHead>), Reason> {
         let settings = &self.route.settings;
         let retries = u32::try_from(settings.max_retries).unwrap_or(u32::MAX);
         let mut retry = Retry::new(retries, settings.retry_backoff, settings.retry_backoff_max);
         let mut tried = Tried::default();
         let mut failed: Option<Reason> = None;
-        let mut again: Option<Arc<Endpoint>> = None;
+        let mut again: Option<&'a Arc<Endpoint>> = None;
         loop {
             let replacing = again.is_some();
             let Some(endpoint) = again.take().or_else(|| self.pick(&mut tried)) else {
                 return Err(failed.unwrap_or(Reason::BackendsDown));
             };
             course.attempts = course.attempts.saturating_add(1);
-            course.backend = Some(Arc::clone(endpoint.identity()));
-            let failure = match self.connect(&endpoint, left.as_mut(), deadline, !replacing).await {
+            course.backend = Some(endpoint.identity());
+            let failure = match self.connect(endpoint, client, deadline, !replacing).await {
                 Err(reason) => {
                     if reason.side() == Side::Backend && reason != Reason::BackendUnresolved {
-                        report(endpoint.failed(self.timer.clock().millis()), &endpoint, Some(reason));
+                        report(endpoint.failed(self.timer.clock().millis()), endpoint, Some(reason));
                     }
                     Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } }
                 }
@@ -228,17 +221,17 @@ impl Asked<'_> {
                     if !connection.is_reused() {
                         // Now, not once the answer is whole: that may take hours, and until
                         // then nobody else would be sent to a backend that is back.
-                        report(endpoint.succeeded(), &endpoint, None);
+                        report(endpoint.succeeded(), endpoint, None);
                     }
-                    self.begin(&mut connection, &endpoint);
+                    self.begin(&mut connection, endpoint);
                     let mut exchange =
                         Exchange::new(client, &mut connection, self.head, settings, self.timer, deadline, self.worker);
-                    let outcome = exchange.run(left.as_mut()).await;
+                    let outcome = exchange.run().await;
                     course.status = exchange.status;
                     course.bytes_in = course.bytes_in.max(exchange.bytes_in());
                     match outcome {
                         Ok(finish) => {
-                            report(endpoint.succeeded(), &endpoint, None);
+                            report(endpoint.succeeded(), endpoint, None);
                             let switched = match finish {
                                 Finish::Complete => None,
                                 Finish::Switch(head) => Some(head),
@@ -264,22 +257,22 @@ impl Asked<'_> {
                         return Err(reason);
                     }
                     self.worker.counters().retries.add(1);
-                    self.back_off(wait, left.as_mut(), deadline).await.map_err(|why| why.unwrap_or(reason))?;
+                    self.back_off(wait, client, deadline).await.map_err(|why| why.unwrap_or(reason))?;
                 }
             }
             client.rewind();
         }
     }
 
-    fn pick(&self, tried: &mut Tried) -> Option<Arc<Endpoint>> {
-        self.route.pool.pick(tried, self.timer.clock().millis()).map(Arc::clone)
+    fn pick(&self, tried: &mut Tried) -> Option<&'a Arc<Endpoint>> {
+        self.route.pool.pick(tried, self.timer.clock().millis())
     }
 
     /// An idle connection to `endpoint`, or a new one.
     async fn connect(
         &self,
         endpoint: &Arc<Endpoint>,
-        left: Pin<&mut impl Future<Output = ()>>,
+        client: &mut impl Client,
         deadline: u64,
         reuse: bool,
     ) -> Result<Upstream, Reason> {
@@ -297,7 +290,7 @@ impl Asked<'_> {
                 tokio::select! {
                     biased;
                     stream = upstream::connect(endpoint) => stream,
-                    () = left => Err(Reason::ClientLeft),
+                    () = left(client) => Err(Reason::ClientLeft),
                 }
             })
             .await;
@@ -319,12 +312,7 @@ impl Asked<'_> {
     }
 
     /// Sleeps before the next attempt. `Err(None)`: too many sleep already.
-    async fn back_off(
-        &self,
-        wait: Duration,
-        left: Pin<&mut impl Future<Output = ()>>,
-        deadline: u64,
-    ) -> Result<(), Option<Reason>> {
+    async fn back_off(&self, wait: Duration, client: &mut impl Client, deadline: u64) -> Result<(), Option<Reason>> {
         let _share = self.worker.shared().sleepers.take().ok_or(None)?;
         let ends = self.timer.clock().millis().saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         if ends >= deadline {
@@ -332,7 +320,7 @@ impl Asked<'_> {
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
-            () = left => Err(Some(Reason::ClientLeft)),
+            () = left(client) => Err(Some(Reason::ClientLeft)),
         }
     }
 
@@ -340,10 +328,9 @@ impl Asked<'_> {
     async fn tunnel<C: Client>(
         &self,
         client: &mut C,
-        left: Pin<&mut impl Future<Output = ()>>,
-        mut upstream: Connected,
+        mut upstream: Connected<'_>,
         head: &super::head::ResponseHead,
-        course: &mut Course,
+        course: &mut Course<'a>,
     ) {
         let counters = self.worker.counters();
         course.tunnel = true;
@@ -352,6 +339,7 @@ impl Asked<'_> {
         upstream.connection.become_tunnel();
         counters.tunnels.add(1);
         counters.tunnels_open.add(1);
+        let left = pin!(client.left());
         let passed =
             tunnel::run(client, &mut upstream.connection, left, self.timer, Patience::of(&self.route.settings)).await;
         counters.tunnels_open.sub(1);
@@ -371,9 +359,9 @@ impl Asked<'_> {
 }
 
 /// A connection with the backend that it leads to.
-struct Connected {
+struct Connected<'a> {
     connection: Upstream,
-    endpoint: Arc<Endpoint>,
+    endpoint: &'a Arc<Endpoint>,
 }
 
 /// Ends a request that failed: with an answer of our own, or, where an answer has begun
@@ -383,7 +371,7 @@ async fn refuse<C: Client>(
     client: &mut C,
     head: &RequestHead,
     reason: Reason,
-    course: &mut Course,
+    course: &mut Course<'_>,
     request_id: &Text<64>,
     timer: &Timer,
 ) -> After {
@@ -392,7 +380,7 @@ async fn refuse<C: Client>(
         worker.counters().cut.add(1);
         client.abort();
         if reason.side() == Side::Backend {
-            super::worker::response_cut(course.backend.as_deref().unwrap_or_default(), reason);
+            super::worker::response_cut(course.backend.map_or("", |backend| backend), reason);
         }
         return After::Close;
     }
@@ -413,7 +401,7 @@ fn is_last<C: Client>(worker: &Worker, client: &C) -> bool {
 /// Sends an answer of our own that is queued.
 async fn sent<C: Client>(client: &mut C, last: bool, timer: &Timer) -> After {
     // The answer is a few hundred bytes; a client that takes not even these is let go.
-    let sent = timer.within(Some(Duration::from_secs(5)), std::future::poll_fn(|cx| client.poll_finish(cx))).await;
+    let sent = timer.within(Some(Duration::from_secs(5)), poll_fn(|cx| client.poll_finish(cx))).await;
     match sent {
         Some(Ok(())) if last => After::Linger,
         Some(Ok(())) => After::GoOn,
@@ -441,6 +429,11 @@ pub fn answer<C: Client>(client: &mut C, head: Option<&RequestHead>, reason: Rea
     }
     let body = format!("{status} {}\n{}\n", phrase(status), reason.as_str());
     client.answer_own(&Own { status, fields: &fields, body: body.as_bytes() }, last);
+}
+
+/// Resolves when the client has left for good.
+async fn left(client: &mut impl Client) {
+    poll_fn(|cx| client.poll_left(cx)).await;
 }
 
 /// The id under which the request is found in every log: the client's if it brought a

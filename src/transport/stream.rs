@@ -287,6 +287,12 @@ impl Stream {
         }
     }
 
+    /// Ready when anything has arrived that was not read; unlike [`Self::poll_readable`]
+    /// it waits for that, and says nothing it does not know.
+    pub fn poll_stirred(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.watch()?.poll_ready(cx, Interest::READABLE)
+    }
+
     /// Resolves when the peer has left for good: it reset the connection or closed
     /// both directions.
     ///

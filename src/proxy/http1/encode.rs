@@ -4,7 +4,9 @@
 //! those that we state ourselves. Ours come last, so that nothing the sender wrote can
 //! remove or precede them.
 
+use std::cell::RefCell;
 use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::proxy::client::Own;
 use crate::proxy::forwarded::Forwarded;
@@ -125,15 +127,30 @@ pub fn own(out: &mut Vec<u8>, own: &Own<'_>, onward: &Onward) {
 }
 
 fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
-    let _ = write!(out, "HTTP/1.1 {status} ");
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.push(b' ');
     out.extend_from_slice(phrase);
     out.extend_from_slice(b"\r\n");
 }
 
-/// The time, which every final response goes on with (RFC 9110 §6.6.1).
+/// The time, which every final response goes on with (RFC 9110 §6.6.1). It is written out
+/// once a second.
 fn date(out: &mut Vec<u8>) {
-    // Writing into a vector can't fail.
-    let _ = write!(out, "Date: {}\r\n", httpdate::HttpDate::from(std::time::SystemTime::now()));
+    thread_local! {
+        static WRITTEN: RefCell<(u64, Vec<u8>)> = const { RefCell::new((u64::MAX, Vec::new())) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    WRITTEN.with_borrow_mut(|(written, line)| {
+        if *written != second {
+            line.clear();
+            // Writing into a vector can't fail.
+            let _ = write!(line, "Date: {}\r\n", httpdate::HttpDate::from(now));
+            *written = second;
+        }
+        out.extend_from_slice(line);
+    });
 }
 
 fn connection(out: &mut Vec<u8>, version: Version, keep_alive: bool) {
@@ -153,7 +170,7 @@ fn framing(out: &mut Vec<u8>, framing: Framing) {
 }
 
 fn number(out: &mut Vec<u8>, length: u64) {
-    let _ = write!(out, "Content-Length: {length}\r\n");
+    field(out, b"Content-Length", itoa::Buffer::new().format(length).as_bytes());
 }
 
 fn upgrade<'a>(out: &mut Vec<u8>, protocols: impl Iterator<Item = &'a [u8]>) {
@@ -173,12 +190,24 @@ fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Copies the fields that go on, except those that `ours` says we state ourselves.
+/// Copies the fields that go on, except those that `ours` says we state ourselves. Lines
+/// that stand one after the other as we would write them go in one piece.
 fn copy(out: &mut Vec<u8>, fields: &Fields, ours: impl Fn(&Field) -> bool) {
     let bytes = fields.bytes();
+    let mut run = 0..0;
     for entry in fields.iter().filter(|entry| !entry.hop && !ours(entry)) {
-        field(out, entry.name.of(bytes), entry.value.of(bytes));
+        match entry.line(bytes) {
+            Some(line) if line.start == run.end => run.end = line.end,
+            line => {
+                out.extend_from_slice(bytes.get(run).unwrap_or_default());
+                run = line.unwrap_or_else(|| {
+                    field(out, entry.name.of(bytes), entry.value.of(bytes));
+                    0..0
+                });
+            }
+        }
     }
+    out.extend_from_slice(bytes.get(run).unwrap_or_default());
 }
 
 /// The phrases of the statuses that doorward itself answers with.

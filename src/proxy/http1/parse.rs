@@ -26,9 +26,8 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
 /// A head and the number of bytes it took, or `None` when more must be read.
 type Parsed<T> = Result<Option<(T, usize)>, Reason>;
 
-/// Parses a request head of at most `limit` bytes from the front of `input`. A whole
-/// head takes the buffer with it; what follows the head moves to a new one, left in
-/// `input`.
+/// Parses a request head of at most `limit` bytes from the front of `input` and drops it
+/// there. An `input` that is empty then is given back.
 ///
 /// # Errors
 /// The reason to refuse the request with.
@@ -72,27 +71,15 @@ fn take<T>(
     input: &mut Option<Buffer>,
     parse: impl FnOnce(&[u8], &mut Vec<Field>) -> Parsed<T>,
 ) -> Result<Option<(T, Fields)>, Reason> {
-    let Some(whole) = input.take() else { return Ok(None) };
-    let mut fields = Fields::new(whole);
-    let (whole, index) = fields.parts_mut();
-    match parse(whole.filled(), index)? {
-        None => {
-            index.clear();
-            *input = Some(std::mem::replace(whole, Buffer::none()));
-            Ok(None)
-        }
-        Some((head, length)) => {
-            let behind = whole.filled().get(length..).unwrap_or_default();
-            if !behind.is_empty() {
-                let mut next = Buffer::take();
-                next.grow(behind.len());
-                next.append(behind);
-                *input = Some(next);
-                whole.truncate(length);
-            }
-            Ok(Some((head, fields)))
-        }
+    let Some(buffer) = input.as_mut() else { return Ok(None) };
+    let mut fields = Fields::new();
+    let Some((head, length)) = parse(buffer.filled(), fields.index_mut())? else { return Ok(None) };
+    fields.keep(buffer.filled().get(..length).unwrap_or_default());
+    buffer.consume(length);
+    if buffer.is_empty() {
+        *input = None;
     }
+    Ok(Some((head, fields)))
 }
 
 struct RequestParts {

@@ -16,6 +16,10 @@ use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
 
+/// Bytes of a piece that is copied behind a head instead of being sent from where it lies:
+/// one slice is cheaper to send than two.
+const GATHERED: usize = 2 * 1024;
+
 /// An HTTP/1 connection.
 #[derive(Debug)]
 pub struct Wire {
@@ -162,11 +166,16 @@ impl Wire {
                     return Poll::Ready(Err(Fault::Malformed(too_large(input.filled()))));
                 }
                 input.compact();
+                input.widen();
                 if input.spare().is_empty() {
                     input.grow(limit.min(input.capacity().saturating_mul(2)));
                 }
             }
-            match ready!(self.poll_fill(cx))? {
+            let filled = self.poll_fill(cx)?;
+            if let (true, Some(input)) = (filled.is_pending(), self.input.as_mut()) {
+                input.rest();
+            }
+            match ready!(filled) {
                 0 if self.input.as_ref().is_none_or(Buffer::is_empty) => return Poll::Ready(Ok(None)),
                 0 => return Poll::Ready(Err(Fault::Truncated)),
                 _ => {}
@@ -348,16 +357,20 @@ impl Source for Wire {
 impl Sink for Wire {
     fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
         let mut data = data;
-        let chunked = self.output.framing == Framing::Chunked;
-        if chunked {
-            self.output.open_chunk(data.len());
-            data = data.get(..self.output.chunk).unwrap_or(data);
-        } else if let Framing::Length(left) = self.output.framing {
+        if let Framing::Length(left) = self.output.framing {
             // Never more than was announced, whatever the source says.
             data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
         }
         if data.is_empty() || self.output.framing == Framing::Empty {
             return Poll::Ready(Err(Fault::Truncated));
+        }
+        if self.output.gather(data) {
+            return Poll::Ready(Ok(data.len()));
+        }
+        let chunked = self.output.framing == Framing::Chunked;
+        if chunked {
+            self.output.open_chunk(data.len());
+            data = data.get(..self.output.chunk).unwrap_or(data);
         }
         loop {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
@@ -398,7 +411,7 @@ impl Sink for Wire {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         if !self.output.finished {
             match self.output.framing {
-                Framing::Chunked => self.output.prefix.extend_from_slice(b"0\r\n\r\n"),
+                Framing::Chunked => self.output.lease().extend_from_slice(b"0\r\n\r\n"),
                 Framing::Length(left) if left > 0 => return Poll::Ready(Err(Fault::Truncated)),
                 _ => {}
             }
@@ -433,13 +446,34 @@ impl Output {
         &mut self.prefix
     }
 
+    /// Takes a small piece in whole, to go out with what is to go before it and what comes
+    /// next. `false`: it is too large, or enough is waiting.
+    fn gather(&mut self, data: &[u8]) -> bool {
+        if data.len() > GATHERED || self.pending().len() > GATHERED || self.chunk > 0 {
+            return false;
+        }
+        let chunked = self.framing == Framing::Chunked;
+        if chunked {
+            self.open_chunk(data.len());
+            self.chunk = 0;
+        }
+        let prefix = self.lease();
+        prefix.extend_from_slice(data);
+        if chunked {
+            prefix.extend_from_slice(b"\r\n");
+        }
+        if let Framing::Length(left) = &mut self.framing {
+            *left = left.saturating_sub(u64::try_from(data.len()).unwrap_or(0));
+        }
+        true
+    }
+
     /// Writes a size line unless a chunk is open already.
     fn open_chunk(&mut self, bytes: usize) {
         use std::io::Write;
         if self.chunk == 0 {
-            self.lease();
             // Writing into a vector can't fail.
-            let _ = write!(self.prefix, "{bytes:x}\r\n");
+            let _ = write!(self.lease(), "{bytes:x}\r\n");
             self.chunk = bytes;
         }
     }

@@ -146,7 +146,7 @@ fn client(mut peer: Peer, case: &Case) -> Result<(), String> {
             let mut gets = gets.clone();
             let rest = came.strip_prefix(gets.as_slice());
             let probed = rest.is_some_and(is_probe);
-            if case.end == Some(End::Open) && probed {
+            if (case.end == Some(End::Open) && probed) || (case.at_most && gets.starts_with(&came)) {
                 gets = came.clone();
             }
             if came != gets {
