@@ -290,6 +290,19 @@ impl Peer {
         }
     }
 
+    /// Reads until the connection is over, or silent for `patience`; returns what came,
+    /// and the kind of error unless it ended in order.
+    pub fn read_until_over(&mut self, patience: Duration) -> (Vec<u8>, Option<ErrorKind>) {
+        on!(&self.socket, socket => socket.set_read_timeout(Some(patience)).unwrap());
+        loop {
+            match self.fill() {
+                Ok(0) => return (std::mem::take(&mut self.input), None),
+                Ok(_) => {}
+                Err(error) => return (std::mem::take(&mut self.input), Some(error.kind())),
+            }
+        }
+    }
+
     /// Asserts that nothing has come that was not read.
     #[track_caller]
     pub fn expect_silence(&mut self) {

@@ -82,7 +82,8 @@ pub struct Onward {
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead, onward: &Onward) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
     copy(out, &head.fields, |field| field.known == Known::ContentLength);
-    if head.fields.first(Known::Date).is_none() {
+    // One that `Connection` named has ended here.
+    if !head.fields.iter().any(|field| field.known == Known::Date && !field.hop) {
         date(out);
     }
     match (onward.framing, head.stated_length) {

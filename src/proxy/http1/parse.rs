@@ -129,13 +129,12 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         1 => facts.host,
         _ => return Err(Reason::BadRequest),
     };
-    let authority = match (authority, host) {
-        (Some(authority), _) => Some(Span::within(bytes, authority)),
-        (None, host) => host,
-    };
-    if let Some(authority) = authority {
-        is_authority(authority.of(bytes)).ok_or(Reason::BadRequest)?;
+    // Also a Host that the target's own authority replaces must be one (RFC 9112 §3.2).
+    let asked = authority.map(|authority| Span::within(bytes, authority));
+    for named in [asked, host].into_iter().flatten() {
+        is_authority(named.of(bytes)).ok_or(Reason::BadRequest)?;
     }
+    let authority = asked.or(host);
     let max_forwards = match method {
         Method::Options | Method::Trace => max_forwards(bytes, index)?,
         _ => None,
@@ -169,6 +168,10 @@ fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<Res
     let parsed =
         httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
     let malformed = Reason::BackendMalformed;
+    // Empty lines are let pass before a request only (RFC 9112 §2.2).
+    if matches!(bytes.first(), Some(b'\r' | b'\n')) {
+        return Err(malformed);
+    }
     let length = match parsed {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return Ok(None),
@@ -298,7 +301,8 @@ impl Facts {
             return Some((Framing::Empty, None));
         }
         if to == Method::Head || status == 304 {
-            return Some((Framing::Empty, self.length));
+            // A length beside a coding says nothing, and must not go on (RFC 9112 §6.3).
+            return Some((Framing::Empty, self.length.filter(|_| self.coding.is_none())));
         }
         match (self.coding, self.length) {
             (Some(_), Some(_)) | (Some(false), None) => None,
@@ -382,15 +386,17 @@ pub fn is_authority(value: &[u8]) -> Option<()> {
         [b'[', ..] => {
             let end = memchr::memchr(b']', value)?;
             let (host, port) = value.split_at_checked(end + 1)?;
-            let inner = host.get(1..end)?;
-            let valid = !inner.is_empty() && inner.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
-            (valid.then_some(host)?, port)
+            let inner = host.get(1..end).and_then(|inner| std::str::from_utf8(inner).ok())?;
+            inner.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, port)
         }
         _ => {
             let end = memchr::memchr(b':', value).unwrap_or(value.len());
             let (host, port) = value.split_at_checked(end)?;
             let name = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(b);
-            (host.iter().all(name).then_some(host)?, port)
+            let coded = |at| host.get(at + 1..at + 3).is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit));
+            let valid = host.iter().all(name) && memchr::memchr_iter(b'%', host).all(coded);
+            (valid.then_some(host)?, port)
         }
     };
     match port {

@@ -30,6 +30,8 @@ mod retries;
 mod routes;
 /// When trying again is pointless, or the fault is ours.
 mod shortages;
+/// Messages that two readers could understand differently, as tables.
+mod smuggling;
 /// Connections relayed without being read.
 mod tcp;
 /// How long each side may keep the other waiting.
