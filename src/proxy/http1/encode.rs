@@ -49,9 +49,12 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
     if forwarded.is_plain() {
         field(out, b"X-Forwarded-For", forwarded.peer.as_bytes());
         field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
-        field(out, b"X-Forwarded-Host", authority);
+        // Without one, `Host` is the backend's own name, which tells it nothing.
+        if let Some(asked) = head.authority() {
+            field(out, b"X-Forwarded-Host", asked);
+        }
     } else {
-        forwarded.write(out, head, authority);
+        forwarded.write(out, head);
     }
     field(out, b"X-Request-Id", forwarded.request_id);
     field(out, b"Via", if head.version == Version::Http10 { b"1.0 doorward" } else { b"1.1 doorward" });

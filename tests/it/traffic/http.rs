@@ -105,6 +105,8 @@ fn http_1_0_closes_unless_it_asks_to_be_kept() {
     let (mut peer, request) = backend.take();
     assert_eq!(request.head.line, "GET /old HTTP/1.1");
     assert_eq!(request.head.field("Host"), Some(backend.address.as_str()));
+    // Its own name is not what was asked for.
+    assert_eq!(request.head.field("X-Forwarded-Host"), None);
     assert_eq!(request.head.field("Via"), Some("1.0 doorward"));
     peer.answer("old");
     let response = client.response();
