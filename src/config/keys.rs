@@ -215,6 +215,10 @@ keys! {
             "HEADER_TIMEOUT", header_timeout: Duration = "10s", "seconds", span(1, DAY);
             /// How long a connection may idle between two requests before it is closed.
             "IDLE_TIMEOUT", idle_timeout: Duration = "75s", "seconds", span(1, DAY);
+            /// How long a connection may serve requests, give or take a tenth, so that clients
+            /// which came together don't come back together. The next answer after that is its last.
+            "MAX_CONNECTION_AGE", max_connection_age: Option<Duration> = "off", "seconds",
+                SpanOrOff(span(1, WEEK));
             /// Largest request head; above it the answer is 431.
             "MAX_HEADER_SIZE", max_header_size: usize = "32KiB", "bytes",
                 Size { min: 1024, max: 60 * 1024 };
