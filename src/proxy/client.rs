@@ -34,6 +34,10 @@ pub trait Client: Source + Sink {
     /// Goes back to the start of a held body.
     fn rewind(&mut self);
 
+    /// Whether the connection is so old at `now`, in milliseconds of the worker's clock,
+    /// that the answer which begins then is to be its last.
+    fn is_old(&self, now: u64) -> bool;
+
     /// Whether the request was read to its end.
     fn is_read(&self) -> bool;
 
@@ -46,6 +50,10 @@ pub trait Client: Source + Sink {
 
     /// Queues an answer of our own, whole.
     fn answer_own(&mut self, own: &Own<'_>, last: bool);
+
+    /// Takes back an answer of which no byte has gone out, so that another can be given.
+    /// `false` when it is too late for that.
+    fn retract(&mut self) -> bool;
 
     /// Queues the head that ends HTTP on this connection; from here on the source and
     /// the sink carry bytes of another protocol.

@@ -41,12 +41,13 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
     let mut client = Http1::new(io);
     let timer = worker.clock().timer();
     let mut first = true;
+    let age = Age { born: timer.clock().millis(), spread: 0.9 + 0.2 * fastrand::f64() };
     loop {
         if !stirs(&worker, &mut client, &timer, first).await {
             return;
         }
         // From here to the answer: in its own allocation.
-        match Box::pin(request(&worker, &source, &mut client, &timer)).await {
+        match Box::pin(request(&worker, &source, &mut client, &timer, age)).await {
             // In a drain, too: the answer may have begun before it, and promised to go on.
             After::GoOn if client.can_go_on() => {
                 first = false;
@@ -58,6 +59,23 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
             After::GoOn | After::Linger => return Box::pin(linger(&mut client, &timer)).await,
             After::Close => return,
         }
+    }
+}
+
+/// What the age of a connection is reckoned from.
+#[derive(Debug, Clone, Copy)]
+struct Age {
+    /// When it was accepted, in milliseconds of the worker's clock.
+    born: u64,
+    /// Its share of the limit, from 0.9 to 1.1, as in gRPC: connections that were made at
+    /// once, after a restart, say, do not all end at once.
+    spread: f64,
+}
+
+impl Age {
+    /// When it reaches `limit`.
+    fn reaches(self, limit: Duration) -> u64 {
+        self.born.saturating_add(u64::try_from(limit.mul_f64(self.spread).as_millis()).unwrap_or(u64::MAX))
     }
 }
 
@@ -85,9 +103,10 @@ async fn stirs(worker: &Worker, client: &mut Http1, timer: &Timer, first: bool) 
     stirred
 }
 
-async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &Timer) -> After {
+async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &Timer, age: Age) -> After {
     let generation = worker.generation();
     let daemon = &generation.config.daemon;
+    client.expire(daemon.max_connection_age.map_or(u64::MAX, |limit| age.reaches(limit)));
     let limit = daemon.max_header_size;
     let head = timer.within(Some(daemon.header_timeout), poll_fn(|cx| client.poll_request(cx, limit))).await;
     let reason = match head {
@@ -172,7 +191,7 @@ async fn linger(client: &mut Http1, timer: &Timer) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Source, Worker, request, serve};
+    use super::{Age, Source, Worker, request, serve};
     use crate::config::Config;
     use crate::proxy::http1::Http1;
     use crate::state::Generation;
@@ -181,6 +200,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::net::UnixStream;
     use std::rc::Rc;
+    use std::time::Duration;
 
     /// What an idle connection and a request under way take on the heap decides how many
     /// of each a host can hold.
@@ -194,10 +214,18 @@ mod tests {
 
         let mut client = Http1::new(one);
         let timer = worker.clock().timer();
-        let busy = request(&worker, &source, &mut client, &timer);
+        let busy = request(&worker, &source, &mut client, &timer, Age { born: 0, spread: 1.0 });
         let busy = std::mem::size_of_val(&busy);
         let idle = std::mem::size_of_val(&serve(Rc::clone(&worker), two, source.clone()));
         assert!(idle <= 768, "an idle connection takes {idle} bytes");
         assert!(busy <= 4096, "a request under way takes {busy} bytes");
+    }
+
+    #[test]
+    fn an_age_is_reached_within_a_tenth_of_its_limit() {
+        let (limit, born) = (Duration::from_secs(60), 7);
+        let reached = |spread| Age { born, spread }.reaches(limit);
+        assert_eq!([reached(0.9), reached(1.0), reached(1.1)], [54_007, 60_007, 66_007]);
+        assert_eq!(Age { born: u64::MAX, spread: 1.1 }.reaches(limit), u64::MAX);
     }
 }

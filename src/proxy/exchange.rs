@@ -229,7 +229,9 @@ impl<'a, C: Client> Exchange<'a, C> {
                 Poll::Ready(Ok(head)) => {
                     // An answer ahead of the request's end: what still comes of that body
                     // can't be told from the next request in time.
-                    let last = self.worker.is_draining() || self.upload != Upload::Done;
+                    let last = self.worker.is_draining()
+                        || self.upload != Upload::Done
+                        || self.client.is_old(self.timer.clock().millis());
                     self.status = head.status;
                     self.client.release();
                     self.client.answer(&head, last);

@@ -101,7 +101,7 @@ pub async fn story<C: Client>(
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
         Some(_) if head.max_forwards == Some(0) => {
             course.status = 200;
-            let last = is_last(worker, client);
+            let last = is_last(worker, client, timer);
             let fields = [("Allow", ALLOW), ("X-Request-Id", request_id.as_str())];
             client.answer_own(&Own { status: 200, fields: &fields, body: b"" }, last);
             Ok(Box::pin(sent(client, last, timer)).await)
@@ -384,7 +384,9 @@ async fn refuse<C: Client>(
     request_id: &Text<64>,
     timer: &Timer,
 ) -> After {
-    if course.status != 0 {
+    // A head that came together with the failure of its body was only queued.
+    let begun = course.status != 0 && !(reason.side() == Side::Backend && client.retract());
+    if begun {
         // The answer had begun and is not whole: it must not be taken for whole.
         worker.counters().cut.add(1);
         client.abort();
@@ -397,14 +399,14 @@ async fn refuse<C: Client>(
     if reason == Reason::ClientLeft {
         return After::Close;
     }
-    let last = is_last(worker, client);
+    let last = is_last(worker, client, timer);
     answer(client, Some(head), reason, last, request_id.as_str());
     sent(client, last, timer).await
 }
 
 /// Whether an answer of our own that is given now must be the last on its connection.
-fn is_last<C: Client>(worker: &Worker, client: &C) -> bool {
-    worker.is_draining() || !client.is_read()
+fn is_last<C: Client>(worker: &Worker, client: &C, timer: &Timer) -> bool {
+    worker.is_draining() || !client.is_read() || client.is_old(timer.clock().millis())
 }
 
 /// Sends an answer of our own that is queued.

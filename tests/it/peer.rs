@@ -177,6 +177,14 @@ impl Peer {
         }
     }
 
+    /// Ends this direction together with these bytes: whoever sees one sees both.
+    pub fn send_end(&mut self, bytes: impl AsRef<[u8]>) {
+        let End::Tcp(socket) = &self.socket else { panic!("only TCP gathers") };
+        SockRef::from(socket).set_tcp_cork(true).unwrap();
+        self.send(bytes);
+        self.half_close();
+    }
+
     /// Ends this direction.
     pub fn half_close(&mut self) {
         on!(&self.socket, socket => socket.shutdown(Shutdown::Write).unwrap());

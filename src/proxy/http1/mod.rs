@@ -31,6 +31,8 @@ pub struct Http1 {
     keep_alive: bool,
     /// Nothing of the answer to the current request was queued yet.
     unanswered: bool,
+    /// Time of the worker's clock from which on each answer is the last.
+    expires: u64,
     leaving: Leaving,
 }
 
@@ -55,6 +57,7 @@ impl Http1 {
             method: Method::Other,
             keep_alive: true,
             unanswered: true,
+            expires: u64::MAX,
             leaving: Leaving::default(),
         }
     }
@@ -90,6 +93,11 @@ impl Http1 {
     #[must_use]
     pub fn is_unanswered(&self) -> bool {
         self.unanswered
+    }
+
+    /// Sets the time of the worker's clock from which on the connection is old.
+    pub fn expire(&mut self, at: u64) {
+        self.expires = at;
     }
 
     /// Whether the connection can serve another request.
@@ -146,6 +154,10 @@ impl Client for Http1 {
         self.wire.rewind();
     }
 
+    fn is_old(&self, now: u64) -> bool {
+        now >= self.expires
+    }
+
     fn is_read(&self) -> bool {
         self.wire.is_read()
     }
@@ -171,6 +183,11 @@ impl Client for Http1 {
         let framing = if self.method == Method::Head { Framing::Empty } else { Framing::Length(0) };
         let onward = self.onward(framing, last);
         encode::own(self.wire.begin(Framing::Empty), own, &onward);
+    }
+
+    fn retract(&mut self) -> bool {
+        self.unanswered |= self.wire.retract();
+        self.unanswered
     }
 
     fn switch(&mut self, head: &ResponseHead) {

@@ -268,6 +268,16 @@ impl Wire {
         self.output.lease()
     }
 
+    /// Drops the message being written if no byte of it has gone out. `false`: one has.
+    pub fn retract(&mut self) -> bool {
+        if self.written == 0 {
+            self.output.advance(usize::MAX);
+            self.output.chunk = 0;
+            self.output.finished = true;
+        }
+        self.written == 0
+    }
+
     /// Whether the message being written has gone out whole.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -459,7 +469,7 @@ impl Output {
     }
 
     fn advance(&mut self, n: usize) {
-        self.sent += n;
+        self.sent = self.sent.saturating_add(n);
         if self.sent >= self.prefix.len() {
             self.sent = 0;
             buffer::recycle(std::mem::take(&mut self.prefix));

@@ -151,6 +151,40 @@ fn what_follows_a_refusal_is_read_only_so_far() {
 }
 
 #[test]
+fn an_answer_of_which_nothing_went_out_before_it_broke_off_is_502_and_asked_for_once() {
+    let (backend, other) = (Backend::new(), Backend::new());
+    let daemon = Setup::new()
+        .set("WORKERS", 1)
+        .set("BACKEND_ADDRESS", format!("{},{}", backend.address, other.address))
+        .set("MAX_CONCURRENT_REQUESTS", 1)
+        .start();
+    let (length, chunks) = ("Content-Length: 10", "Transfer-Encoding: chunked");
+    for (path, fields, part, reason) in [
+        ("/length", length, "half", "backend_truncated"),
+        ("/chunk", chunks, "4\r\nhalf\r\n", "backend_truncated"),
+        ("/malformed", chunks, "4\r\nhalf\r\nX\r\n", "backend_malformed"),
+    ] {
+        let mut client = daemon.connect();
+        client.get(path);
+        let (mut peer, _) = backend.take();
+        peer.send_end(format!("HTTP/1.1 206 Partial Content\r\nX-Seen: no\r\n{fields}\r\n\r\n{part}"));
+        let response = client.response();
+        response.assert_refusal(502, reason);
+        assert_eq!(response.head.field("X-Seen"), None);
+        other.expect_none();
+        let record = daemon.record(path);
+        assert_eq!((&record["reason"], &record["status"]), (&reason.into(), &502.into()));
+        assert_eq!(record["attempts"], 1);
+        // Nothing was cut, so the connection goes on.
+        client.get("/next");
+        let (mut peer, _) = other.take();
+        peer.answer_last("next");
+        assert_eq!(client.response().text(), "next");
+    }
+    assert!(daemon.lines(|line| line["message_id"] == "01fe3059773e65ccaf502089b4e57ba2").is_empty());
+}
+
+#[test]
 fn an_answer_without_a_length_that_is_cut_short_ends_in_a_reset() {
     let backend = Backend::new();
     let daemon = before(&backend).start();

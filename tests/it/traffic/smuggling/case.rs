@@ -30,8 +30,8 @@
 //! backend gets on different connections. `B>` is what the backend answers with (else a
 //! 200 with the body `ok`), to each request in turn where `B+` parts it; `B. closes` and
 //! `B. resets` say how it ends after that, `B. early` that it does not wait for the
-//! request's body. `B. at most` and `C. at most` allow for less of the last part, as where a
-//! body breaks off. `C. ends`: the client ends its direction after what it sent.
+//! request's body. `B. at most` allows for less of the last part, as where a body breaks
+//! off. `C. ends`: the client ends its direction after what it sent.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -51,8 +51,6 @@ pub struct Case {
     pub answers: Vec<(u16, Option<String>)>,
     /// Or what it gets, byte for byte.
     pub gets: Option<Vec<u8>>,
-    /// It may also get less, as long as it gets nothing else.
-    pub at_most: bool,
     /// What becomes of its connection.
     pub end: Option<End>,
     /// What the backend gets, by connection.
@@ -140,7 +138,6 @@ impl Row<'_> {
                 "C<" => bytes(case.gets.get_or_insert_default(), rest, *number),
                 "C=" => case.answers.push(answer(rest, *number)),
                 "C." if rest == "ends" => case.half_closes = true,
-                "C." if rest == "at most" => case.at_most = true,
                 "C." => {
                     let end = match rest.as_str() {
                         "open" => End::Open,
