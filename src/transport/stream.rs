@@ -154,7 +154,7 @@ impl Stream {
     }
 
     /// Calls with the descriptor. There is none once the socket could not be watched.
-    fn with<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn with<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
         match (self.watch.get(), &*self.fresh.borrow()) {
             (Some(watch), _) => call(watch.fd()),
             (None, Some(fd)) => call(fd.as_fd()),

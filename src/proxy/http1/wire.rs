@@ -108,6 +108,19 @@ impl Wire {
         self.poll_fill(cx).map_ok(|_| ())
     }
 
+    /// Drops the empty lines that stand before a request (RFC 9112 §2.2), so that they don't
+    /// begin one. `true` when that was all there is.
+    pub fn skip_empty_lines(&mut self) -> bool {
+        self.drop_decoded();
+        let mut skipped = false;
+        while let Some(input) = self.input.as_mut().filter(|input| input.filled().starts_with(b"\r\n")) {
+            skipped = true;
+            input.consume(2);
+            self.drop_decoded();
+        }
+        skipped && !self.has_input()
+    }
+
     /// Reads until a request head is whole; `None` when the peer ended before its
     /// first byte. A head has `limit` bytes at most.
     ///

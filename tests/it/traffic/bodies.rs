@@ -297,6 +297,24 @@ fn a_refused_expectation_reaches_the_client_before_its_body() {
 }
 
 #[test]
+fn a_client_that_does_not_wait_for_leave_keeps_its_connection() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = daemon.connect();
+    // Nor does the backend give it: the body is there (RFC 9110 §10.1.1).
+    client.send("PUT /e HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello");
+    let (mut peer, request) = backend.take();
+    assert_eq!(request.text(), "hello");
+    peer.answer("thanks");
+    let response = client.response();
+    assert_eq!((response.text(), response.head.field("Connection")), ("thanks", None));
+    client.get("/next");
+    peer.request();
+    peer.answer("next");
+    assert_eq!(client.response().text(), "next");
+}
+
+#[test]
 fn an_early_answer_is_read_by_a_client_that_is_still_sending() {
     let backend = Backend::new();
     let daemon = before(&backend);

@@ -1,5 +1,7 @@
 //! What becomes of requests and connections on their way through.
 
+/// When a connection is old.
+mod age;
 /// Bodies: framing, size, both directions at once, what is expected and refused.
 mod bodies;
 /// Answers ahead of their request, and how connections end.
@@ -14,6 +16,8 @@ mod leaving;
 mod log;
 /// What neither side may send.
 mod malformed;
+/// What the daemon holds in memory for whom.
+mod memory;
 /// Requests about the way itself: OPTIONS, TRACE, Max-Forwards.
 mod options;
 /// For whom a request is made, as backends and the log are told.
