@@ -47,7 +47,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
         ),
     });
     if forwarded.is_plain() {
-        field(out, b"X-Forwarded-For", forwarded.peer.as_bytes());
+        field(out, b"X-Forwarded-For", forwarded.peer);
         field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
         field(out, b"X-Forwarded-Host", authority);
     } else {

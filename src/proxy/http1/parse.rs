@@ -218,6 +218,8 @@ impl Facts {
     /// Fills the index. `None` when the fields contradict each other.
     fn gather(bytes: &[u8], headers: &[Header<'_>], index: &mut Vec<Field>) -> Option<Self> {
         let mut facts = Self::default();
+        let mut nominates = false;
+        index.reserve(headers.len());
         for header in headers {
             let known = Known::of(header.name.as_bytes());
             let field = Field {
@@ -244,12 +246,14 @@ impl Facts {
                     facts.coding = Some(chunked && facts.coding.is_none());
                 }
                 Known::Upgrade => facts.upgrade = true,
+                Known::Connection => nominates = true,
                 Known::Expect => facts.expects_other |= !header.value.eq_ignore_ascii_case(b"100-continue"),
                 _ => {}
             }
             index.push(field);
         }
-        for header in headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection")) {
+        let nominating = headers.iter().filter(|header| nominates && header.name.eq_ignore_ascii_case("connection"));
+        for header in nominating {
             for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 facts.nominate(token, bytes, index);
             }
@@ -393,7 +397,11 @@ pub fn is_authority(value: &[u8]) -> Option<()> {
         _ => {
             let end = memchr::memchr(b':', value).unwrap_or(value.len());
             let (host, port) = value.split_at_checked(end)?;
-            let name = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(b);
+            // `reg-name` (RFC 3986 §3.2.2).
+            let name = |b: &u8| {
+                matches!(b, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b'%' | b'!'
+                    | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+            };
             let coded = |at| host.get(at + 1..at + 3).is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit));
             let valid = host.iter().all(name) && memchr::memchr_iter(b'%', host).all(coded);
             (valid.then_some(host)?, port)
