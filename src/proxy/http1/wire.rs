@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use super::body::Decoder;
 use super::parse;
-use crate::proxy::head::{Framing, Method, RequestHead, ResponseHead};
+use crate::proxy::head::{Fields, Framing, Known, Method, RequestHead, ResponseHead, list};
 use crate::proxy::relay::{Fault, Piece, Sink, Source};
 use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
@@ -102,6 +102,7 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         self.drop_decoded();
+        self.decoder.clear();
         self.poll_fill(cx).map_ok(|_| ())
     }
 
@@ -116,7 +117,7 @@ impl Wire {
         };
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::request(input, limit)))?;
         if let Some(head) = &head {
-            self.begin_body(head.framing);
+            self.begin_body_of(head.framing, &head.fields);
         }
         Poll::Ready(Ok(head))
     }
@@ -126,12 +127,12 @@ impl Wire {
     /// # Errors
     /// The fault; the peer's end is [`Fault::Truncated`].
     pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
-        let too_large = |_: &[u8]| Reason::BackendMalformed;
+        let too_large = |_: &[u8]| Reason::BackendHeaderTooLarge;
         let limit = usize::from(u16::MAX);
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::response(input, to)))?;
         let head = head.ok_or(Fault::Truncated)?;
         if !head.is_interim() {
-            self.begin_body(head.framing);
+            self.begin_body_of(head.framing, &head.fields);
         }
         Poll::Ready(Ok(head))
     }
@@ -183,7 +184,18 @@ impl Wire {
         }
     }
 
-    /// Takes up the body that follows a head.
+    /// Takes up the body that follows a head with these fields.
+    fn begin_body_of(&mut self, framing: Framing, fields: &Fields) {
+        self.begin_body(framing);
+        if framing == Framing::Chunked {
+            // What `Connection` lists ends here, also behind the body.
+            for name in fields.values(Known::Connection).flat_map(list).filter(|name| is_name(name)) {
+                self.decoder.nominate(name);
+            }
+        }
+    }
+
+    /// Takes up a body.
     fn begin_body(&mut self, framing: Framing) {
         self.decoder = Decoder::new(framing);
         self.lent = 0;
@@ -242,6 +254,11 @@ impl Wire {
         self.output.framing = Framing::UntilClose;
         self.output.finished = false;
         self.output.shuts = true;
+    }
+
+    /// Gives back what a body that was dealt with has left behind.
+    pub fn forget_body(&mut self) {
+        self.decoder.clear();
     }
 
     /// The buffer to write the next head into. What follows is framed as `framing`.
@@ -352,6 +369,10 @@ impl Source for Wire {
     fn consume(&mut self, n: usize) {
         self.lent = self.lent.saturating_add(n).min(self.data);
     }
+
+    fn trailers(&self) -> &[u8] {
+        self.decoder.trailers()
+    }
 }
 
 impl Sink for Wire {
@@ -408,6 +429,16 @@ impl Sink for Wire {
         Poll::Ready(Ok(()))
     }
 
+    fn trail(&mut self, lines: &[u8]) {
+        if !lines.is_empty() && self.output.framing == Framing::Chunked && !self.output.finished {
+            let prefix = self.output.lease();
+            prefix.extend_from_slice(b"0\r\n");
+            prefix.extend_from_slice(lines);
+            prefix.extend_from_slice(b"\r\n");
+            self.output.finished = true;
+        }
+    }
+
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         if !self.output.finished {
             match self.output.framing {
@@ -423,6 +454,13 @@ impl Sink for Wire {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Whether an option of `Connection` may be the name of a field behind a body: not one of
+/// those with a meaning of their own.
+fn is_name(option: &[u8]) -> bool {
+    let known: [&[u8]; 4] = [b"close", b"keep-alive", b"upgrade", b"te"];
+    !known.iter().any(|known| known.eq_ignore_ascii_case(option))
 }
 
 impl Output {
