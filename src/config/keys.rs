@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
-use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, List, Size, Span, SpanOrOff, Wrong};
+use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, List, RateOrOff, Size, Span, SpanOrOff, Wrong};
 use super::words::{AccessLog, Forwarding, LogFormat, LogLevel, Mode};
 
 /// Where a key may stand.
@@ -287,6 +287,11 @@ keys! {
             "CONNECT_TIMEOUT", connect_timeout: Duration = "3s", "seconds", span(1, DAY);
             /// How long a client may neither send nor take a byte while we wait for it alone.
             "BODY_TIMEOUT", body_timeout: Duration = "30s", "seconds", span(1, DAY);
+            /// Least rate at which a client must send its body or take its answer, counted only
+            /// while we wait for it alone. One that falls behind by `BODY_TIMEOUT` in all is cut;
+            /// one that keeps up may take as long as it likes.
+            "MIN_BODY_RATE", min_body_rate: Option<usize> = "240", "bytes a second",
+                RateOrOff(Size { min: 1, max: 1024 * 1024 });
             /// How long a backend may be silent before the head of its response; then 504.
             "RESPONSE_TIMEOUT", response_timeout: Duration = "60s", "seconds", span(1, DAY);
             /// How long a backend may be silent after the head of its response, and either side

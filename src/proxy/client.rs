@@ -7,7 +7,7 @@ use std::future::Future;
 use std::task::{Context, Poll};
 
 use super::head::ResponseHead;
-use super::relay::{Sink, Source};
+use super::relay::{Fault, Sink, Source};
 
 /// An answer of our own.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +50,16 @@ pub trait Client: Source + Sink {
     /// Queues the head that ends HTTP on this connection; from here on the source and
     /// the sink carry bytes of another protocol.
     fn switch(&mut self, head: &ResponseHead);
+
+    /// Has all room filled even if the client does not seem to take any more.
+    fn prod(&mut self);
+
+    /// Ends our direction once the answer, which was the last, has gone out: the client
+    /// reads the end of the stream, while its body may still come.
+    ///
+    /// # Errors
+    /// [`Fault::Reset`] when the client is gone.
+    fn close_write(&mut self) -> Result<(), Fault>;
 
     /// Ready when the client has left for good. A half-close is not leaving.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()>;

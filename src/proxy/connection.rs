@@ -21,11 +21,20 @@ use crate::telemetry::{Kind, Record};
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
 
-/// How long what a client still sends after an early answer is read and dropped.
+/// How long what a client still sends after its last answer is read and dropped.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How much of it.
-const LINGER_BYTES: usize = 16 * 1024 * 1024;
+/// How many bytes of it.
+const LINGER_BYTES: u64 = 256 * 1024;
+
+/// The same for the rest of a body that was announced. Many clients read nothing before
+/// they have sent all, so anything less would turn a 413 into a connection error; with
+/// silence ended after [`LINGER`] it costs less than serving the upload would. nginx's
+/// `lingering_time` is as long and bounds no bytes.
+const LINGER_BODY: Duration = Duration::from_secs(30);
+
+/// How many bytes of such a body.
+const LINGER_BODY_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Serves one client connection that speaks HTTP/1, to its end.
 pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
@@ -39,10 +48,14 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
         // From here to the answer: in its own allocation.
         match Box::pin(request(&worker, &source, &mut client, &timer)).await {
             // In a drain, too: the answer may have begun before it, and promised to go on.
-            After::GoOn if client.can_go_on() => first = false,
+            After::GoOn if client.can_go_on() => {
+                first = false;
+                // Answers that need no waiting for must not keep the others waiting.
+                tokio::task::coop::consume_budget().await;
+            }
             // Nothing more was sent to us: closing resets nothing.
             After::GoOn if !client.wire().has_input() && !client.wire().io().stirred() => return,
-            After::GoOn | After::Linger => return linger(&mut client, &timer).await,
+            After::GoOn | After::Linger => return Box::pin(linger(&mut client, &timer)).await,
             After::Close => return,
         }
     }
@@ -89,7 +102,7 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
         Some(Err(Fault::Malformed(reason))) => reason,
         None => Reason::ClientHeaderTimeout,
     };
-    refuse(worker, source, client, reason, timer).await
+    Box::pin(refuse(worker, source, client, reason, timer)).await
 }
 
 /// Answers what never became a request, and records it.
@@ -130,25 +143,31 @@ async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Re
 
 /// Ends our direction and reads on for a while: closing with bytes unread would send a
 /// reset, which can take the answer from the client before it was read (RFC 9112 §9.6).
+/// The client's own end is what ends it well; until then no buffer is held.
 async fn linger(client: &mut Http1, timer: &Timer) {
     if client.wire().io().shutdown_write().is_err() {
         return;
     }
-    let mut read = 0;
     let wire = client.wire_mut();
-    timer
-        .within(
-            Some(LINGER),
-            poll_fn(|cx| {
-                loop {
-                    match std::task::ready!(wire.poll_discard(cx)) {
-                        Some(n) if read + n < LINGER_BYTES => read += n,
-                        Some(_) | None => return Poll::Ready(()),
-                    }
-                }
-            }),
-        )
-        .await;
+    let (time, mut most) = match wire.announced() {
+        Some(0) => (LINGER, LINGER_BYTES),
+        rest => (LINGER_BODY, LINGER_BYTES + rest.unwrap_or(u64::MAX).min(LINGER_BODY_BYTES)),
+    };
+    let after =
+        |span: Duration| timer.clock().millis().saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+    let ends = after(time);
+    timer.set_at(after(LINGER));
+    poll_fn(|cx| {
+        while let Poll::Ready(read) = wire.poll_discard(cx) {
+            match read.and_then(|n| most.checked_sub(u64::try_from(n).unwrap_or(u64::MAX))) {
+                Some(left) => most = left,
+                None => return Poll::Ready(()),
+            }
+            timer.set_at(after(LINGER).min(ends));
+        }
+        timer.poll(cx)
+    })
+    .await;
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub struct Forwarded<'a> {
     /// The authority for a request that has none.
     pub host: &'a str,
     /// The id that this request has in the log.
-    pub request_id: &'a str,
+    pub request_id: &'a [u8],
     /// Which fields say so.
     pub kind: Forwarding,
     /// What the peer says of others is kept.
@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn written(kind: Forwarding, trusted: bool, peer: &str, fields: &str) -> Vec<String> {
-        let forwarded = Forwarded { peer, scheme: "http", host: "backend", request_id: "x", kind, trusted };
+        let forwarded = Forwarded { peer, scheme: "http", host: "backend", request_id: b"x", kind, trusted };
         let mut out = Vec::new();
         forwarded.write(&mut out, &head(fields), b"door.test:81");
         String::from_utf8(out).unwrap().split_terminator("\r\n").map(str::to_owned).collect()

@@ -83,6 +83,12 @@ pub enum End {
     Sink,
 }
 
+/// Bytes moved in a turn, so that a fast pair of peers does not starve the others.
+const TURN_BYTES: u64 = 256 * 1024;
+
+/// Pieces moved in a turn, likewise.
+const TURN_PIECES: u32 = 256;
+
 /// One direction of an exchange.
 #[derive(Debug, Default)]
 pub struct Relay {
@@ -105,12 +111,18 @@ pub enum Turn {
 impl Relay {
     /// Moves as much as can be moved now.
     pub fn turn(&mut self, cx: &mut Context<'_>, source: &mut impl Source, sink: &mut impl Sink) -> Turn {
+        let (begun, mut pieces) = (self.moved, 0);
         while !self.ended {
+            if pieces == TURN_PIECES || self.moved - begun >= TURN_BYTES {
+                cx.waker().wake_by_ref();
+                return Turn::Waits(End::Source);
+            }
             match source.poll_piece(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => match sink.poll_push(cx, data) {
                     Poll::Ready(Ok(n)) => {
                         source.consume(n);
                         self.moved += u64::try_from(n).unwrap_or(0);
+                        pieces += 1;
                     }
                     Poll::Ready(Err(fault)) => return Turn::Failed(End::Sink, fault),
                     Poll::Pending => return Turn::Waits(End::Sink),

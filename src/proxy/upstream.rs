@@ -74,6 +74,26 @@ impl Upstream {
         Poll::Ready(Ok(head))
     }
 
+    /// Whether the backend, which has answered, keeps the connection for what is still to
+    /// come: then it reads on, or means to.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        let Self::Http1(upstream) = self;
+        upstream.keep_alive && upstream.wire.is_read() && !upstream.wire.has_input()
+    }
+
+    /// Ready when a backend whose answer is whole ends, or says more than it was asked.
+    pub fn poll_stirs(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.poll_stirs(cx).map(drop)
+    }
+
+    /// Has all room filled even if the backend does not seem to take any more.
+    pub fn prod(&mut self) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.prod();
+    }
+
     /// Whether it has served a request before.
     #[must_use]
     pub fn is_reused(&self) -> bool {

@@ -97,9 +97,9 @@ reasons! {
     ClientLeft = "client_left", 499, "http_request_error", Client;
     /// The client did not finish its request head within `HEADER_TIMEOUT`.
     ClientHeaderTimeout = "client_header_timeout", 408, "http_request_error", Client;
-    /// The client sent nothing of its body for `BODY_TIMEOUT`.
+    /// The client sent nothing of its body for `BODY_TIMEOUT`, or less than `MIN_BODY_RATE`.
     ClientBodyTimeout = "client_body_timeout", 408, "http_request_error", Client;
-    /// The client took nothing of its answer for `BODY_TIMEOUT`.
+    /// The client took nothing of its answer for `BODY_TIMEOUT`, or less than `MIN_BODY_RATE`.
     ClientSlowReader = "client_slow_reader", 499, "http_request_error", Client;
     /// The request breaks RFC 9112.
     BadRequest = "bad_request", 400, "http_request_error", Client;

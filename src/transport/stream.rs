@@ -163,7 +163,8 @@ impl Stream {
     }
 
     /// Moves bytes with `call`, of which there are at most `wanted`, once the socket is
-    /// ready for it.
+    /// ready for it. Costs nothing of the task's budget unless it has to wait, so whoever
+    /// moves many in a row must make a pause.
     ///
     /// # Errors
     /// Whatever the call reports, but `EAGAIN` and `EINTR`.
@@ -182,10 +183,10 @@ impl Stream {
         }
         let watch = self.watch()?;
         loop {
-            ready!(watch.poll_ready(cx, interest))?;
             if let Some(outcome) = watch.attempt(interest, wanted, call) {
                 return Poll::Ready(outcome);
             }
+            ready!(watch.poll_ready(cx, interest))?;
         }
     }
 
@@ -238,10 +239,21 @@ impl Stream {
     /// Whatever `send(2)` or `sendmsg(2)` reports.
     pub fn poll_write(&self, cx: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let wanted = from.iter().map(|slice| slice.len()).sum();
-        self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| match from {
-            [only] => rustix::net::send(fd, only, SendFlags::NOSIGNAL),
-            _ => rustix::net::sendmsg(fd, from, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
-        })
+        self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| send(fd, from))
+    }
+
+    /// One write whatever the runtime knows of readiness; `None` when there is no room.
+    ///
+    /// A full socket counts as writable again only once a third of its buffer is free,
+    /// which may be megabytes: a peer that takes little by little seems to take nothing.
+    ///
+    /// # Errors
+    /// Whatever `sendmsg(2)` reports.
+    pub fn write_anyway(&self, from: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        match self.with(|fd| retry(|| send(fd, from))) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            outcome => Some(outcome),
+        }
     }
 
     /// Ends this side's direction: the peer reads the end of the stream.
@@ -312,6 +324,13 @@ impl Stream {
                 Err(_) => return,
             }
         }
+    }
+}
+
+fn send(fd: BorrowedFd<'_>, from: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+    match from {
+        [only] => rustix::net::send(fd, only, SendFlags::NOSIGNAL),
+        _ => rustix::net::sendmsg(fd, from, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
     }
 }
 

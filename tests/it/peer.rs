@@ -191,7 +191,12 @@ impl Peer {
 
     /// Keeps the receive buffer small, so that little fits between us and the daemon.
     pub fn shrink(&self) {
-        on!(&self.socket, socket => SockRef::from(socket).set_recv_buffer_size(4096).unwrap());
+        self.shrink_to(4096);
+    }
+
+    /// Keeps the receive buffer at this many bytes.
+    pub fn shrink_to(&self, bytes: usize) {
+        on!(&self.socket, socket => SockRef::from(socket).set_recv_buffer_size(bytes).unwrap());
     }
 
     fn fill(&mut self) -> io::Result<usize> {
@@ -402,6 +407,18 @@ impl Peer {
     #[track_caller]
     pub fn answer_last(&mut self, body: &str) {
         self.send(format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    }
+
+    /// Lets `pause` go by, in which nothing may come from the other side.
+    #[track_caller]
+    pub fn pause(&mut self, pause: Duration) {
+        assert!(!self.has_come(pause), "{:?}", self.shown());
+    }
+
+    /// Takes up to `n` bytes that have come and forgets them; says how many.
+    pub fn sip(&mut self, n: usize) -> io::Result<usize> {
+        let mut block = vec![0; n];
+        on!(&mut self.socket, socket => socket.read(&mut block))
     }
 
     /// Waits for something to read, for `patience` at most.

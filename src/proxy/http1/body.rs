@@ -8,7 +8,7 @@
 //! kept for whoever takes them: see [`super::trailers`].
 
 use super::trailers::Trailers;
-use crate::proxy::head::Framing;
+use crate::proxy::head::{Fields, Framing, Known, list};
 use crate::proxy::relay::Fault;
 use crate::telemetry::Reason;
 
@@ -143,9 +143,19 @@ impl Decoder {
         Self { state, excess: 0, trailers: None }
     }
 
-    /// Trailer fields of this name, which `Connection` lists, end here.
-    pub fn nominate(&mut self, name: &[u8]) {
-        self.trailers.get_or_insert_default().nominate(name);
+    /// A decoder at the start of the body that follows a head with these fields.
+    #[must_use]
+    pub fn behind(framing: Framing, fields: &Fields) -> Self {
+        let mut decoder = Self::new(framing);
+        if framing == Framing::Chunked {
+            // What `Connection` lists ends here, also behind the body. These are no names.
+            let known: [&[u8]; 4] = [b"close", b"keep-alive", b"upgrade", b"te"];
+            let is_name = |option: &&[u8]| !known.iter().any(|known| known.eq_ignore_ascii_case(option));
+            for name in fields.values(Known::Connection).flat_map(list).filter(is_name) {
+                decoder.trailers.get_or_insert_default().nominate(name);
+            }
+        }
+        decoder
     }
 
     /// The trailer fields that may go on, each a whole line; complete once the body is over.
@@ -163,6 +173,16 @@ impl Decoder {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.state == State::Done
+    }
+
+    /// Bytes that are still to come, where the head said how many; `None` otherwise.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        match self.state {
+            State::Done => Some(0),
+            State::Length(left) => Some(left),
+            _ => None,
+        }
     }
 
     /// The sender has ended its direction: the end of a body that says so, a fault in
@@ -409,7 +429,7 @@ mod tests {
         let input = b"1\r\nx\r\n0\r\nSum:7\r\nx-a: \t b c\t\r\nContent-Length: 9\r\nNamed: y\r\nX-Empty:\r\n\r\n";
         for read in 1..=input.len() {
             let mut decoder = Decoder::new(Framing::Chunked);
-            decoder.nominate(b"named");
+            decoder.trailers.get_or_insert_default().nominate(b"named");
             for piece in input.chunks(read) {
                 let mut bytes = piece.to_vec();
                 assert_eq!(decoder.decode(&mut bytes).map(|decoded| decoded.taken), Ok(piece.len()));

@@ -55,7 +55,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
     } else {
         forwarded.write(out, head, authority);
     }
-    field(out, b"X-Request-Id", forwarded.request_id.as_bytes());
+    field(out, b"X-Request-Id", forwarded.request_id);
     field(out, b"Via", if head.version == Version::Http10 { b"1.0 doorward" } else { b"1.1 doorward" });
     if let Some(hops) = head.max_forwards {
         // What has none left is answered here, and does not come this far.

@@ -196,6 +196,14 @@ impl Client for Http1 {
         self.wire.become_tunnel();
     }
 
+    fn prod(&mut self) {
+        self.wire.prod();
+    }
+
+    fn close_write(&mut self) -> Result<(), Fault> {
+        self.wire.io().shutdown_write().map_err(|_| Fault::Reset)
+    }
+
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.leaving.0.is_none() {
             let _ = std::task::ready!(self.wire.io().poll_stirred(cx));

@@ -114,10 +114,11 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         Err(httparse::Error::Version) => return Err(version_refused(bytes)),
         Err(_) => return Err(Reason::BadRequest),
     };
-    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(Reason::BadRequest)?;
     let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Reason::BadRequest);
     };
+    let start = Span::within(bytes, method_name.as_bytes()).range().start;
+    refuse_bare_lf(bytes.get(..length).unwrap_or_default(), start, request.headers).ok_or(Reason::BadRequest)?;
     if length > limit {
         return Err(if target.len() >= limit { Reason::TargetTooLong } else { Reason::HeaderTooLarge });
     }
@@ -190,7 +191,8 @@ fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<Res
         Err(httparse::Error::TooManyHeaders) => return Err(Reason::BackendHeaderTooLarge),
         Err(_) => return Err(malformed),
     };
-    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(malformed)?;
+    let head = bytes.get(..length).filter(|head| head.starts_with(b"HTTP/")).ok_or(malformed)?;
+    refuse_bare_lf(head, 0, response.headers).ok_or(malformed)?;
     // Statuses from 600 on are none of HTTP's, yet some servers have them; they go on as they
     // are, and a client takes one for a 5xx (RFC 9110 §15).
     let (Some(status @ 100..=999), Some(phrase), Some(minor)) = (response.code, response.reason, response.version)
@@ -361,11 +363,17 @@ fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// Every LF must follow a CR (RFC 9112 §2.2).
-fn refuse_bare_lf(head: &[u8]) -> Option<()> {
-    memchr::memchr_iter(b'\n', head)
-        .all(|at| at.checked_sub(1).and_then(|before| head.get(before)) == Some(&b'\r'))
-        .then_some(())
+/// Every line must end in CRLF (RFC 9112 §2.2). httparse takes a bare LF for an end too,
+/// so what stands before the first line, which begins at `start`, before each field, and
+/// at the end is looked at.
+fn refuse_bare_lf(head: &[u8], start: usize, headers: &[Header<'_>]) -> Option<()> {
+    let empty_lines = head.get(..start)?.chunks(2).all(|line| line == b"\r\n");
+    let ends = |field: &Header<'_>| {
+        let at = Span::within(head, field.name.as_bytes()).range().start;
+        head.get(at.checked_sub(2)?..at)
+    };
+    let fields = headers.iter().all(|field| ends(field) == Some(b"\r\n"));
+    (empty_lines && fields && head.ends_with(b"\r\n\r\n")).then_some(())
 }
 
 /// Tells a version we do not speak from what is no HTTP at all.
@@ -396,7 +404,7 @@ fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> 
         return None;
     }
     match target {
-        [b'/', ..] => return (!target.contains(&b'#')).then_some((target, None)),
+        [b'/', ..] => return memchr::memchr(b'#', target).is_none().then_some((target, None)),
         b"*" => return (method == Method::Options).then_some((target, None)),
         _ => {}
     }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use super::body::Decoder;
 use super::parse;
-use crate::proxy::head::{Fields, Framing, Known, Method, RequestHead, ResponseHead, list};
+use crate::proxy::head::{Framing, Method, RequestHead, ResponseHead};
 use crate::proxy::relay::{Fault, Piece, Sink, Source};
 use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
@@ -35,6 +35,8 @@ pub struct Wire {
     holding: bool,
     /// Bytes of a head that were searched for its end.
     searched: usize,
+    /// Writes are tried, until one fails, even if the socket does not count as writable.
+    prodded: bool,
     output: Output,
     /// Bytes written since the last message began.
     pub written: u64,
@@ -66,6 +68,7 @@ impl Wire {
             decoder: Decoder::new(Framing::Empty),
             holding: false,
             searched: 0,
+            prodded: false,
             output: Output {
                 prefix: Vec::new(),
                 sent: 0,
@@ -117,7 +120,7 @@ impl Wire {
         };
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::request(input, limit)))?;
         if let Some(head) = &head {
-            self.begin_body_of(head.framing, &head.fields);
+            self.begin_body(Decoder::behind(head.framing, &head.fields));
         }
         Poll::Ready(Ok(head))
     }
@@ -132,7 +135,7 @@ impl Wire {
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::response(input, to)))?;
         let head = head.ok_or(Fault::Truncated)?;
         if !head.is_interim() {
-            self.begin_body_of(head.framing, &head.fields);
+            self.begin_body(Decoder::behind(head.framing, &head.fields));
         }
         Poll::Ready(Ok(head))
     }
@@ -184,20 +187,9 @@ impl Wire {
         }
     }
 
-    /// Takes up the body that follows a head with these fields.
-    fn begin_body_of(&mut self, framing: Framing, fields: &Fields) {
-        self.begin_body(framing);
-        if framing == Framing::Chunked {
-            // What `Connection` lists ends here, also behind the body.
-            for name in fields.values(Known::Connection).flat_map(list).filter(|name| is_name(name)) {
-                self.decoder.nominate(name);
-            }
-        }
-    }
-
-    /// Takes up a body.
-    fn begin_body(&mut self, framing: Framing) {
-        self.decoder = Decoder::new(framing);
+    /// Takes up the body that follows a head.
+    fn begin_body(&mut self, decoder: Decoder) {
+        self.decoder = decoder;
         self.lent = 0;
         self.data = 0;
         self.raw = 0;
@@ -233,6 +225,13 @@ impl Wire {
         self.decoder.is_done() && self.lent == self.data
     }
 
+    /// Bytes that the body being read still has, as far as its head said; `None` for one
+    /// that says so as it goes.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        self.decoder.announced()
+    }
+
     /// Reads and drops what is left of a body, without keeping any; `None` at the end of
     /// the stream.
     pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
@@ -249,7 +248,7 @@ impl Wire {
 
     /// From here on the connection carries bytes of no framing, in both directions.
     pub fn become_tunnel(&mut self) {
-        self.begin_body(Framing::UntilClose);
+        self.begin_body(Decoder::new(Framing::UntilClose));
         self.holding = false;
         self.output.framing = Framing::UntilClose;
         self.output.finished = false;
@@ -279,6 +278,13 @@ impl Wire {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.output.finished && self.output.prefix.is_empty()
+    }
+
+    /// Has writes tried even if the socket does not count as writable, until there is no
+    /// room at all: see [`Stream::write_anyway`]. Before a peer is given up for taking
+    /// nothing.
+    pub fn prod(&mut self) {
+        self.prodded = true;
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
@@ -397,7 +403,7 @@ impl Sink for Wire {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
             let pending = self.output.pending().len();
             let slices = [IoSlice::new(self.output.pending()), IoSlice::new(data), IoSlice::new(ends_chunk)];
-            let n = ready!(self.io.poll_write(cx, &slices)).map_err(|_| Fault::Reset)?;
+            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n.min(pending));
             let n = n.saturating_sub(pending);
@@ -422,7 +428,7 @@ impl Sink for Wire {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         while !self.output.pending().is_empty() {
             let slices = [IoSlice::new(self.output.pending())];
-            let n = ready!(self.io.poll_write(cx, &slices)).map_err(|_| Fault::Reset)?;
+            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n);
         }
@@ -456,11 +462,15 @@ impl Sink for Wire {
     }
 }
 
-/// Whether an option of `Connection` may be the name of a field behind a body: not one of
-/// those with a meaning of their own.
-fn is_name(option: &[u8]) -> bool {
-    let known: [&[u8]; 4] = [b"close", b"keep-alive", b"upgrade", b"te"];
-    !known.iter().any(|known| known.eq_ignore_ascii_case(option))
+/// Writes when the socket is writable or, for as long as there is room, was prodded.
+fn write(io: &Stream, cx: &mut Context<'_>, slices: &[IoSlice<'_>], prodded: &mut bool) -> Poll<Result<usize, Fault>> {
+    if *prodded {
+        if let Some(outcome) = io.write_anyway(slices) {
+            return Poll::Ready(outcome.map_err(|_| Fault::Reset));
+        }
+        *prodded = false;
+    }
+    io.poll_write(cx, slices).map_err(|_| Fault::Reset)
 }
 
 impl Output {

@@ -2,6 +2,8 @@
 
 /// Bodies: framing, size, both directions at once, what is expected and refused.
 mod bodies;
+/// Answers ahead of their request, and how connections end.
+mod closing;
 /// Starts the daemon in front of a test's backends.
 mod door;
 /// Heads, connections and their reuse, versions.
@@ -16,6 +18,8 @@ mod malformed;
 mod options;
 /// For whom a request is made, as backends and the log are told.
 mod origin;
+/// Slow clients, and those that only seem slow.
+mod pace;
 /// What waits, for whom, and who is blamed when it took too long.
 mod patience;
 /// Permits, and the queue before them.

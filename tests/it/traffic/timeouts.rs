@@ -69,7 +69,8 @@ fn a_client_that_stops_within_its_body_is_408() {
 #[test]
 fn a_client_that_sends_slowly_is_waited_for_as_long_as_it_sends() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("BODY_TIMEOUT", "500ms").set("RESPONSE_TIMEOUT", "100ms").start();
+    let daemon =
+        before(&backend).set("BODY_TIMEOUT", "500ms").set("MIN_BODY_RATE", 10).set("RESPONSE_TIMEOUT", "100ms").start();
     let mut client = daemon.connect();
     client.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n");
     let mut peer = backend.accept();
