@@ -439,13 +439,13 @@ pub fn is_authority(value: &[u8]) -> Option<()> {
             (valid.then_some(host)?, port)
         }
     };
-    match port {
-        [] => Some(()),
-        [b':', digits @ ..] if !host.is_empty() && digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => {
-            Some(())
-        }
-        _ => None,
-    }
+    let valid = match port {
+        [] => true,
+        [b':'] => !host.is_empty(),
+        [b':', digits @ ..] if digits.len() <= 5 => !host.is_empty() && decimal(digits).is_some_and(|n| n <= 65_535),
+        _ => false,
+    };
+    valid.then_some(())
 }
 
 #[cfg(test)]

@@ -48,6 +48,33 @@ fn a_backend_that_says_close_is_dialled_anew_and_the_client_stays() {
 }
 
 #[test]
+fn a_backend_of_http_1_0_is_kept_if_it_says_so() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = daemon.connect();
+    client.get("/1");
+    let (mut peer, _) = backend.take();
+    for body in ["one", "two"] {
+        peer.send("HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 3\r\n\r\n");
+        peer.send(body);
+        let response = client.response();
+        assert_eq!((response.head.line.as_str(), response.text()), ("HTTP/1.1 200 OK", body));
+        assert_eq!(response.head.field("Connection"), None);
+        client.get("/next");
+        assert_eq!(peer.request().head.line, "GET /next HTTP/1.1");
+    }
+    // Without a length its end is that of the connection, whatever it says of that.
+    peer.send("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\nthree");
+    drop(peer);
+    let response = client.response();
+    assert_eq!((response.head.field("Transfer-Encoding"), response.text()), (Some("chunked"), "three"));
+    client.get("/last");
+    let (mut peer, _) = backend.take();
+    peer.answer("last");
+    assert_eq!(client.response().text(), "last");
+}
+
+#[test]
 fn requests_sent_ahead_are_answered_in_order() {
     let backend = Backend::new();
     let daemon = before(&backend);
