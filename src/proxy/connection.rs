@@ -59,7 +59,7 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
                 tokio::task::coop::consume_budget().await;
             }
             // Nothing more was sent to us: closing resets nothing.
-            After::GoOn if !client.wire().has_input() && !client.wire().io().stirred() => return,
+            After::GoOn if !client.wire().has_input() && !client.wire().io().has_unread() => return,
             After::GoOn | After::Linger => return Box::pin(linger(&mut client, &timer)).await,
             After::Close => return,
         }

@@ -37,6 +37,10 @@ const UNTAKEN: u64 = 5_000;
 /// nothing had to be waited for yet: most are answered sooner.
 const UNWATCHED: u64 = 50;
 
+/// Interim responses to one request; what sends more never comes to an end. One every 20
+/// seconds (RFC 2518 §10.1 on 102) reaches this after 21 minutes.
+const INTERIMS: u8 = 64;
+
 /// How an exchange ended that did not fail.
 #[derive(Debug)]
 pub enum Finish {
@@ -84,6 +88,8 @@ pub struct Exchange<'a, C> {
     pace: Pace,
     /// How much of the answer had come when the client was last waited for.
     heard: u64,
+    /// Interim responses so far.
+    interims: u8,
     /// The client waits for leave to send its body (RFC 9110 §10.1.1).
     asks: bool,
     /// The final status, once its head has come.
@@ -149,6 +155,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             prodded: None,
             pace: Pace::default(),
             heard: 0,
+            interims: 0,
             asks: head.fields.first(Known::Expect).is_some(),
             status: 0,
         }
@@ -219,6 +226,10 @@ impl<'a, C: Client> Exchange<'a, C> {
             }
             match self.upstream.poll_response(cx, self.head.method) {
                 Poll::Ready(Ok(head)) if head.is_interim() => {
+                    if self.interims >= INTERIMS {
+                        return Poll::Ready(Err(Reason::BackendMalformed));
+                    }
+                    self.interims += 1;
                     self.asks &= head.status != 100;
                     self.client.inform(&head);
                 }
@@ -350,6 +361,8 @@ fn died(reason: Reason) -> bool {
 /// What a fault on the backend's connection is called, by whether its answer had begun.
 fn backend(fault: Fault, answered: bool) -> Reason {
     match fault {
+        // A body's breach of framing has the reason that a client's would have.
+        Fault::Malformed(Reason::BackendHeaderTooLarge) => Reason::BackendHeaderTooLarge,
         Fault::Malformed(_) => Reason::BackendMalformed,
         Fault::Truncated if answered => Reason::BackendTruncated,
         Fault::Truncated => Reason::BackendClosed,

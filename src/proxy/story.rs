@@ -310,7 +310,7 @@ impl<'a> Asked<'a> {
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
         let forwarded = Forwarded {
-            peer: self.source.address.as_str(),
+            peer: self.source.address.as_bytes(),
             scheme: "http",
             host: endpoint.host(),
             request_id: self.request_id.as_bytes(),
@@ -457,12 +457,12 @@ fn request_id(head: &RequestHead) -> Text<64> {
     match head.fields.first(Known::XRequestId).filter(plain) {
         Some(id) => Text::new(id),
         None => {
-            let mut random = fastrand::u128(..);
-            let digits: [u8; 32] = std::array::from_fn(|_| {
-                let digit = (random & 15) as u8;
-                random >>= 4;
-                digit + if digit < 10 { b'0' } else { b'a' - 10 }
-            });
+            let mut digits = [0; 32];
+            let random = fastrand::u128(..).to_ne_bytes();
+            for (pair, byte) in digits.chunks_exact_mut(2).zip(random) {
+                let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+                pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+            }
             Text::new(digits)
         }
     }

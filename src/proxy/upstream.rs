@@ -138,6 +138,11 @@ impl Source for Upstream {
         let Self::Http1(upstream) = self;
         upstream.wire.consume(n);
     }
+
+    fn trailers(&self) -> &[u8] {
+        let Self::Http1(upstream) = self;
+        upstream.wire.trailers()
+    }
 }
 
 impl Sink for Upstream {
@@ -149,6 +154,11 @@ impl Sink for Upstream {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let Self::Http1(upstream) = self;
         upstream.wire.poll_flush(cx)
+    }
+
+    fn trail(&mut self, lines: &[u8]) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.trail(lines);
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
@@ -198,10 +208,12 @@ impl IdlePool {
     }
 
     /// Keeps a connection whose exchange is over, if it can serve another.
-    pub fn put(&self, endpoint: &Endpoint, upstream: Upstream, limit: Duration, now: u64) {
+    pub fn put(&self, endpoint: &Endpoint, mut upstream: Upstream, limit: Duration, now: u64) {
         if !upstream.is_reusable() || limit.is_zero() {
             return;
         }
+        let Upstream::Http1(inner) = &mut upstream;
+        inner.wire.forget_body();
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let mut by_backend = self.by_backend.borrow_mut();
         let entry = Idle { upstream, since: now, limit };

@@ -292,11 +292,19 @@ impl Stream {
     pub fn stirred(&self) -> bool {
         match self.watch.get() {
             Some(watch) => on!(watch, socket => socket.try_io(Interest::READABLE, || Ok(()))).is_ok(),
-            None => {
-                let peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?);
-                !matches!(self.with(peek), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-            }
+            None => !matches!(self.peek(), Err(error) if error.kind() == io::ErrorKind::WouldBlock),
         }
+    }
+
+    /// Whether bytes have arrived that were not read: closing the socket would then send a
+    /// reset, which can take from the peer what it has not read either.
+    #[must_use]
+    pub fn has_unread(&self) -> bool {
+        (!self.is_watched() || self.stirred()) && matches!(self.peek(), Ok(1..))
+    }
+
+    fn peek(&self) -> io::Result<usize> {
+        self.with(|fd| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1))
     }
 
     /// Ready when anything has arrived that was not read; unlike [`Self::poll_readable`]
@@ -456,13 +464,18 @@ mod tests {
     #[tokio::test]
     async fn an_idle_stream_stirs_only_when_something_arrives() {
         let (one, two) = tcp();
-        assert!(!one.stirred(), "nor before it is watched");
+        assert!(!one.stirred() && !one.has_unread(), "nor before it is watched");
         write(&two, b"x").await;
+        assert!(one.has_unread());
         arrived(&one).await;
         assert!(one.stirred());
         while tokio::task::coop::has_budget_remaining() {
             tokio::task::coop::consume_budget().await;
         }
         assert!(one.stirred(), "a spent budget hides nothing");
+        assert_eq!(read(&one).await, b"x");
+        two.shutdown_write().unwrap();
+        arrived(&one).await;
+        assert!(one.stirred() && !one.has_unread(), "the end is nothing to read");
     }
 }

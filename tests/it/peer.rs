@@ -103,6 +103,7 @@ impl Message {
         assert_eq!(self.status(), status, "{self:?}");
         let proxy_status = self.head.field("Proxy-Status").unwrap_or_default();
         assert!(proxy_status.starts_with("doorward; error="), "{self:?}");
+        assert!(self.head.field("Date").is_some(), "{self:?}");
         assert!(proxy_status.ends_with(&format!("details=\"{reason}\"")), "{reason} in {self:?}");
         assert_eq!(self.head.field("Retry-After").is_some(), status == 503, "{self:?}");
     }

@@ -1,12 +1,13 @@
 //! HTTP/1.1 and 1.0 on the wire (RFC 9112).
 //!
 //! [`wire`] holds a connection's bytes, [`parse`] reads heads, [`body`] finds the ends
-//! of bodies, [`encode`] writes heads. [`Http1`] is the client's side of it; the
-//! backend's side is in [`super::upstream`].
+//! of bodies, [`trailers`] keeps what stands behind them, [`encode`] writes heads.
+//! [`Http1`] is the client's side of it; the backend's side is in [`super::upstream`].
 
 pub mod body;
 pub mod encode;
 pub mod parse;
+pub mod trailers;
 pub mod wire;
 
 use std::fmt;
@@ -29,6 +30,8 @@ pub struct Http1 {
     version: Version,
     method: Method,
     keep_alive: bool,
+    /// The client takes fields behind the answer's body.
+    trailers: bool,
     /// Nothing of the answer to the current request was queued yet.
     unanswered: bool,
     /// Time of the worker's clock from which on each answer is the last.
@@ -56,6 +59,7 @@ impl Http1 {
             version: Version::Http11,
             method: Method::Other,
             keep_alive: true,
+            trailers: false,
             unanswered: true,
             expires: u64::MAX,
             leaving: Leaving::default(),
@@ -83,6 +87,7 @@ impl Http1 {
             self.version = head.version;
             self.method = head.method;
             self.keep_alive = head.keep_alive;
+            self.trailers = head.trailers;
             self.unanswered = true;
             self.leaving = Leaving::default();
         }
@@ -109,7 +114,7 @@ impl Http1 {
     fn onward(&mut self, framing: Framing, last: bool) -> Onward {
         self.keep_alive &= !last && framing != Framing::UntilClose;
         self.unanswered = false;
-        Onward { version: self.version, framing, keep_alive: self.keep_alive }
+        Onward { version: self.version, framing, keep_alive: self.keep_alive, trailers: false }
     }
 }
 
@@ -121,6 +126,10 @@ impl Source for Http1 {
     fn consume(&mut self, n: usize) {
         self.wire.consume(n);
     }
+
+    fn trailers(&self) -> &[u8] {
+        self.wire.trailers()
+    }
 }
 
 impl Sink for Http1 {
@@ -130,6 +139,12 @@ impl Sink for Http1 {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         self.wire.poll_flush(cx)
+    }
+
+    fn trail(&mut self, lines: &[u8]) {
+        if self.trailers {
+            self.wire.trail(lines);
+        }
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
@@ -175,7 +190,8 @@ impl Client for Http1 {
             (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
             (framing, _) => framing,
         };
-        let onward = self.onward(framing, last);
+        let mut onward = self.onward(framing, last);
+        onward.trailers = self.trailers && head.framing == Framing::Chunked && framing == Framing::Chunked;
         encode::response(self.wire.begin(framing), head, &onward);
     }
 

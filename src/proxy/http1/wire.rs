@@ -105,6 +105,7 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         self.drop_decoded();
+        self.decoder.clear();
         self.poll_fill(cx).map_ok(|_| ())
     }
 
@@ -132,7 +133,7 @@ impl Wire {
         };
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::request(input, limit)))?;
         if let Some(head) = &head {
-            self.begin_body(head.framing);
+            self.begin_body(Decoder::behind(head.framing, &head.fields));
         }
         Poll::Ready(Ok(head))
     }
@@ -142,12 +143,12 @@ impl Wire {
     /// # Errors
     /// The fault; the peer's end is [`Fault::Truncated`].
     pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
-        let too_large = |_: &[u8]| Reason::BackendMalformed;
+        let too_large = |_: &[u8]| Reason::BackendHeaderTooLarge;
         let limit = usize::from(u16::MAX);
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::response(input, to)))?;
         let head = head.ok_or(Fault::Truncated)?;
         if !head.is_interim() {
-            self.begin_body(head.framing);
+            self.begin_body(Decoder::behind(head.framing, &head.fields));
         }
         Poll::Ready(Ok(head))
     }
@@ -200,8 +201,8 @@ impl Wire {
     }
 
     /// Takes up the body that follows a head.
-    fn begin_body(&mut self, framing: Framing) {
-        self.decoder = Decoder::new(framing);
+    fn begin_body(&mut self, decoder: Decoder) {
+        self.decoder = decoder;
         self.lent = 0;
         self.data = 0;
         self.raw = 0;
@@ -260,11 +261,16 @@ impl Wire {
 
     /// From here on the connection carries bytes of no framing, in both directions.
     pub fn become_tunnel(&mut self) {
-        self.begin_body(Framing::UntilClose);
+        self.begin_body(Decoder::new(Framing::UntilClose));
         self.holding = false;
         self.output.framing = Framing::UntilClose;
         self.output.finished = false;
         self.output.shuts = true;
+    }
+
+    /// Gives back what a body that was dealt with has left behind.
+    pub fn forget_body(&mut self) {
+        self.decoder.clear();
     }
 
     /// The buffer to write the next head into. What follows is framed as `framing`.
@@ -392,6 +398,10 @@ impl Source for Wire {
     fn consume(&mut self, n: usize) {
         self.lent = self.lent.saturating_add(n).min(self.data);
     }
+
+    fn trailers(&self) -> &[u8] {
+        self.decoder.trailers()
+    }
 }
 
 impl Sink for Wire {
@@ -446,6 +456,16 @@ impl Sink for Wire {
             self.output.advance(n);
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn trail(&mut self, lines: &[u8]) {
+        if !lines.is_empty() && self.output.framing == Framing::Chunked && !self.output.finished {
+            let prefix = self.output.lease();
+            prefix.extend_from_slice(b"0\r\n");
+            prefix.extend_from_slice(lines);
+            prefix.extend_from_slice(b"\r\n");
+            self.output.finished = true;
+        }
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {

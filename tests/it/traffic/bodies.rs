@@ -334,19 +334,3 @@ fn an_early_answer_is_read_by_a_client_that_is_still_sending() {
     assert_eq!((response.status(), response.text()), (413, why.as_str()));
     assert_eq!(response.head.field("Connection"), Some("close"));
 }
-
-#[test]
-fn trailers_end_here_and_the_body_stays_whole() {
-    let backend = Backend::new();
-    let daemon = before(&backend);
-    let mut client = daemon.connect();
-    client.get("/t");
-    let (mut peer, _) = backend.take();
-    peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Sum\r\n\r\n3\r\nabc\r\n0\r\nSum: 9\r\n\r\n");
-    let response = client.response();
-    assert_eq!(response.text(), "abc");
-    client.get("/t2");
-    peer.request();
-    peer.answer("ok");
-    assert_eq!(client.response().text(), "ok");
-}

@@ -40,5 +40,7 @@ mod smuggling;
 mod tcp;
 /// How long each side may keep the other waiting.
 mod timeouts;
+/// Fields behind a body.
+mod trailers;
 /// Protocols that take over a connection.
 mod tunnels;
