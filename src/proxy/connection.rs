@@ -36,9 +36,9 @@ const LINGER_BODY: Duration = Duration::from_secs(30);
 /// How many bytes of such a body.
 const LINGER_BODY_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How often a client may send nothing but empty lines where a request should begin. Old
-/// ones send one after a body.
-const BLANK_MOST: u32 = 8;
+/// Empty lines that begin no request where one should begin. Old clients send one behind a
+/// body; what is more counts as a head, and so has its bounds.
+const EMPTY_LINES: u32 = 8;
 
 /// Serves one client connection that speaks HTTP/1, to its end.
 pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
@@ -91,14 +91,12 @@ async fn stirs(worker: &Worker, client: &mut Http1, timer: &Timer, first: bool) 
     timer.set(Some(if first { daemon.header_timeout } else { daemon.idle_timeout }));
     drop(generation);
     let mut silence = None;
-    let mut blank = 0;
+    let mut empty_lines = EMPTY_LINES;
     let stirred = poll_fn(|cx| {
         while let Poll::Ready(outcome) = client.wire_mut().poll_stirs(cx) {
-            let nothing = client.wire_mut().skip_empty_lines();
-            if !nothing || blank == BLANK_MOST {
-                return Poll::Ready(outcome.is_ok() && !nothing);
+            if !client.wire_mut().skip_empty_lines(&mut empty_lines) {
+                return Poll::Ready(outcome.is_ok());
             }
-            blank += 1;
         }
         // A request may be on the wire already, so a drain leaves a moment for it.
         if silence.is_none() && worker.is_draining() {

@@ -109,12 +109,13 @@ impl Wire {
         self.poll_fill(cx).map_ok(|_| ())
     }
 
-    /// Drops the empty lines that stand before a request (RFC 9112 §2.2), so that they don't
-    /// begin one. `true` when that was all there is.
-    pub fn skip_empty_lines(&mut self) -> bool {
+    /// Drops empty lines that stand before a request (RFC 9112 §2.2), `most` of them, so
+    /// that they don't begin one. `true` when that was all there is.
+    pub fn skip_empty_lines(&mut self, most: &mut u32) -> bool {
         self.drop_decoded();
         let mut skipped = false;
-        while let Some(input) = self.input.as_mut().filter(|input| input.filled().starts_with(b"\r\n")) {
+        while let Some(input) = self.input.as_mut().filter(|input| *most > 0 && input.filled().starts_with(b"\r\n")) {
+            *most -= 1;
             skipped = true;
             input.consume(2);
             self.drop_decoded();

@@ -102,7 +102,9 @@ fn an_empty_line_begins_no_request() {
     while endless.try_send("\r\n".repeat(1000)).is_ok() {
         assert!(Instant::now() < until, "empty lines are read without an end");
     }
-    assert_eq!(daemon.lines(|line| line["target"] == "doorward::access").len(), 2);
+    // So many are a head that is too large.
+    daemon.record_of("header_too_large");
+    assert_eq!(daemon.lines(|line| line["target"] == "doorward::access").len(), 3);
 }
 
 #[test]
