@@ -42,6 +42,11 @@ pub trait Source {
 
     /// Counts the first `n` bytes of the piece as dealt with.
     fn consume(&mut self, n: usize);
+
+    /// The fields behind a body that is over, those that may go on: each a whole line.
+    fn trailers(&self) -> &[u8] {
+        &[]
+    }
 }
 
 /// Where a body goes.
@@ -57,6 +62,10 @@ pub trait Sink {
     /// # Errors
     /// The peer's fault.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>>;
+
+    /// Ends the body with these fields, where they can be taken; [`Self::poll_finish`] is
+    /// still to come.
+    fn trail(&mut self, _lines: &[u8]) {}
 
     /// Ends the body and sends everything.
     ///
@@ -118,7 +127,10 @@ impl Relay {
                     Poll::Ready(Err(fault)) => return Turn::Failed(End::Sink, fault),
                     Poll::Pending => return Turn::Waits(End::Sink),
                 },
-                Poll::Ready(Ok(Piece::End)) => self.ended = true,
+                Poll::Ready(Ok(Piece::End)) => {
+                    sink.trail(source.trailers());
+                    self.ended = true;
+                }
                 Poll::Ready(Err(fault)) => return Turn::Failed(End::Source, fault),
                 // Let go of what is prepared: a head whose body is still to come.
                 Poll::Pending => {

@@ -101,7 +101,7 @@ pub async fn story<C: Client>(
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
         Some(_) if head.max_forwards == Some(0) => {
             course.status = 200;
-            let last = is_last(worker, client);
+            let last = is_last(worker, client, timer);
             let fields = [("Allow", ALLOW), ("X-Request-Id", request_id.as_str())];
             client.answer_own(&Own { status: 200, fields: &fields, body: b"" }, last);
             Ok(Box::pin(sent(client, last, timer)).await)
@@ -310,7 +310,7 @@ impl<'a> Asked<'a> {
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
         let forwarded = Forwarded {
-            peer: self.source.address.as_str(),
+            peer: self.source.address.as_bytes(),
             scheme: "http",
             host: endpoint.host(),
             request_id: self.request_id.as_bytes(),
@@ -384,7 +384,9 @@ async fn refuse<C: Client>(
     request_id: &Text<64>,
     timer: &Timer,
 ) -> After {
-    if course.status != 0 {
+    // A head that came together with the failure of its body was only queued.
+    let begun = course.status != 0 && !(reason.side() == Side::Backend && client.retract());
+    if begun {
         // The answer had begun and is not whole: it must not be taken for whole.
         worker.counters().cut.add(1);
         client.abort();
@@ -397,14 +399,14 @@ async fn refuse<C: Client>(
     if reason == Reason::ClientLeft {
         return After::Close;
     }
-    let last = is_last(worker, client);
+    let last = is_last(worker, client, timer);
     answer(client, Some(head), reason, last, request_id.as_str());
     sent(client, last, timer).await
 }
 
 /// Whether an answer of our own that is given now must be the last on its connection.
-fn is_last<C: Client>(worker: &Worker, client: &C) -> bool {
-    worker.is_draining() || !client.is_read()
+fn is_last<C: Client>(worker: &Worker, client: &C, timer: &Timer) -> bool {
+    worker.is_draining() || !client.is_read() || client.is_old(timer.clock().millis())
 }
 
 /// Sends an answer of our own that is queued.
@@ -455,12 +457,12 @@ fn request_id(head: &RequestHead) -> Text<64> {
     match head.fields.first(Known::XRequestId).filter(plain) {
         Some(id) => Text::new(id),
         None => {
-            let mut random = fastrand::u128(..);
-            let digits: [u8; 32] = std::array::from_fn(|_| {
-                let digit = (random & 15) as u8;
-                random >>= 4;
-                digit + if digit < 10 { b'0' } else { b'a' - 10 }
-            });
+            let mut digits = [0; 32];
+            let random = fastrand::u128(..).to_ne_bytes();
+            for (pair, byte) in digits.chunks_exact_mut(2).zip(random) {
+                let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+                pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+            }
             Text::new(digits)
         }
     }
