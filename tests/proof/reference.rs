@@ -58,8 +58,39 @@ impl Message {
     }
 }
 
+/// A head: what stands before a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The three parts of the first line.
+    pub line: [Vec<u8>; 3],
+    /// The field lines in order: name as written, value without white space around it.
+    pub fields: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Bytes that it took.
+    pub length: usize,
+}
+
+impl Head {
+    /// The values of all fields of this name.
+    pub fn all(&self, name: &str) -> Vec<&[u8]> {
+        let named = self.fields.iter().filter(|(given, _)| given.eq_ignore_ascii_case(name.as_bytes()));
+        named.map(|(_, value)| value.as_slice()).collect()
+    }
+}
+
 /// Reads one request from the front of `bytes`.
 pub fn request(bytes: &[u8]) -> Read<Message> {
+    let Head { line, fields, length } = request_head(bytes)?;
+    let mut text = Text { bytes, at: length };
+    let framing = match stated(&fields, &line[2])? {
+        Framing::UntilClose => Framing::None,
+        framing => framing,
+    };
+    let (body, trailers) = body(&mut text, framing, false)?;
+    Ok(Message { line, fields, framing, body, trailers, length: text.at })
+}
+
+/// Reads the head of a request, whatever its fields say of a body.
+pub fn request_head(bytes: &[u8]) -> Read<Head> {
     let mut text = Text { bytes, at: 0 };
     let method = text.while_of(tchar);
     text.need(!method.is_empty(), "no method")?;
@@ -70,17 +101,27 @@ pub fn request(bytes: &[u8]) -> Read<Message> {
     let version = version(&mut text)?;
     text.expect(b"\r\n", "no CRLF behind the version")?;
     let fields = fields(&mut text)?;
-    let framing = match stated(&fields, &version)? {
-        Framing::UntilClose => Framing::None,
-        framing => framing,
-    };
-    let (body, trailers) = body(&mut text, framing, false)?;
-    Ok(Message { line: [method, target, version], fields, framing, body, trailers, length: text.at })
+    Ok(Head { line: [method, target, version], fields, length: text.at })
 }
 
 /// Reads one response to `method` from the front of `bytes`. `ended`: nothing follows
 /// them, which ends a body that is told by the connection's end.
 pub fn response(bytes: &[u8], method: &[u8], ended: bool) -> Read<Message> {
+    let Head { line, fields, length } = response_head(bytes)?;
+    let mut text = Text { bytes, at: length };
+    let [version, status, _] = &line;
+    let stated = stated(&fields, version)?;
+    let bare = status[0] == b'1' || status == b"204";
+    if bare && stated != Framing::UntilClose {
+        return Err(Fault::Wrong("framing of a body that can't be"));
+    }
+    let framing = if bare || status == b"304" || method == b"HEAD" { Framing::None } else { stated };
+    let (body, trailers) = body(&mut text, framing, ended)?;
+    Ok(Message { line, fields, framing, body, trailers, length: text.at })
+}
+
+/// Reads the head of a response, whatever its fields say of a body.
+pub fn response_head(bytes: &[u8]) -> Read<Head> {
     let mut text = Text { bytes, at: 0 };
     let version = version(&mut text)?;
     text.expect(b" ", "no space behind the version")?;
@@ -92,20 +133,27 @@ pub fn response(bytes: &[u8], method: &[u8], ended: bool) -> Read<Message> {
     let phrase = text.while_of(|byte| byte == b'\t' || byte == b' ' || vchar(byte));
     text.expect(b"\r\n", "no CRLF behind the phrase")?;
     let fields = fields(&mut text)?;
-    let stated = stated(&fields, &version)?;
-    let bare = status[0] == b'1' || status == b"204";
-    if bare && stated != Framing::UntilClose {
-        return Err(Fault::Wrong("framing of a body that can't be"));
-    }
-    let framing = if bare || status == b"304" || method == b"HEAD" { Framing::None } else { stated };
-    let (body, trailers) = body(&mut text, framing, ended)?;
-    Ok(Message { line: [version, status, phrase], fields, framing, body, trailers, length: text.at })
+    Ok(Head { line: [version, status, phrase], fields, length: text.at })
 }
 
+/// What a reader of chunks takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Digits in a size.
+    pub digits: usize,
+    /// Bytes of extensions behind a size.
+    pub extension: usize,
+    /// Extensions may be any text with quotation marks in pairs.
+    pub any_extension: bool,
+}
+
+/// No bounds, and nothing that the grammar does not have.
+pub const GRAMMAR: Rules = Rules { digits: usize::MAX, extension: usize::MAX, any_extension: false };
+
 /// Reads a chunked body from the front of `bytes`; also says how many it took.
-pub fn chunked(bytes: &[u8]) -> Read<(Vec<u8>, usize)> {
+pub fn chunked(bytes: &[u8], rules: Rules) -> Read<(Vec<u8>, usize)> {
     let mut text = Text { bytes, at: 0 };
-    let (body, _) = body(&mut text, Framing::Chunked, false)?;
+    let (body, _) = chunks(&mut text, rules)?;
     Ok((body, text.at))
 }
 
@@ -189,7 +237,7 @@ fn fields(text: &mut Text<'_>) -> Read<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 /// What the fields say of a body; [`Framing::UntilClose`] when nothing.
-fn stated(fields: &[(Vec<u8>, Vec<u8>)], version: &[u8]) -> Read<Framing> {
+pub fn stated(fields: &[(Vec<u8>, Vec<u8>)], version: &[u8]) -> Read<Framing> {
     let all = |name: &str| {
         let named = fields.iter().filter(move |(given, _)| given.eq_ignore_ascii_case(name.as_bytes()));
         named.map(|(_, value)| value.as_slice()).collect::<Vec<_>>()
@@ -225,19 +273,27 @@ fn body(text: &mut Text<'_>, framing: Framing, ended: bool) -> Read<Body> {
             Ok((rest.to_vec(), Vec::new()))
         }
         Framing::UntilClose => Err(Fault::Partial),
-        Framing::Chunked => chunks(text),
+        Framing::Chunked => chunks(text, GRAMMAR),
     }
 }
 
 /// `*chunk last-chunk trailer-section CRLF` (RFC 9112 §7.1).
-fn chunks(text: &mut Text<'_>) -> Read<Body> {
+fn chunks(text: &mut Text<'_>, rules: Rules) -> Read<Body> {
     let mut body = Vec::new();
     loop {
         let digits = text.while_of(|byte| byte.is_ascii_hexdigit());
         text.need(!digits.is_empty(), "no chunk size")?;
+        if digits.len() > rules.digits {
+            return Err(Fault::Wrong("a chunk size of too many digits"));
+        }
         let size = std::str::from_utf8(&digits).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
         let size = size.ok_or(Fault::Wrong("a chunk size beyond all bounds"))?;
-        extensions(text)?;
+        let begin = text.at;
+        let extended = if rules.any_extension { any_extension(text) } else { extensions(text) };
+        if text.at - begin > rules.extension {
+            return Err(Fault::Wrong("chunk extensions that are too long"));
+        }
+        extended?;
         text.expect(b"\r\n", "no CRLF behind a chunk size")?;
         if size == 0 {
             return Ok((body, fields(text)?));
@@ -286,5 +342,27 @@ fn extensions(text: &mut Text<'_>) -> Read<()> {
             text.need(escaped == b'\t' || escaped == b' ' || vchar(escaped), "an escaped control character")?;
             text.at += 1;
         }
+    }
+}
+
+/// Text that begins like an extension, up to a CR that no quotation mark hides.
+fn any_extension(text: &mut Text<'_>) -> Read<()> {
+    let mut quoted = false;
+    if !(text.sees(b';') || text.sees(b' ') || text.sees(b'\t')) {
+        return Ok(());
+    }
+    loop {
+        match text.bytes.get(text.at) {
+            None => return Err(Fault::Partial),
+            Some(b'\r') if !quoted => return Ok(()),
+            Some(b'"') => quoted = !quoted,
+            Some(b'\\') if quoted => {
+                text.at += 1;
+                let escaped = text.bytes.get(text.at).copied().ok_or(Fault::Partial)?;
+                text.need(escaped == b'\t' || escaped == b' ' || vchar(escaped), "an escaped control character")?;
+            }
+            Some(byte) => text.need(*byte == b'\t' || *byte == b' ' || vchar(*byte), "a control character")?,
+        }
+        text.at += 1;
     }
 }

@@ -111,7 +111,7 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         Ok(Status::Partial) if method_length(bytes) > METHOD_MOST => return Err(Reason::MethodTooLong),
         Ok(Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderTooLarge),
-        Err(httparse::Error::Version) => return Err(version_refused(bytes)),
+        Err(httparse::Error::Version) => return version_refused(bytes).map_or(Ok(None), Err),
         Err(_) => return Err(Reason::BadRequest),
     };
     let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
@@ -380,17 +380,19 @@ fn refuse_bare_lf(head: &[u8], start: usize, headers: &[Header<'_>]) -> Option<(
     (empty_lines && fields && head.ends_with(b"\r\n\r\n")).then_some(())
 }
 
-/// Tells a version we do not speak from what is no HTTP at all.
-fn version_refused(bytes: &[u8]) -> Reason {
-    let line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or(bytes).trim_ascii_end();
-    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+/// Tells a version we do not speak from what is no HTTP at all; `None` while more of the
+/// line must be read for that.
+fn version_refused(bytes: &[u8]) -> Option<Reason> {
+    let line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end));
+    let version = line.unwrap_or(bytes).trim_ascii_end().rsplit(|byte| *byte == b' ').next().unwrap_or_default();
     match version {
         // Another word stands where the version was looked for.
-        b"HTTP/1.0" | b"HTTP/1.1" => Reason::BadRequest,
+        b"HTTP/1.0" | b"HTTP/1.1" => Some(Reason::BadRequest),
+        [b'H', b'T', b'T', b'P', b'/', number @ ..] if line.is_none() && number.len() <= 3 => None,
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
-            Reason::VersionUnsupported
+            Some(Reason::VersionUnsupported)
         }
-        _ => Reason::BadRequest,
+        _ => Some(Reason::BadRequest),
     }
 }
 
@@ -408,6 +410,8 @@ fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> 
         return None;
     }
     match target {
+        // A URI is ASCII (RFC 3986 §2).
+        _ if !target.is_ascii() => return None,
         [b'/', ..] => return memchr::memchr(b'#', target).is_none().then_some((target, None)),
         b"*" => return (method == Method::Options).then_some((target, None)),
         _ => {}

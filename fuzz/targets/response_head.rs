@@ -1,0 +1,5 @@
+#![no_main]
+
+use doorward_fuzz::targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::response_head(data));

@@ -1,0 +1,210 @@
+//! What a proxy must make of a head, by RFC 9110, RFC 9112 and doorward's own rules.
+//!
+//! It starts from what the [`super::reference`] parser has read, and has nothing of the
+//! daemon's code either, so that a mistake has to be made twice to go unseen. It is slow
+//! and plain on purpose.
+
+use std::net::Ipv6Addr;
+
+use super::reference::{Framing, Head};
+
+/// A field line: name and value.
+pub type Line = (Vec<u8>, Vec<u8>);
+
+/// What a request means.
+#[derive(Debug)]
+pub struct Request {
+    /// The target in origin form, `*`, or what an absolute form has behind the authority.
+    pub target: Vec<u8>,
+    /// Whom it is for.
+    pub authority: Option<Vec<u8>>,
+    /// How its body ends.
+    pub framing: Framing,
+    /// The connection may go on.
+    pub keep_alive: bool,
+    /// The protocols it offers in place of HTTP.
+    pub offers: Vec<Vec<u8>>,
+    /// How often it may still be passed on, where that counts.
+    pub hops: Option<u64>,
+}
+
+/// What a response means.
+#[derive(Debug)]
+pub struct Response {
+    /// How its body ends.
+    pub framing: Framing,
+    /// The length it states.
+    pub length: Option<usize>,
+    /// The connection may go on.
+    pub keep_alive: bool,
+}
+
+/// What to make of a request.
+pub fn request(head: &Head) -> Result<Request, &'static str> {
+    let [method, target, version] = &head.line;
+    let modern = version == b"HTTP/1.1";
+    refuse(head.fields.len() > 100, "more than 100 fields")?;
+    refuse(method == b"CONNECT", "CONNECT")?;
+    let expected = head.all("expect").iter().all(|value| value.eq_ignore_ascii_case(b"100-continue"));
+    refuse(modern && !expected, "an unknown expectation")?;
+    let coding = head.all("transfer-encoding");
+    let length = one_length(head)?;
+    let framing = match (coding.as_slice(), length) {
+        ([], None) => Framing::None,
+        ([], Some(length)) => Framing::Length(length),
+        ([coding], None) if modern && coding.eq_ignore_ascii_case(b"chunked") => Framing::Chunked,
+        _ => return Err("a coding that is not chunked, or beside a length, or in 1.0"),
+    };
+    let (asked, target) = if target.starts_with(b"/") || (target == b"*" && method == b"OPTIONS") {
+        (None, target.clone())
+    } else {
+        let scheme = target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"http://"));
+        refuse(!scheme, "a target of no form")?;
+        let rest = &target[7..];
+        let end = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
+        refuse(end == 0, "no authority")?;
+        (Some(rest[..end].to_vec()), rest[end..].to_vec())
+    };
+    refuse(target.contains(&b'#'), "a fragment")?;
+    let hosts = head.all("host");
+    refuse(hosts.len() > 1 || (modern && hosts.is_empty()), "not one Host")?;
+    let host = hosts.first().map(|host| host.to_vec());
+    refuse(host.as_deref().is_some_and(|host| !authority(host)), "a Host that is none")?;
+    refuse(asked.as_deref().is_some_and(|asked| !authority(asked)), "an authority that is none")?;
+    let hops = match head.all("max-forwards").as_slice() {
+        _ if method != b"OPTIONS" && method != b"TRACE" => None,
+        [] => None,
+        [hops] => Some(number(hops).ok_or("Max-Forwards that is no number")?),
+        _ => return Err("several Max-Forwards"),
+    };
+    let mut offers = Vec::new();
+    if modern && options(head).iter().any(|option| option == b"upgrade") {
+        offers = head.all("upgrade").into_iter().flat_map(entries).filter(|offer| protocol(offer)).collect();
+    }
+    let bodiless = matches!(framing, Framing::None | Framing::Length(0));
+    refuse(!offers.is_empty() && !bodiless, "another protocol, and a body")?;
+    Ok(Request { target, authority: asked.or(host), framing, keep_alive: keeps_alive(head, modern), offers, hops })
+}
+
+/// What to make of a response to `method`.
+pub fn response(head: &Head, method: &[u8]) -> Result<Response, &'static str> {
+    let [version, status, _] = &head.line;
+    let modern = version == b"HTTP/1.1";
+    refuse(head.fields.len() > 100, "more than 100 fields")?;
+    let coding = head.all("transfer-encoding");
+    let stated = one_length(head)?;
+    refuse(!modern && !coding.is_empty(), "a coding in 1.0")?;
+    let (framing, length) = if status[0] == b'1' || status == b"204" {
+        (Framing::None, None)
+    } else if method == b"HEAD" || status == b"304" {
+        (Framing::None, stated.filter(|_| coding.is_empty()))
+    } else {
+        match (coding.as_slice(), stated) {
+            ([], None) => (Framing::UntilClose, None),
+            ([], Some(length)) => (Framing::Length(length), Some(length)),
+            ([coding], None) if coding.eq_ignore_ascii_case(b"chunked") => (Framing::Chunked, None),
+            _ => return Err("a coding that is not chunked, or beside a length"),
+        }
+    };
+    let keep_alive = keeps_alive(head, modern) && framing != Framing::UntilClose;
+    Ok(Response { framing, length, keep_alive })
+}
+
+/// The fields that do not end here: hop-by-hop ones do (RFC 9110 §7.6.1), and those that
+/// `Connection` names, but for the ones that no sender may name.
+pub fn passed_on(head: &Head) -> Vec<Line> {
+    const HOP: [&[u8]; 8] = [
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    ];
+    const KEPT: [&[u8]; 2] = [b"host", b"content-length"];
+    let mut named = options(head);
+    // An option, and the name of no field (RFC 9110 §16.3.1).
+    named.retain(|option| option != b"close");
+    let stays = |(name, _): &&Line| {
+        let name = name.to_ascii_lowercase();
+        let ends = HOP.contains(&name.as_slice()) || named.contains(&name);
+        KEPT.contains(&name.as_slice()) || !ends
+    };
+    head.fields.iter().filter(stays).cloned().collect()
+}
+
+/// Whether the name is one of those that tell whom a request is made for.
+pub fn is_forwarding(name: &[u8]) -> bool {
+    let name = name.to_ascii_lowercase();
+    name == b"forwarded"
+        || name.iter().map(|byte| if *byte == b'_' { b'-' } else { *byte }).take(12).eq(*b"x-forwarded-")
+}
+
+/// `1*DIGIT` within 64 bits.
+pub fn number(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+}
+
+/// The entries of a list in a field's value, without empty ones.
+pub fn entries(value: &[u8]) -> Vec<Vec<u8>> {
+    let parts = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    parts.filter(|part| !part.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+fn refuse(fault: bool, why: &'static str) -> Result<(), &'static str> {
+    if fault { Err(why) } else { Ok(()) }
+}
+
+/// What the Connection fields list, in lower case.
+fn options(head: &Head) -> Vec<Vec<u8>> {
+    head.all("connection").into_iter().flat_map(entries).map(|entry| entry.to_ascii_lowercase()).collect()
+}
+
+fn keeps_alive(head: &Head, modern: bool) -> bool {
+    let options = options(head);
+    let has = |wanted: &[u8]| options.iter().any(|option| option == wanted);
+    !has(b"close") && (modern || has(b"keep-alive"))
+}
+
+fn one_length(head: &Head) -> Result<Option<usize>, &'static str> {
+    let mut length = None;
+    for value in head.all("content-length") {
+        let value = number(value).and_then(|value| usize::try_from(value).ok()).ok_or("a length that is none")?;
+        refuse(length.is_some_and(|before| before != value), "lengths that differ")?;
+        length = Some(value);
+    }
+    Ok(length)
+}
+
+fn tchars(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// `protocol-name ["/" protocol-version]`, and not HTTP/2.
+fn protocol(offer: &[u8]) -> bool {
+    let parts: Vec<_> = offer.split(|byte| *byte == b'/').collect();
+    parts.len() <= 2 && parts.iter().all(|part| tchars(part)) && !parts[0].eq_ignore_ascii_case(b"h2c")
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110 §7.2, RFC 3986 §3.2.2), possibly empty; a port has
+/// five digits at most, and none stands alone.
+fn authority(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let port = |text: &str| text.len() <= 5 && text.chars().all(|digit| digit.is_ascii_digit());
+    if let Some(inner) = text.strip_prefix('[') {
+        let Some((address, rest)) = inner.split_once(']') else { return false };
+        let rest = rest.strip_prefix(':').map_or(rest.is_empty(), port);
+        return address.parse::<Ipv6Addr>().is_ok() && rest;
+    }
+    let (host, rest) = text.split_once(':').unwrap_or((text, ""));
+    if host.is_empty() && text.contains(':') {
+        return false;
+    }
+    let mut parts = host.split('%');
+    let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=".contains(c));
+    let coded = |text: &str| text.len() >= 2 && text.chars().take(2).all(|c| c.is_ascii_hexdigit());
+    parts.next().is_some_and(plain) && parts.all(|part| coded(part) && plain(part)) && port(rest)
+}
