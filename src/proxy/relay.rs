@@ -4,10 +4,36 @@
 //! behind them (HTTP/1, frames, plain bytes) deals with its own framing. Nothing is
 //! copied in between and nothing is gathered up: when the sink does not take, the
 //! source is not read, and so the peer is not either.
+//!
+//! Where both sides are plain sockets at this point of their messages ([`Raw`]), a body
+//! that has proved large is spliced: see [`splice`]. A body proves so by four pieces in a
+//! row that would fill a buffer, and no longer counts as such once it comes in small
+//! pieces: those are cheaper to copy.
+//!
+//! In one turn a relay moves [`TURN`] bytes, and then has everybody else's turn before its
+//! next.
 
+use std::future::Future;
+use std::pin::pin;
 use std::task::{Context, Poll};
 
 use crate::telemetry::Reason;
+use crate::transport::buffer;
+use crate::transport::splice::{self, Pipe};
+use crate::transport::stream::Stream;
+
+/// Bytes that a relay moves in one turn, but for what is left of the last piece. More
+/// gains nothing, and makes everybody else on the thread wait longer.
+const TURN: u64 = 256 * 1024;
+
+/// What a piece must have to show that a body is large: what any buffer holds.
+const LARGE: usize = buffer::SIZE;
+
+/// Large pieces in a row after which a body is spliced.
+const PROVED: u8 = 4;
+
+/// Where the count of large pieces ends: so many small ones lead back to copying.
+const SURE: u8 = 8;
 
 /// What a source lends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +58,16 @@ pub enum Fault {
     Malformed(Reason),
 }
 
+/// A side of a body that is a plain socket: the bytes of the body are those on the socket,
+/// and none of them are anywhere else.
+#[derive(Debug, Clone, Copy)]
+pub struct Raw<'a> {
+    /// The socket.
+    pub io: &'a Stream,
+    /// Bytes that the body may still have; `u64::MAX` when its end is the stream's.
+    pub left: u64,
+}
+
 /// Where a body comes from.
 pub trait Source {
     /// Lends the next piece. The same piece is lent again until it is consumed.
@@ -42,6 +78,14 @@ pub trait Source {
 
     /// Counts the first `n` bytes of the piece as dealt with.
     fn consume(&mut self, n: usize);
+
+    /// The socket, if what comes next of the body can be taken straight from it.
+    fn raw_source(&self) -> Option<Raw<'_>> {
+        None
+    }
+
+    /// Counts `n` bytes of the body as taken from the socket.
+    fn spliced_from(&mut self, _n: usize) {}
 }
 
 /// Where a body goes.
@@ -63,6 +107,14 @@ pub trait Sink {
     /// # Errors
     /// The peer's fault.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>>;
+
+    /// The socket, if what comes next of the body can be put straight into it.
+    fn raw_sink(&self) -> Option<Raw<'_>> {
+        None
+    }
+
+    /// Counts `n` bytes of the body as put into the socket.
+    fn spliced_to(&mut self, _n: usize) {}
 }
 
 /// Which side a relay waits for, or failed on.
@@ -79,7 +131,13 @@ pub enum End {
 pub struct Relay {
     /// Bytes of the body moved so far.
     pub moved: u64,
+    /// Those of them that were spliced.
+    pub spliced: u64,
     ended: bool,
+    /// Large pieces in a row; from [`PROVED`] on, the body is spliced.
+    large: u8,
+    /// Bytes that the sink has not taken yet, if there are some.
+    pipe: Option<Pipe>,
 }
 
 /// How a turn of a [`Relay`] ended.
@@ -94,12 +152,22 @@ pub enum Turn {
 }
 
 impl Relay {
-    /// Moves as much as can be moved now.
+    /// Moves as much as can be moved now, and is fair.
     pub fn turn(&mut self, cx: &mut Context<'_>, source: &mut impl Source, sink: &mut impl Sink) -> Turn {
+        let enough = self.moved.saturating_add(TURN);
         while !self.ended {
+            if self.moved >= enough {
+                return others_first(cx);
+            }
+            if self.large >= PROVED {
+                if let Some(turn) = self.splice(cx, source, sink, enough) {
+                    return turn;
+                }
+            }
             match source.poll_piece(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => match sink.poll_push(cx, data) {
                     Poll::Ready(Ok(n)) => {
+                        self.large = if n >= LARGE { self.large.saturating_add(1) } else { 0 };
                         source.consume(n);
                         self.moved += u64::try_from(n).unwrap_or(0);
                     }
@@ -124,4 +192,74 @@ impl Relay {
             Poll::Pending => Turn::Waits(End::Sink),
         }
     }
+
+    /// Moves bytes through a pipe. `None` when that can't go on and the pipe is empty: the
+    /// rest, or the body's end, is found by copying.
+    fn splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Source,
+        sink: &mut impl Sink,
+        enough: u64,
+    ) -> Option<Turn> {
+        if self.pipe.is_none() {
+            source.raw_source()?;
+            sink.raw_sink()?;
+        }
+        let Some(mut pipe) = self.pipe.take().or_else(Pipe::take) else {
+            self.large = 0;
+            return None;
+        };
+        let turn = loop {
+            let room = sink.raw_sink();
+            if pipe.inside() > 0 {
+                // What is in the pipe was within what the sink had room for.
+                let Some(to) = room else { break Some(Turn::Failed(End::Sink, Fault::Truncated)) };
+                match pipe.poll_drain(cx, to.io, usize::try_from(to.left).unwrap_or(usize::MAX)) {
+                    Poll::Ready(Ok(n)) => {
+                        sink.spliced_to(n);
+                        let n = u64::try_from(n).unwrap_or(0);
+                        self.moved += n;
+                        self.spliced += n;
+                    }
+                    Poll::Ready(Err(_)) => break Some(Turn::Failed(End::Sink, Fault::Reset)),
+                    Poll::Pending => break Some(Turn::Waits(End::Sink)),
+                }
+                continue;
+            }
+            if self.moved >= enough {
+                break Some(others_first(cx));
+            }
+            let (Some(from), Some(to)) = (source.raw_source(), room) else { break None };
+            if self.large < PROVED {
+                self.large = 0;
+                break None;
+            }
+            let most = usize::try_from(from.left.min(to.left)).unwrap_or(usize::MAX).min(splice::MOST);
+            match pipe.poll_fill(cx, from.io, most) {
+                // The end: what it means is the source's to say.
+                Poll::Ready(Ok(0)) => break None,
+                Poll::Ready(Ok(n)) => {
+                    source.spliced_from(n);
+                    self.large = if n >= LARGE { SURE } else { self.large.saturating_sub(1) };
+                }
+                Poll::Ready(Err(error)) if splice::is_refused(&error) => {
+                    self.large = 0;
+                    break None;
+                }
+                Poll::Ready(Err(_)) => break Some(Turn::Failed(End::Source, Fault::Reset)),
+                Poll::Pending => break Some(Turn::Waits(End::Source)),
+            }
+        };
+        // A pipe that waits with nothing in it is better used by others.
+        if pipe.inside() > 0 { self.pipe = Some(pipe) } else { pipe.put() }
+        turn
+    }
+}
+
+/// Ends a turn in which enough was moved: the next comes after whatever else is ready,
+/// also what the kernel has not told of yet.
+fn others_first(cx: &mut Context<'_>) -> Turn {
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
+    Turn::Waits(End::Source)
 }

@@ -14,7 +14,7 @@ use super::echo;
 use super::head::{Method, RequestHead, ResponseHead};
 use super::http1::encode::{self, Forwarded};
 use super::http1::wire::Wire;
-use super::relay::{Fault, Piece, Sink, Source};
+use super::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::balance::endpoint::Endpoint;
 use crate::config::Target;
 use crate::telemetry::Reason;
@@ -117,6 +117,16 @@ impl Source for Upstream {
         let Self::Http1(upstream) = self;
         upstream.wire.consume(n);
     }
+
+    fn raw_source(&self) -> Option<Raw<'_>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.raw_source()
+    }
+
+    fn spliced_from(&mut self, n: usize) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.spliced_from(n);
+    }
 }
 
 impl Sink for Upstream {
@@ -133,6 +143,16 @@ impl Sink for Upstream {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let Self::Http1(upstream) = self;
         upstream.wire.poll_finish(cx)
+    }
+
+    fn raw_sink(&self) -> Option<Raw<'_>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.raw_sink()
+    }
+
+    fn spliced_to(&mut self, n: usize) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.spliced_to(n);
     }
 }
 

@@ -103,7 +103,7 @@ impl Stream {
     pub fn poll_write(&self, cx: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let wanted: usize = from.iter().map(|slice| slice.len()).sum();
         loop {
-            ready!(on!(self, socket => socket.poll_write_ready(cx)))?;
+            ready!(self.poll_writable(cx))?;
             let mut put = 0;
             let outcome = self.attempt(Interest::WRITABLE, |fd| {
                 put = retry(|| rustix::io::writev(fd, from))?;
@@ -184,7 +184,12 @@ impl Stream {
         matches!(ready, Poll::Ready(Ok(ready)) if ready.is_write_closed() || ready.is_error())
     }
 
-    fn attempt<T>(
+    /// Ready when a write is worth trying.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on!(self, socket => socket.poll_write_ready(cx))
+    }
+
+    pub(super) fn attempt<T>(
         &self,
         interest: Interest,
         call: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<T>,
@@ -202,7 +207,7 @@ fn settle(outcome: io::Result<usize>, moved: usize) -> Option<io::Result<usize>>
     }
 }
 
-fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(Errno::INTR) => {}

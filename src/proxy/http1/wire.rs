@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use super::body::Decoder;
 use super::parse;
 use crate::proxy::head::{Framing, Method, RequestHead, ResponseHead};
-use crate::proxy::relay::{Fault, Piece, Sink, Source};
+use crate::proxy::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
@@ -343,6 +343,19 @@ impl Source for Wire {
     fn consume(&mut self, n: usize) {
         self.lent = self.lent.saturating_add(n).min(self.data);
     }
+
+    fn raw_source(&self) -> Option<Raw<'_>> {
+        let has_bytes = self.lent < self.data || self.has_input();
+        if self.holding || has_bytes {
+            return None;
+        }
+        self.decoder.plain().map(|left| Raw { io: &self.io, left })
+    }
+
+    fn spliced_from(&mut self, n: usize) {
+        self.drop_decoded();
+        self.decoder.skip(u64::try_from(n).unwrap_or(u64::MAX));
+    }
 }
 
 impl Sink for Wire {
@@ -409,6 +422,24 @@ impl Sink for Wire {
             self.io.shutdown_write().map_err(|_| Fault::Reset)?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn raw_sink(&self) -> Option<Raw<'_>> {
+        let left = match self.output.framing {
+            _ if self.output.finished || !self.output.pending().is_empty() => return None,
+            Framing::Length(left) if left > 0 => left,
+            Framing::UntilClose => u64::MAX,
+            _ => return None,
+        };
+        Some(Raw { io: &self.io, left })
+    }
+
+    fn spliced_to(&mut self, n: usize) {
+        let n = u64::try_from(n).unwrap_or(0);
+        self.written += n;
+        if let Framing::Length(left) = &mut self.output.framing {
+            *left = left.saturating_sub(n);
+        }
     }
 }
 

@@ -1,0 +1,182 @@
+//! Splice: bytes from one socket to another without coming through the process.
+//!
+//! `splice(2)` moves the pages of a socket's receive queue into a pipe, and from there
+//! into another socket's send queue. For bulk data that takes less than half of what
+//! reading and writing take; for small messages it is the dearer way. So a relay copies
+//! first and splices once a stream has proved large.
+//!
+//! A [`Pipe`] is filled only when it is empty. Then `EAGAIN` on the way in says that the
+//! socket is empty and on the way out that the socket is full, and never the pipe:
+//! nothing need be known of how much a pipe holds, which may be more than
+//! `F_GETPIPE_SZ` says (a slot takes a page of any size) or less (a slot may be taken by
+//! a few bytes).
+//!
+//! The kernel bounds the pages in the pipes of one user (`pipe-user-pages-soft`, 16,384
+//! unless changed), over all of the user's processes. Half of it is ours, so that a
+//! second instance or a successor has as much. Who gets no pipe copies. A relay has a
+//! pipe only while there are bytes in it or it moves some, so the few pipes go round
+//! among many streams; each thread keeps those that nobody has for a moment.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::Interest;
+
+use super::stream::{Stream, retry};
+use crate::admission::quota::{Quota, Share};
+
+/// Bytes that a pipe is made for. More than [`MOST`], since a slot of it (one for each
+/// page of this size) is taken by each packet, and packets are smaller than pages.
+const SIZE: usize = 1024 * 1024;
+
+/// Bytes that are put into a pipe at once.
+pub const MOST: usize = 256 * 1024;
+
+/// `pipe-user-pages-soft` as the kernel sets it, for where it can't be read: a sandbox
+/// that hides `/proc/sys`, or a host that bounds nothing.
+const USUAL_PAGES: u64 = 16 * 1024;
+
+/// What all threads have together; none before [`provide`].
+static PIPES: Quota = Quota::new(0);
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { pipes: Vec::new(), unused: 0 }) };
+}
+
+/// Pipes of this thread that nobody has.
+struct Pool {
+    pipes: Vec<Pipe>,
+    /// The least that there were of them since the last [`trim`].
+    unused: usize,
+}
+
+/// A pipe and what is in it.
+#[derive(Debug)]
+pub struct Pipe {
+    out: OwnedFd,
+    into: OwnedFd,
+    inside: usize,
+    _share: Share<'static>,
+}
+
+/// Allows the process as many pipes as this host's limit leaves it; until then there are
+/// none. Reads a file, so it is not for a worker.
+pub fn provide() {
+    let stated = std::fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").ok();
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    PIPES.resize(allowance(stated.and_then(|pages| pages.trim().parse().ok()), page));
+}
+
+/// How many pipes fit into half of `pages` of `page` bytes; 0 pages stand for no limit.
+fn allowance(pages: Option<u64>, page: u64) -> u64 {
+    let pages = pages.filter(|pages| *pages > 0).unwrap_or(USUAL_PAGES);
+    let each = u64::try_from(SIZE).unwrap_or(u64::MAX) / page.max(1);
+    pages / 2 / each.max(1)
+}
+
+/// Closes the pipes that this thread has not needed since this was last called.
+pub fn trim() {
+    let unused: Vec<Pipe> = POOL.with_borrow_mut(|pool| {
+        let unused = pool.pipes.drain(..pool.unused.min(pool.pipes.len())).collect();
+        pool.unused = pool.pipes.len();
+        unused
+    });
+    drop(unused);
+}
+
+impl Pipe {
+    /// An empty pipe; `None` when all are in use, here or by this user's other processes.
+    #[must_use]
+    pub fn take() -> Option<Self> {
+        let kept = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            let kept = pool.pipes.pop();
+            pool.unused = pool.unused.min(pool.pipes.len());
+            kept
+        });
+        kept.ok().flatten().or_else(|| Self::open(PIPES.take()?))
+    }
+
+    fn open(share: Share<'static>) -> Option<Self> {
+        let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        fcntl_setpipe_size(&into, SIZE).ok()?;
+        Some(Self { out, into, inside: 0, _share: share })
+    }
+
+    /// Gives the pipe back. One with bytes in it is closed, and they are lost: whoever
+    /// has it next must not meet them.
+    pub fn put(self) {
+        if self.inside == 0 {
+            // The pool is gone when the thread ends.
+            let _ = POOL.try_with(|pool| pool.borrow_mut().pipes.push(self));
+        }
+    }
+
+    /// Bytes in it.
+    #[must_use]
+    pub fn inside(&self) -> usize {
+        self.inside
+    }
+
+    /// Takes in at most `most` bytes that `from` has received; 0 is the end of the stream.
+    /// The pipe must be empty.
+    ///
+    /// # Errors
+    /// Whatever `splice(2)` reports; nothing was taken then.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &Stream, most: usize) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(from.poll_readable(cx))?;
+            let outcome = from.attempt(Interest::READABLE, |socket| {
+                retry(|| splice(socket, None, &self.into, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK))
+            });
+            match outcome {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(n) => {
+                    self.inside += n;
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Sends at most `most` of the bytes in it over `to`, and says how many. There must be
+    /// some.
+    ///
+    /// What goes out is not held back for more (`SPLICE_F_MORE`): whether more comes at
+    /// once is not known, and the kernel would wait for it up to 200 ms.
+    ///
+    /// # Errors
+    /// Whatever `splice(2)` reports.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &Stream, most: usize) -> Poll<io::Result<usize>> {
+        let most = most.min(self.inside);
+        loop {
+            ready!(to.poll_writable(cx))?;
+            let outcome = to.attempt(Interest::WRITABLE, |socket| {
+                retry(|| splice(&self.out, None, socket, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK))
+            });
+            match outcome {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // What we counted is not there: never to be waited for.
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => {
+                    self.inside = self.inside.saturating_sub(n);
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+/// Whether an error of [`Pipe::poll_fill`] says that this socket can't be spliced from, and
+/// nothing of the socket itself: it must be read instead.
+#[must_use]
+pub fn is_refused(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::INVAL | Errno::NOSYS | Errno::PERM))
+}
