@@ -103,7 +103,8 @@ impl Upstream {
 
     fn is_reusable(&self) -> bool {
         let Self::Http1(upstream) = self;
-        upstream.keep_alive && upstream.wire.is_read() && upstream.wire.is_finished() && !upstream.wire.has_input()
+        let wire = &upstream.wire;
+        upstream.keep_alive && wire.is_read() && wire.is_finished() && !wire.has_input() && !wire.io().has_input()
     }
 }
 

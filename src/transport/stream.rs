@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
@@ -151,6 +152,17 @@ impl Stream {
     #[must_use]
     pub fn stirred(&self) -> bool {
         self.attempt(Interest::READABLE, |_| Ok(())).is_ok()
+    }
+
+    /// The same, asked of the kernel where the runtime may be wrong: it takes a socket for
+    /// readable until a read finds less than it asked for, and one that took just what was
+    /// there does not. No system call where the runtime knows.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let outcome =
+            self.attempt(Interest::READABLE, |socket| retry(|| recv(socket, &mut [0_u8], peek).map(|(_, n)| n)));
+        !matches!(outcome, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Resolves when the peer has left for good: it reset the connection or closed
@@ -300,6 +312,24 @@ mod tests {
         assert!(left.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(one);
         left.await;
+    }
+
+    #[tokio::test]
+    async fn a_read_of_just_what_was_there_leaves_no_input_behind() {
+        for (one, two) in [tcp().await, unix()] {
+            write(&one, b"just this").await;
+            let mut bytes = [0; 9];
+            assert_eq!(poll_fn(|cx| two.poll_read(cx, &mut bytes)).await.unwrap(), 9);
+            assert!(two.stirred(), "the runtime can't know");
+            assert!(!two.has_input() && !two.stirred());
+            write(&one, b"more").await;
+            poll_fn(|cx| two.poll_readable(cx)).await.unwrap();
+            assert!(two.has_input() && two.has_input(), "nothing is taken");
+            assert_eq!(read(&two).await, b"more");
+            drop(one);
+            poll_fn(|cx| two.poll_readable(cx)).await.unwrap();
+            assert!(two.has_input(), "the end");
+        }
     }
 
     #[tokio::test]

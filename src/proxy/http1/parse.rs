@@ -27,8 +27,8 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
 type Parsed<T> = Result<Option<(T, usize)>, Reason>;
 
 /// Parses a request head of at most `limit` bytes from the front of `input`. A whole
-/// head takes the buffer with it; what follows the head moves to a new one, left in
-/// `input`.
+/// head takes the buffer with it, or a new one if more follows the head than it has: what
+/// follows is left in `input`.
 ///
 /// # Errors
 /// The reason to refuse the request with.
@@ -66,13 +66,21 @@ fn take<T>(
             Ok(None)
         }
         Some((head, length)) => {
-            let behind = whole.filled().get(length..).unwrap_or_default();
+            let (own, behind) = whole.filled().split_at_checked(length).unwrap_or_default();
             if !behind.is_empty() {
-                let mut next = Buffer::take();
-                next.grow(behind.len());
-                next.append(behind);
-                *input = Some(next);
-                whole.truncate(length);
+                // The shorter of the two moves.
+                let mut other = Buffer::take();
+                if own.len() < behind.len() {
+                    other.grow(own.len());
+                    other.append(own);
+                    whole.consume(length);
+                    *input = Some(std::mem::replace(whole, other));
+                } else {
+                    other.grow(behind.len());
+                    other.append(behind);
+                    whole.truncate(length);
+                    *input = Some(other);
+                }
             }
             Ok(Some((head, fields)))
         }

@@ -29,6 +29,9 @@ pub struct Wire {
     decoder: Decoder,
     /// Consumed body is held while it fits, so that it can be sent again.
     holding: bool,
+    /// What is read next is passed on at once, so that a wide buffer pays: anything but a
+    /// request head, which is kept while its request is served, and small bodies.
+    wide: bool,
     /// Bytes of a head that were searched for its end.
     searched: usize,
     output: Output,
@@ -61,6 +64,7 @@ impl Wire {
             raw: 0,
             decoder: Decoder::new(Framing::Empty),
             holding: false,
+            wide: false,
             searched: 0,
             output: Output {
                 prefix: Vec::new(),
@@ -94,6 +98,7 @@ impl Wire {
     /// # Errors
     /// [`Fault::Reset`].
     pub fn poll_stirs(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        self.wide = false;
         if self.has_input() {
             return Poll::Ready(Ok(()));
         }
@@ -129,6 +134,7 @@ impl Wire {
     pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
         let too_large = |_: &[u8]| Reason::BackendMalformed;
         let limit = usize::from(u16::MAX);
+        self.wide = true;
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::response(input, to)))?;
         let head = head.ok_or(Fault::Truncated)?;
         if !head.is_interim() {
@@ -182,6 +188,11 @@ impl Wire {
     /// Takes up the body that follows a head.
     fn begin_body(&mut self, framing: Framing) {
         self.decoder = Decoder::new(framing);
+        self.wide = match framing {
+            Framing::Empty => false,
+            Framing::Length(length) => length > u64::try_from(buffer::SIZE).unwrap_or(u64::MAX),
+            Framing::Chunked | Framing::UntilClose => true,
+        };
         self.lent = 0;
         self.data = 0;
         self.raw = 0;
@@ -265,7 +276,8 @@ impl Wire {
             // Wait first: a connection that waits owns no buffer.
             ready!(self.io.poll_readable(cx)).map_err(|_| Fault::Reset)?;
         }
-        let input = self.input.get_or_insert_with(Buffer::take);
+        let wide = self.wide;
+        let input = self.input.get_or_insert_with(|| if wide { Buffer::take_wide() } else { Buffer::take() });
         let n = ready!(self.io.poll_read(cx, input.spare())).map_err(|_| Fault::Reset)?;
         input.fill(n);
         Poll::Ready(Ok(n))
