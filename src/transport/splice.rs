@@ -101,6 +101,12 @@ impl Pipe {
         kept.ok().flatten().or_else(|| Self::open(PIPES.take()?))
     }
 
+    /// Bytes in it.
+    #[must_use]
+    pub fn inside(&self) -> usize {
+        self.inside
+    }
+
     fn open(share: Share<'static>) -> Option<Self> {
         let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
         fcntl_setpipe_size(&into, SIZE).ok()?;
@@ -114,12 +120,6 @@ impl Pipe {
             // The pool is gone when the thread ends.
             let _ = POOL.try_with(|pool| pool.borrow_mut().pipes.push(self));
         }
-    }
-
-    /// Bytes in it.
-    #[must_use]
-    pub fn inside(&self) -> usize {
-        self.inside
     }
 
     /// Takes in at most `most` bytes that `from` has received; 0 is the end of the stream.
@@ -179,4 +179,130 @@ impl Pipe {
 pub fn is_refused(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::INVAL | Errno::NOSYS | Errno::PERM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MOST, PIPES, POOL, Pipe, allowance, provide, trim};
+    use crate::transport::stream::Stream;
+    use std::future::poll_fn;
+    use std::io::IoSlice;
+    use std::task::{Context, Poll, Waker};
+    use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+    async fn pairs() -> [(Stream, Stream); 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (one, two) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let unix = UnixStream::pair().unwrap();
+        [(Stream::Tcp(one.unwrap()), Stream::Tcp(two.unwrap().0)), (Stream::Unix(unix.0), Stream::Unix(unix.1))]
+    }
+
+    async fn write(stream: &Stream, bytes: &[u8]) {
+        assert_eq!(poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(bytes)])).await.unwrap(), bytes.len());
+    }
+
+    fn kept() -> usize {
+        POOL.with_borrow(|pool| pool.pipes.len())
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_as_they_are_and_no_further_than_asked_for() {
+        provide();
+        let mut pipe = Pipe::take().unwrap();
+        for (from, one) in pairs().await {
+            for (to, two) in pairs().await {
+                write(&from, b"hello world").await;
+                assert_eq!(poll_fn(|cx| pipe.poll_fill(cx, &one, 5)).await.unwrap(), 5);
+                assert_eq!(poll_fn(|cx| pipe.poll_drain(cx, &two, 4)).await.unwrap(), 4);
+                assert_eq!(pipe.inside(), 1);
+                assert_eq!(poll_fn(|cx| pipe.poll_drain(cx, &two, MOST)).await.unwrap(), 1);
+                let mut bytes = [0; 16];
+                assert_eq!(poll_fn(|cx| to.poll_read(cx, &mut bytes)).await.unwrap(), 5);
+                assert_eq!(&bytes[..5], b"hello");
+                assert_eq!(poll_fn(|cx| one.poll_read(cx, &mut bytes)).await.unwrap(), 6);
+                assert_eq!(&bytes[..6], b" world");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_socket_and_a_full_one_are_waited_for_and_the_end_is_seen() {
+        provide();
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut pipe = Pipe::take().unwrap();
+        for (from, to) in pairs().await {
+            poll_fn(|cx| to.poll_writable(cx)).await.unwrap();
+            assert!(pipe.poll_fill(cx, &to, MOST).is_pending(), "nothing was sent");
+            let block = vec![7; MOST];
+            let (mut sent, mut passed) = (0, 0);
+            // Both sockets hold what they can, and the pipe something besides.
+            loop {
+                while let Poll::Ready(n) = from.poll_write(cx, &[IoSlice::new(&block)]) {
+                    sent += n.unwrap();
+                }
+                match poll_fn(|cx| pipe.poll_fill(cx, &to, MOST)).await.unwrap() {
+                    0 => panic!("an end that nobody made"),
+                    n => passed += n,
+                }
+                let mut full = false;
+                while pipe.inside() > 0 && !full {
+                    full = pipe.poll_drain(cx, &to, MOST).map(Result::unwrap).is_pending();
+                }
+                if full {
+                    break;
+                }
+            }
+            // What went back to the sender makes room as it is read.
+            let (mut back, mut bytes) = (0, vec![0; MOST]);
+            while pipe.inside() > 0 || back < passed {
+                back += poll_fn(|cx| from.poll_read(cx, &mut bytes)).await.unwrap();
+                while pipe.inside() > 0 && pipe.poll_drain(cx, &to, MOST).map(Result::unwrap).is_ready() {}
+            }
+            assert!(back == passed && passed <= sent);
+            from.shutdown_write().unwrap();
+            while poll_fn(|cx| to.poll_read(cx, &mut bytes)).await.unwrap() > 0 {}
+            assert_eq!(poll_fn(|cx| pipe.poll_fill(cx, &to, MOST)).await.unwrap(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_pipe_is_used_again_and_one_with_bytes_never() {
+        provide();
+        let [(from, to), _] = pairs().await;
+        let mut pipe = Pipe::take().unwrap();
+        write(&from, b"secret").await;
+        poll_fn(|cx| pipe.poll_fill(cx, &to, MOST)).await.unwrap();
+        pipe.put();
+        assert_eq!(kept(), 0);
+        Pipe::take().unwrap().put();
+        assert_eq!(kept(), 1);
+        let again = Pipe::take().unwrap();
+        assert_eq!((kept(), again.inside()), (0, 0));
+    }
+
+    #[test]
+    fn pipes_that_nobody_needed_since_the_last_look_are_closed() {
+        provide();
+        let pipes: Vec<_> = (0..3).map(|_| Pipe::take().unwrap()).collect();
+        pipes.into_iter().for_each(Pipe::put);
+        trim();
+        assert_eq!(kept(), 3, "they were in use until now");
+        Pipe::take().unwrap().put();
+        trim();
+        assert_eq!(kept(), 1, "one at a time was enough");
+        trim();
+        assert_eq!(kept(), 0);
+    }
+
+    #[test]
+    fn half_of_the_users_pages_is_the_limit() {
+        let pipes = |pages| allowance(pages, 4096);
+        assert_eq!(pipes(Some(16_384)), 32);
+        assert_eq!((pipes(None), pipes(Some(0))), (32, 32), "unknown, or none");
+        assert_eq!((pipes(Some(1_024)), pipes(Some(511))), (2, 0));
+        assert_eq!(allowance(Some(16_384), 65_536), 512);
+        provide();
+        assert!(PIPES.limit() > 0);
+    }
 }

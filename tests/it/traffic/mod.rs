@@ -22,6 +22,8 @@ mod retries;
 mod routes;
 /// When trying again is pointless, or the fault is ours.
 mod shortages;
+/// Large bodies and tunnels, which the kernel moves by itself.
+mod splice;
 /// Connections relayed without being read.
 mod tcp;
 /// How long each side may keep the other waiting.
