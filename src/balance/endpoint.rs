@@ -29,6 +29,7 @@ const ADDRESSES_MOST: usize = 64;
 /// One backend.
 #[derive(Debug)]
 pub struct Endpoint {
+    number: u64,
     target: Target,
     identity: Arc<str>,
     host: Arc<str>,
@@ -64,7 +65,9 @@ impl Endpoint {
             Target::Name { .. } => (Addresses::Unknown("not resolved yet".into()), Arc::clone(&identity)),
             Target::Unix(_) | Target::Echo => (Addresses::Known(Arc::from([])), "localhost".into()),
         };
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             target: backend.target.clone(),
             identity,
             host,
@@ -73,6 +76,12 @@ impl Endpoint {
             failures: AtomicU32::new(0),
             down_until: AtomicU64::new(0),
         }
+    }
+
+    /// Its number: no two endpoints of a process have the same.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Where it is.

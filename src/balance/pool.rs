@@ -59,7 +59,8 @@ impl Pool {
     /// that was tried; failing that, one whose name is not resolved. `None` when every
     /// backend is down, or the pool is empty.
     pub fn pick(&self, tried: &mut Tried, now: u64) -> Option<&Arc<Endpoint>> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        // Where there is no choice, there is no line of memory for the workers to fight over.
+        let turn = if self.order.len() > 1 { self.turn.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let (place, endpoint) = self
             .scan(turn, |place, endpoint| !tried.has(place) && endpoint.is_resolved(), now)
             .or_else(|| self.scan(turn, |_, endpoint| endpoint.is_resolved(), now))

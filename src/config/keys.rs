@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
+use super::peers::{PeerForm, PeerPattern};
 use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, List, Size, Span, SpanOrOff, Wrong};
-use super::words::{AccessLog, LogFormat, LogLevel, Mode};
+use super::words::{AccessLog, Forwarding, LogFormat, LogLevel, Mode};
 
 /// Where a key may stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -217,6 +218,11 @@ keys! {
             /// Largest request head; above it the answer is 431.
             "MAX_HEADER_SIZE", max_header_size: usize = "32KiB", "bytes",
                 Size { min: 1024, max: 60 * 1024 };
+            /// Peers that may say for whom they ask: addresses, networks, or `unix:` for Unix
+            /// sockets. From them the forwarding fields that `FORWARDED` names are kept and
+            /// appended to, and the client is the rightmost address there that is none of these;
+            /// from all others the fields are replaced.
+            "TRUSTED_PROXIES", trusted_proxies: Vec<PeerPattern> = "", "", matches(PeerForm, "peers");
         }
         "Leaving" {
             /// How long a stop waits for what is in flight; what remains then is cut and
@@ -256,6 +262,16 @@ keys! {
             /// How long an idle connection to a backend is kept for the next request.
             "BACKEND_IDLE_TIMEOUT", backend_idle_timeout: Duration = "4s", "seconds",
                 span(1, DAY);
+            /// Fields that tell a backend where a request came from: `X-Forwarded-For`, `-Proto`
+            /// and `-Host`, or `Forwarded` of RFC 7239. All that are not named here are removed.
+            /// What a peer in `TRUSTED_PROXIES` says is read from `Forwarded` with `rfc7239`, else
+            /// from `X-Forwarded-For`; with `both`, `Forwarded` is written anew from that.
+            "FORWARDED", forwarded: Forwarding = "x-forwarded", "", Choice(&[
+                ("x-forwarded", Forwarding::XForwarded),
+                ("rfc7239", Forwarding::Rfc7239),
+                ("both", Forwarding::Both),
+                ("off", Forwarding::Off),
+            ]);
         }
         "Retries" {
             /// Further attempts after the first one fails, on another backend where there is one.

@@ -15,6 +15,7 @@ mod check;
 mod keys;
 mod load;
 mod patterns;
+mod peers;
 mod problems;
 mod source;
 mod values;
@@ -24,7 +25,8 @@ pub use addresses::{BackendAddress, ListenAddress, Target, UNIX_PATH_LIMIT, WEIG
 pub use keys::{Daemon, KEYS, Key, Matcher, RouteSettings, Scope, nearest};
 pub use load::{Config, DEFAULT_ROUTE, Request, RouteConfig, Text, load};
 pub use patterns::{HostPattern, PathPattern, RESERVED_LISTENERS, normal_host, normal_path};
+pub use peers::PeerPattern;
 pub use problems::{Origin, Problem, Problems, Setting};
 pub use source::FILE_LIMIT;
 pub use values::{Auto, Wrong};
-pub use words::{AccessLog, LogFormat, LogLevel, Mode};
+pub use words::{AccessLog, Forwarding, LogFormat, LogLevel, Mode};

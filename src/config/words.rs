@@ -20,6 +20,19 @@ impl fmt::Display for Mode {
     }
 }
 
+/// Which fields tell a backend where a request came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Forwarding {
+    /// `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host`.
+    XForwarded,
+    /// `Forwarded` of RFC 7239.
+    Rfc7239,
+    /// All four.
+    Both,
+    /// None.
+    Off,
+}
+
 /// Which requests leave a record in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AccessLog {

@@ -5,21 +5,20 @@
 //! hands a connection on, before its first read, to the least loaded. It takes only a
 //! few in a turn, so that the connections it has get their turn too.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, UnixListener};
-
 use super::worker::{Arrival, Worker};
 use crate::telemetry::Limiter;
 use crate::telemetry::Peer;
 use crate::telemetry::events;
 use crate::transport::dial;
-use crate::transport::listeners::{Listener, Socket};
-use crate::transport::stream::Stream;
+use crate::transport::listeners::{Listener, Socket as ListeningSocket};
+use crate::transport::stream::{Family, Socket, Stream};
 
 /// Accepts in a row before the worker turns to its other tasks.
 const IN_A_ROW: usize = 8;
@@ -28,17 +27,11 @@ const IN_A_ROW: usize = 8;
 /// wait in the backlog meanwhile.
 const REST: Duration = Duration::from_millis(50);
 
-/// A listener registered with a worker's runtime.
+/// A listener on a worker's runtime.
 #[derive(Debug)]
 pub struct Door {
     name: Arc<str>,
-    socket: DoorSocket,
-}
-
-#[derive(Debug)]
-enum DoorSocket {
-    Tcp(TcpListener),
-    Unix(UnixListener),
+    socket: Stream,
 }
 
 impl Door {
@@ -48,20 +41,19 @@ impl Door {
     /// When it cannot be registered.
     pub fn open(listener: Listener) -> io::Result<Self> {
         let socket = match listener.socket {
-            Socket::Tcp(socket) => DoorSocket::Tcp(TcpListener::from_std(socket)?),
-            Socket::Unix(socket) => DoorSocket::Unix(UnixListener::from_std(socket)?),
+            ListeningSocket::Tcp(socket) => Socket::new(socket.into(), Family::Tcp),
+            ListeningSocket::Unix(socket) => Socket::new(socket.into(), Family::Unix),
         };
+        let socket = Stream::from(socket);
+        socket.join()?;
         Ok(Self { name: listener.name, socket })
     }
 
-    async fn accept(&self) -> io::Result<(Stream, Peer)> {
-        Ok(match &self.socket {
-            DoorSocket::Tcp(socket) => {
-                let (stream, address) = socket.accept().await?;
-                (Stream::Tcp(stream), Peer::Ip(SocketAddr::new(address.ip().to_canonical(), address.port())))
-            }
-            DoorSocket::Unix(socket) => (Stream::Unix(socket.accept().await?.0), Peer::Unix),
-        })
+    async fn accept(&self) -> io::Result<(Socket, Peer)> {
+        let (socket, address) = poll_fn(|cx| self.socket.poll_accept(cx)).await?;
+        let peer = address
+            .map_or(Peer::Unix, |address| Peer::Ip(SocketAddr::new(address.ip().to_canonical(), address.port())));
+        Ok((socket, peer))
     }
 }
 
@@ -75,9 +67,9 @@ pub async fn run(worker: Rc<Worker>, door: Door) {
             continue;
         }
         match door.accept().await {
-            Ok((stream, peer)) => {
+            Ok((socket, peer)) => {
                 worker.counters().connections_accepted.add(1);
-                place(&worker, Arrival { stream, peer, listener: Arc::clone(&door.name) });
+                place(&worker, Arrival { socket, peer, listener: Arc::clone(&door.name) });
             }
             // The client gave up while it waited in the backlog.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -113,9 +105,7 @@ fn place(worker: &Rc<Worker>, arrival: Arrival) {
         None => worker.take(arrival),
         Some(other) => match worker.hand_to(other, arrival) {
             Ok(()) => worker.counters().connections_handed.add(1),
-            Err(Some(arrival)) => worker.take(arrival),
-            // It could not be moved and is closed: the socket was broken.
-            Err(None) => {}
+            Err(arrival) => worker.take(arrival),
         },
     }
 }

@@ -4,7 +4,6 @@
 //! up the place at once; who has waited for `QUEUE_TIMEOUT` is turned away.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use super::worker::Worker;
@@ -20,7 +19,7 @@ use crate::transport::clock::Timer;
 pub async fn admit<'w>(
     worker: &'w Worker,
     timer: &Timer,
-    left: Pin<&mut impl Future<Output = ()>>,
+    left: impl Future<Output = ()>,
     queued: &mut Duration,
 ) -> Result<Permit<'w>, Reason> {
     let ticket = match worker.shared().gate.enter() {

@@ -4,6 +4,7 @@
 //! and records know nothing of HTTP/1 bytes or of TCP.
 
 use std::future::Future;
+use std::task::{Context, Poll};
 
 use super::head::ResponseHead;
 use super::relay::{Sink, Source};
@@ -50,7 +51,14 @@ pub trait Client: Source + Sink {
     /// the sink carry bytes of another protocol.
     fn switch(&mut self, head: &ResponseHead);
 
-    /// Resolves when the client has left for good. A half-close is not leaving.
+    /// Ready when the client has left for good. A half-close is not leaving.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Whether looking out for the client's leaving costs nothing. If not, that is begun
+    /// only when a request takes its time.
+    fn is_watched(&self) -> bool;
+
+    /// The same as a future that does not borrow the client.
     fn left(&self) -> impl Future<Output = ()> + 'static;
 
     /// Makes the end of this exchange look like the failure it is.

@@ -158,10 +158,10 @@ mod tests {
     use crate::proxy::http1::Http1;
     use crate::state::Generation;
     use crate::telemetry::{Peer, Text};
-    use crate::transport::stream::Stream;
+    use crate::transport::stream::{Family, Socket, Stream};
     use std::collections::BTreeMap;
+    use std::os::unix::net::UnixStream;
     use std::rc::Rc;
-    use tokio::net::UnixStream;
 
     /// What an idle connection and a request under way take on the heap decides how many
     /// of each a host can hold.
@@ -171,12 +171,13 @@ mod tests {
         let worker = Worker::alone(Generation::build(1, config, None));
         let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into() };
         let (one, two) = UnixStream::pair().unwrap();
+        let [one, two] = [one, two].map(|socket| Stream::from(Socket::new(socket.into(), Family::Unix)));
 
-        let mut client = Http1::new(Stream::Unix(one));
+        let mut client = Http1::new(one);
         let timer = worker.clock().timer();
         let busy = request(&worker, &source, &mut client, &timer);
         let busy = std::mem::size_of_val(&busy);
-        let idle = std::mem::size_of_val(&serve(Rc::clone(&worker), Stream::Unix(two), source.clone()));
+        let idle = std::mem::size_of_val(&serve(Rc::clone(&worker), two, source.clone()));
         assert!(idle <= 768, "an idle connection takes {idle} bytes");
         assert!(busy <= 4096, "a request under way takes {busy} bytes");
     }

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 
 use super::head::{Framing, MAX_FIELDS};
 use super::http1::body::Decoder;
-use crate::transport::stream::Stream;
+use crate::transport::stream::{Family, Socket, Stream};
 
 /// Bytes of a request head that it reads.
 const HEAD_LIMIT: usize = 64 * 1024;
@@ -27,12 +27,15 @@ const SHOWN: usize = 4 * 1024;
 /// # Errors
 /// When no descriptors are left.
 pub fn connect() -> io::Result<Stream> {
-    let (ours, theirs) = UnixStream::pair()?;
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    let theirs = UnixStream::from_std(theirs)?;
     tokio::task::spawn_local(async move {
         // It ends when the proxy closes its side, or by a fault that the proxy sees too.
         let _ = serve(theirs).await;
     });
-    Ok(Stream::Unix(ours))
+    Ok(Socket::new(ours.into(), Family::Unix).into())
 }
 
 /// The request as the page shows it.

@@ -8,8 +8,7 @@
 //! deadline runs: the client, when it alone keeps us waiting (`BODY_TIMEOUT`); the
 //! backend before its head (`RESPONSE_TIMEOUT`) and after it (`STREAM_TIMEOUT`).
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use super::client::Client;
@@ -21,6 +20,10 @@ use crate::balance::retry::{Failed, Progress};
 use crate::config::RouteSettings;
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
+
+/// Milliseconds for which nobody looks whether a client leaves on whose connection
+/// nothing had to be waited for yet: most are answered sooner.
+const UNWATCHED: u64 = 50;
 
 /// How an exchange ended that did not fail.
 #[derive(Debug)]
@@ -56,6 +59,10 @@ pub struct Exchange<'a, C> {
     down: Relay,
     upload: Upload,
     answered: bool,
+    /// Somebody looks whether the client leaves.
+    watching: bool,
+    /// Time of the timer's clock at which what is waited for is overdue.
+    due: u64,
     /// What was waited for last, and how much had moved by then.
     waiting: Option<(Wait, u64)>,
     /// The client waits for leave to send its body (RFC 9110 §10.1.1).
@@ -96,6 +103,8 @@ impl<'a, C: Client> Exchange<'a, C> {
         worker: &'a Worker,
     ) -> Self {
         Self {
+            watching: client.is_watched(),
+            due: u64::MAX,
             client,
             upstream,
             head,
@@ -113,16 +122,26 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
     }
 
-    /// Runs to the end; `left` is the client's leaving.
+    /// Runs to the end.
     ///
     /// # Errors
     /// The failure, with how far the attempt got.
-    pub async fn run(&mut self, mut left: Pin<&mut impl Future<Output = ()>>) -> Result<Finish, Failure> {
+    pub async fn run(&mut self) -> Result<Finish, Failure> {
         let outcome = poll_fn(|cx| {
             if let Poll::Ready(outcome) = self.turn(cx) {
                 return Poll::Ready(outcome);
             }
-            if left.as_mut().poll(cx).is_ready() {
+            if self.watching && self.client.poll_left(cx).is_ready() {
+                return Poll::Ready(Err(Reason::ClientLeft));
+            }
+            std::task::ready!(self.timer.poll(cx));
+            if self.watching || self.timer.clock().millis() >= self.due {
+                return Poll::Ready(Err(self.overdue()));
+            }
+            // It takes its time: from now on somebody looks whether the client waits.
+            self.watching = true;
+            self.timer.set_at(self.due);
+            if self.client.poll_left(cx).is_ready() {
                 return Poll::Ready(Err(Reason::ClientLeft));
             }
             self.timer.poll(cx).map(|()| Err(self.overdue()))
@@ -172,8 +191,8 @@ impl<'a, C: Client> Exchange<'a, C> {
                     self.client.inform(&head);
                 }
                 Poll::Ready(Ok(head)) if head.status == 101 => {
-                    let offered = self.head.upgrade.is_some();
-                    return Poll::Ready(if offered { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
+                    let agreed = head.agrees_to(self.head);
+                    return Poll::Ready(if agreed { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
                 }
                 Poll::Ready(Ok(head)) => {
                     // An answer ahead of the request's end: what still comes of that body
@@ -219,7 +238,9 @@ impl<'a, C: Client> Exchange<'a, C> {
         let at = limit.map_or(u64::MAX, |limit| {
             self.timer.clock().millis().saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
         });
-        self.timer.set_at(at.min(self.deadline));
+        self.due = at.min(self.deadline);
+        let unwatched = if self.watching { u64::MAX } else { self.timer.clock().millis().saturating_add(UNWATCHED) };
+        self.timer.set_at(self.due.min(unwatched));
     }
 
     fn overdue(&self) -> Reason {

@@ -1,13 +1,15 @@
 //! Heads: what a request or response says before its body, whatever the protocol
 //! version that carried it.
 //!
-//! A head owns the buffer it was read into and points into it with 16-bit offsets, so
-//! nothing is copied out, order and case are kept, and a second attempt can be
-//! serialised from the same bytes.
+//! A head owns a copy of its bytes, no larger than it is, and points into it with 16-bit
+//! offsets: order and case are kept, a second attempt can be serialised from the same
+//! bytes, and a request that waits for its answer holds no read buffer.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use crate::transport::buffer::Buffer;
+use super::http1::body::is_token;
+use crate::transport::buffer;
 
 /// Fields a head may have; more are refused (HAProxy 101, Envoy 100).
 pub const MAX_FIELDS: usize = 100;
@@ -27,11 +29,17 @@ impl Span {
         Self { start: u16::try_from(start).unwrap_or(u16::MAX), len: u16::try_from(part.len()).unwrap_or(0) }
     }
 
+    /// Where it begins and ends.
+    #[must_use]
+    pub fn range(self) -> Range<usize> {
+        let start = usize::from(self.start);
+        start..start + usize::from(self.len)
+    }
+
     /// The bytes it stands for; empty when it does not fit.
     #[must_use]
     pub fn of(self, whole: &[u8]) -> &[u8] {
-        let start = usize::from(self.start);
-        whole.get(start..start + usize::from(self.len)).unwrap_or_default()
+        whole.get(self.range()).unwrap_or_default()
     }
 }
 
@@ -48,6 +56,7 @@ pub enum Known {
     Host,
     Http2Settings,
     KeepAlive,
+    MaxForwards,
     ProxyConnection,
     Te,
     Trailer,
@@ -92,7 +101,8 @@ impl Known {
             9 => is("forwarded", Self::Forwarded),
             10 if matches!(name.first(), Some(b'c' | b'C')) => is("connection", Self::Connection),
             10 => is("keep-alive", Self::KeepAlive),
-            12 => is("x-request-id", Self::XRequestId),
+            12 if matches!(name.first(), Some(b'x' | b'X')) => is("x-request-id", Self::XRequestId),
+            12 => is("max-forwards", Self::MaxForwards),
             14 if matches!(name.first(), Some(b'c' | b'C')) => is("content-length", Self::ContentLength),
             14 => is("http2-settings", Self::Http2Settings),
             15 => is("x-forwarded-for", Self::XForwardedFor),
@@ -135,6 +145,17 @@ pub struct Field {
     pub hop: bool,
 }
 
+impl Field {
+    /// Its whole line, if that stands in `bytes` just as we would write it.
+    #[must_use]
+    pub fn line(&self, bytes: &[u8]) -> Option<Range<usize>> {
+        let (name, value) = (self.name.range(), self.value.range());
+        let end = value.end + 2;
+        let plain = bytes.get(name.end..value.start) == Some(b": ") && bytes.get(value.end..end) == Some(b"\r\n");
+        plain.then_some(name.start..end)
+    }
+}
+
 thread_local! {
     static INDEXES: RefCell<Vec<Vec<Field>>> = const { RefCell::new(Vec::new()) };
 }
@@ -142,27 +163,33 @@ thread_local! {
 /// The field lines of a head, with the bytes they point into.
 #[derive(Debug)]
 pub struct Fields {
-    buffer: Buffer,
+    bytes: Vec<u8>,
     index: Vec<Field>,
 }
 
 impl Fields {
-    /// No fields yet, over these bytes.
+    /// No fields yet, over no bytes.
     #[must_use]
-    pub fn new(buffer: Buffer) -> Self {
+    pub fn new() -> Self {
         let index = INDEXES.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default();
-        Self { buffer, index }
+        Self { bytes: Vec::new(), index }
+    }
+
+    /// Takes a copy of the bytes that all spans of this head point into.
+    pub fn keep(&mut self, bytes: &[u8]) {
+        self.bytes = buffer::scratch();
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// The bytes that all spans of this head point into.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.buffer.filled()
+        &self.bytes
     }
 
-    /// The bytes, to be filled, and the index of the fields in them.
-    pub fn parts_mut(&mut self) -> (&mut Buffer, &mut Vec<Field>) {
-        (&mut self.buffer, &mut self.index)
+    /// The index of the fields, to be filled.
+    pub fn index_mut(&mut self) -> &mut Vec<Field> {
+        &mut self.index
     }
 
     /// The field lines in the order they came.
@@ -171,7 +198,7 @@ impl Fields {
     }
 
     /// The values of all fields of this kind.
-    pub fn values(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+    pub fn values(&self, known: Known) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.index.iter().filter(move |field| field.known == known).map(|field| field.value.of(self.bytes()))
     }
 
@@ -182,8 +209,15 @@ impl Fields {
     }
 }
 
+impl Default for Fields {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Drop for Fields {
     fn drop(&mut self) {
+        buffer::recycle(std::mem::take(&mut self.bytes));
         let mut index = std::mem::take(&mut self.index);
         index.clear();
         // The pool is gone when the thread ends.
@@ -223,9 +257,11 @@ pub enum Method {
     Head,
     /// Asks about the server itself when its target is `*`.
     Options,
-    /// Would make a tunnel; refused.
+    /// Would make a tunnel to anywhere; refused, as [`Self::Trace`] is.
     Connect,
-    /// Echoes the request, credentials included; refused.
+    /// Would echo the request, with the fields that we and proxies before us have added;
+    /// refused, and no key allows it. The method is known and allowed on no resource,
+    /// which is 405 with `Allow` (RFC 9110 §15.5.6) rather than 501.
     Trace,
     /// Another idempotent method: GET, PUT, DELETE (RFC 9110 §9.2.2).
     Idempotent,
@@ -287,8 +323,11 @@ pub struct RequestHead {
     pub framing: Framing,
     /// The client would send another request on this connection.
     pub keep_alive: bool,
-    /// The client offers another protocol in place of HTTP.
-    pub upgrade: Option<Span>,
+    /// The client offers other protocols in place of HTTP; see [`Self::offers`].
+    pub upgrade: bool,
+    /// How often a request that asks about the way itself, OPTIONS or TRACE, may still be
+    /// passed on (RFC 9110 §7.6.2).
+    pub max_forwards: Option<u64>,
 }
 
 impl RequestHead {
@@ -310,11 +349,19 @@ impl RequestHead {
         self.target.of(self.bytes())
     }
 
-    /// The path without its query.
+    /// The path without its query; `/` where an absolute form left it out.
     #[must_use]
     pub fn path(&self) -> &[u8] {
         let target = self.target();
-        memchr::memchr(b'?', target).and_then(|at| target.get(..at)).unwrap_or(target)
+        match memchr::memchr(b'?', target).and_then(|at| target.get(..at)).unwrap_or(target) {
+            [] => b"/",
+            path => path,
+        }
+    }
+
+    /// The protocols that the client offers in place of HTTP, as sent; see [`protocols`].
+    pub fn offers(&self) -> impl Iterator<Item = &[u8]> {
+        protocols(&self.fields)
     }
 
     /// Host and port that the client asked for.
@@ -339,6 +386,8 @@ pub struct ResponseHead {
     pub stated_length: Option<u64>,
     /// The backend would take another request on this connection.
     pub keep_alive: bool,
+    /// Its Connection field has the option `upgrade`.
+    pub upgrade: bool,
 }
 
 impl ResponseHead {
@@ -347,6 +396,35 @@ impl ResponseHead {
     pub fn is_interim(&self) -> bool {
         (100..200).contains(&self.status) && self.status != 101
     }
+
+    /// Whether this 101 agrees to what `request` offers: it must name what it switches to
+    /// (RFC 9110 §15.2.2), and nothing that was not offered (§7.8).
+    #[must_use]
+    pub fn agrees_to(&self, request: &RequestHead) -> bool {
+        let offered = |protocol: &[u8]| request.offers().any(|offer| offer.eq_ignore_ascii_case(protocol));
+        let mut named = self.fields.values(Known::Upgrade).flat_map(list).peekable();
+        request.upgrade && self.upgrade && named.peek().is_some() && named.all(offered)
+    }
+}
+
+/// The entries of a list, without empty ones (RFC 9110 §5.6.1).
+pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|entry| !entry.is_empty())
+}
+
+/// The protocols of all Upgrade fields (RFC 9110 §7.8), without those that are none, and
+/// without `h2c`: HTTP/2 in the clear is no tunnel that we may make (RFC 9113 §3.1), so
+/// such an offer goes unheard, wherever it stands.
+pub fn protocols(fields: &Fields) -> impl Iterator<Item = &[u8]> {
+    fields.values(Known::Upgrade).flat_map(list).filter(|protocol| {
+        let mut parts = protocol.split(|byte| *byte == b'/');
+        let name = parts.next().unwrap_or_default();
+        let is_token = |part: &[u8]| !part.is_empty() && part.iter().copied().all(is_token);
+        is_token(name)
+            && !name.eq_ignore_ascii_case(b"h2c")
+            && parts.next().is_none_or(is_token)
+            && parts.next().is_none()
+    })
 }
 
 #[cfg(test)]
@@ -366,6 +444,8 @@ mod tests {
             ("HTTP2-Settings", Known::Http2Settings),
             ("Content-Length", Known::ContentLength),
             ("Keep-Alive", Known::KeepAlive),
+            ("Max-Forwards", Known::MaxForwards),
+            ("X-Request-Id", Known::XRequestId),
             ("X-Forwarded-Port", Known::XForwarded),
             ("x_forwarded_for", Known::XForwarded),
             ("X-Forwarded-Prefix", Known::XForwarded),

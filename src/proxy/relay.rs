@@ -159,7 +159,8 @@ impl Relay {
             if self.moved >= enough {
                 return others_first(cx);
             }
-            if self.large >= PROVED {
+            // What is in the pipe goes out before anything that comes after it.
+            if self.large >= PROVED || self.pipe.is_some() {
                 if let Some(turn) = self.splice(cx, source, sink, enough) {
                     return turn;
                 }
@@ -252,7 +253,11 @@ impl Relay {
             }
         };
         // A pipe that waits with nothing in it is better used by others.
-        if pipe.inside() > 0 { self.pipe = Some(pipe) } else { pipe.put() }
+        if pipe.inside() > 0 {
+            self.pipe = Some(pipe)
+        } else {
+            pipe.put()
+        }
         turn
     }
 }
@@ -262,4 +267,139 @@ impl Relay {
 fn others_first(cx: &mut Context<'_>) -> Turn {
     let _ = pin!(tokio::task::yield_now()).poll(cx);
     Turn::Waits(End::Source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{End, Fault, LARGE, PROVED, Piece, Raw, Relay, Sink, Source, TURN, Turn};
+    use crate::transport::splice;
+    use crate::transport::stream::{Family, Socket, Stream};
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::task::{Context, Poll, Waker};
+
+    /// Lends large pieces, so many, before its socket.
+    struct From {
+        pieces: usize,
+        io: Stream,
+        raw: bool,
+    }
+
+    impl Source for From {
+        fn poll_piece(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
+            if self.pieces > 0 { Poll::Ready(Ok(Piece::Data(&[0; LARGE]))) } else { Poll::Pending }
+        }
+
+        fn consume(&mut self, _n: usize) {
+            self.pieces -= 1;
+        }
+
+        fn raw_source(&self) -> Option<Raw<'_>> {
+            (self.raw && self.pieces == 0).then_some(Raw { io: &self.io, left: u64::MAX })
+        }
+    }
+
+    /// Takes every piece, and has a socket.
+    struct To {
+        pushed: usize,
+        spliced: usize,
+        io: Stream,
+    }
+
+    impl Sink for To {
+        fn poll_push(&mut self, _cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
+            self.pushed += data.len();
+            Poll::Ready(Ok(data.len()))
+        }
+
+        fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_finish(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn raw_sink(&self) -> Option<Raw<'_>> {
+            Some(Raw { io: &self.io, left: u64::MAX })
+        }
+
+        fn spliced_to(&mut self, n: usize) {
+            self.spliced += n;
+        }
+    }
+
+    /// A stream and its peer, which waits.
+    fn pair() -> (Stream, UnixStream) {
+        let (one, two) = UnixStream::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        (Socket::new(one.into(), Family::Unix).into(), two)
+    }
+
+    fn sides() -> (From, UnixStream, To, UnixStream) {
+        splice::provide();
+        let ((from, sender), (to, reader)) = (pair(), pair());
+        let from = From { pieces: usize::from(PROVED), io: from, raw: true };
+        (from, sender, To { pushed: 0, spliced: 0, io: to }, reader)
+    }
+
+    #[tokio::test]
+    async fn what_is_in_the_pipe_goes_out_before_what_comes_after_it() {
+        let (mut from, mut sender, mut to, mut reader) = sides();
+        let mut filled = 0;
+        while let Poll::Ready(n) =
+            to.io.poll_write(&mut Context::from_waker(Waker::noop()), &[std::io::IoSlice::new(&[1; 4096])])
+        {
+            filled += n.unwrap();
+        }
+        // Too little to go on splicing, and no room for it.
+        sender.write_all(b"first").unwrap();
+        let mut relay = Relay::default();
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Sink));
+        let before = to.pushed;
+        from.pieces = 1;
+        assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Sink));
+        assert_eq!((to.pushed, to.spliced, from.pieces), (before, 0, 1), "a later piece must not overtake");
+        reader.read_exact(&mut vec![0; filled]).unwrap();
+        let turn = poll_fn(|cx| match relay.turn(cx, &mut from, &mut to) {
+            Turn::Waits(End::Sink) => Poll::Pending,
+            turn => Poll::Ready(turn),
+        });
+        assert_eq!(turn.await, Turn::Waits(End::Source));
+        let mut first = [0; 5];
+        reader.read_exact(&mut first).unwrap();
+        assert_eq!((&first, to.spliced, to.pushed), (b"first", 5, before + LARGE));
+        assert_eq!((relay.spliced, relay.moved), (5, (before + LARGE + 5) as u64));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_spliced_once_it_has_proved_large_and_copied_where_it_can_not_be() {
+        for raw in [true, false] {
+            let (mut from, mut sender, mut to, _reader) = sides();
+            from.raw = raw;
+            from.pieces -= 1;
+            sender.write_all(&[7; LARGE]).unwrap();
+            let mut relay = Relay::default();
+            let cx = &mut Context::from_waker(Waker::noop());
+            assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Source));
+            assert_eq!((relay.spliced, from.pieces), (0, 0), "one piece too few");
+            from.pieces = 1;
+            assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Source));
+            assert_eq!(relay.spliced, if raw { LARGE as u64 } else { 0 });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_ends_when_enough_was_moved() {
+        let (mut from, _sender, mut to, _reader) = sides();
+        from.pieces = usize::MAX;
+        let mut relay = Relay::default();
+        let cx = &mut Context::from_waker(Waker::noop());
+        for turn in 1..=3 {
+            assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Source));
+            assert_eq!(relay.moved, turn * TURN);
+        }
+    }
 }

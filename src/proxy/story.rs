@@ -8,23 +8,25 @@
 //! [`Upstream`]. What a station decides is in that station's module; here is only the
 //! order.
 
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admit::admit;
 use super::client::{Client, Own};
 use super::exchange::{Exchange, Failure, Finish};
-use super::head::RequestHead;
-use super::http1::encode::{Forwarded, phrase};
+use super::forwarded::Forwarded;
+use super::head::{Method, RequestHead};
+use super::http1::encode::phrase;
+use super::origin::Origin;
 use super::tunnel::{self, Patience};
 use super::upstream::{self, Upstream};
 use super::worker::{Worker, report};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
-use crate::config::AccessLog;
+use crate::config::{AccessLog, Forwarding};
 use crate::state::Route;
 use crate::telemetry::Text;
 use crate::telemetry::{Kind, Peer, Record};
@@ -33,6 +35,10 @@ use crate::transport::clock::Timer;
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: &str = "1";
+
+/// The methods that doorward passes on, as `Allow` states them where it answers itself. It
+/// also passes on methods that it has never heard of.
+const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// Where a request came from.
 #[derive(Debug, Clone)]
@@ -59,10 +65,10 @@ pub enum After {
 
 /// What a request has come to so far; it becomes the record.
 #[derive(Debug, Default)]
-struct Course {
+struct Course<'a> {
     status: u16,
     attempts: u8,
-    backend: Option<Arc<str>>,
+    backend: Option<&'a Arc<str>>,
     queue: Duration,
     bytes_in: u64,
     tunnel: bool,
@@ -81,16 +87,26 @@ pub async fn story<C: Client>(
     let generation = worker.generation();
     let request_id = request_id(head);
     let mut course = Course::default();
-    let left = pin!(client.left());
     let counters = worker.counters();
     counters.in_flight.add(1);
 
     let route = generation.route(head.authority(), head.path(), &source.listener);
+    let kind = route.or(generation.routes().last()).map_or(Forwarding::Off, |route| route.settings.forwarded);
+    let origin = Origin::of(source.peer, &generation.config.daemon.trusted_proxies, kind, &head.fields);
     let outcome = match route {
         None => Err(Reason::NoRoute),
+        Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
+        Some(_) if head.max_forwards == Some(0) => {
+            course.status = 200;
+            let last = is_last(worker, client);
+            let fields = [("Allow", ALLOW), ("X-Request-Id", request_id.as_str())];
+            client.answer_own(&Own { status: 200, fields: &fields, body: b"" }, last);
+            Ok(sent(client, last, timer).await)
+        }
         Some(route) => {
-            let request = Asked { worker, source, head, timer, route, request_id: &request_id };
-            request.serve(client, left, &mut course).await
+            let trusted = origin.trusted;
+            let request = Asked { worker, source, head, timer, route, request_id: &request_id, trusted };
+            request.serve(client, &mut course).await
         }
     };
     let after = match outcome {
@@ -114,14 +130,14 @@ pub async fn story<C: Client>(
     if wanted {
         worker.log().access(Record {
             kind: if course.tunnel { Kind::Tunnel } else { Kind::Request },
-            client: source.peer,
+            client: origin.client,
             listener: Arc::clone(&source.listener),
             method: Text::new(head.method_name()),
             host: Text::new(head.authority().unwrap_or_default()),
             path: Text::new(head.path()),
             version: head.version.number(),
             status: course.status,
-            backend: course.backend,
+            backend: course.backend.map(Arc::clone),
             route: route.map_or_else(|| Arc::from(""), |route| Arc::clone(&route.name)),
             attempts: course.attempts,
             duration_us: micros(duration),
@@ -143,23 +159,20 @@ struct Asked<'a> {
     timer: &'a Timer,
     route: &'a Route,
     request_id: &'a Text<64>,
+    /// What the peer says of others is kept.
+    trusted: bool,
 }
 
-impl Asked<'_> {
-    async fn serve<C: Client>(
-        &self,
-        client: &mut C,
-        mut left: Pin<&mut impl Future<Output = ()>>,
-        course: &mut Course,
-    ) -> Result<After, Reason> {
+impl<'a> Asked<'a> {
+    async fn serve<C: Client>(&self, client: &mut C, course: &mut Course<'a>) -> Result<After, Reason> {
         let deadline = self.deadline();
-        let permit = admit(self.worker, self.timer, left.as_mut(), &mut course.queue).await?;
+        let permit = admit(self.worker, self.timer, left(client), &mut course.queue).await?;
         client.hold();
-        let (upstream, switched) = self.attempts(client, left.as_mut(), course, deadline).await?;
+        let (upstream, switched) = self.attempts(client, course, deadline).await?;
         match switched {
             None => {
                 self.worker.idle().put(
-                    &upstream.endpoint,
+                    upstream.endpoint,
                     upstream.connection,
                     self.route.settings.backend_idle_timeout,
                     self.timer.clock().millis(),
@@ -171,7 +184,7 @@ impl Asked<'_> {
                 // the site for requests.
                 let _share = self.worker.shared().tunnels.take().ok_or(Reason::TunnelLimit)?;
                 drop(permit);
-                self.tunnel(client, left, upstream, &head, course).await;
+                self.tunnel(client, upstream, &head, course).await;
                 Ok(After::Close)
             }
         }
@@ -181,27 +194,26 @@ impl Asked<'_> {
     async fn attempts<C: Client>(
         &self,
         client: &mut C,
-        mut left: Pin<&mut impl Future<Output = ()>>,
-        course: &mut Course,
+        course: &mut Course<'a>,
         deadline: u64,
-    ) -> Result<(Connected, Option<super::head::ResponseHead>), Reason> {
+    ) -> Result<(Connected<'a>, Option<super::head::ResponseHead>), Reason> {
         let settings = &self.route.settings;
         let retries = u32::try_from(settings.max_retries).unwrap_or(u32::MAX);
         let mut retry = Retry::new(retries, settings.retry_backoff, settings.retry_backoff_max);
         let mut tried = Tried::default();
         let mut failed: Option<Reason> = None;
-        let mut again: Option<Arc<Endpoint>> = None;
+        let mut again: Option<&'a Arc<Endpoint>> = None;
         loop {
             let replacing = again.is_some();
             let Some(endpoint) = again.take().or_else(|| self.pick(&mut tried)) else {
                 return Err(failed.unwrap_or(Reason::BackendsDown));
             };
             course.attempts = course.attempts.saturating_add(1);
-            course.backend = Some(Arc::clone(endpoint.identity()));
-            let failure = match self.connect(&endpoint, left.as_mut(), deadline, !replacing).await {
+            course.backend = Some(endpoint.identity());
+            let failure = match self.connect(endpoint, client, deadline, !replacing).await {
                 Err(reason) => {
                     if reason.side() == Side::Backend && reason != Reason::BackendUnresolved {
-                        report(endpoint.failed(self.timer.clock().millis()), &endpoint, Some(reason));
+                        report(endpoint.failed(self.timer.clock().millis()), endpoint, Some(reason));
                     }
                     Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } }
                 }
@@ -209,17 +221,17 @@ impl Asked<'_> {
                     if !connection.is_reused() {
                         // Now, not once the answer is whole: that may take hours, and until
                         // then nobody else would be sent to a backend that is back.
-                        report(endpoint.succeeded(), &endpoint, None);
+                        report(endpoint.succeeded(), endpoint, None);
                     }
-                    self.begin(&mut connection, &endpoint);
+                    self.begin(&mut connection, endpoint);
                     let mut exchange =
                         Exchange::new(client, &mut connection, self.head, settings, self.timer, deadline, self.worker);
-                    let outcome = exchange.run(left.as_mut()).await;
+                    let outcome = exchange.run().await;
                     course.status = exchange.status;
                     course.bytes_in = course.bytes_in.max(exchange.bytes_in());
                     match outcome {
                         Ok(finish) => {
-                            report(endpoint.succeeded(), &endpoint, None);
+                            report(endpoint.succeeded(), endpoint, None);
                             let switched = match finish {
                                 Finish::Complete => None,
                                 Finish::Switch(head) => Some(head),
@@ -245,22 +257,22 @@ impl Asked<'_> {
                         return Err(reason);
                     }
                     self.worker.counters().retries.add(1);
-                    self.back_off(wait, left.as_mut(), deadline).await.map_err(|why| why.unwrap_or(reason))?;
+                    self.back_off(wait, client, deadline).await.map_err(|why| why.unwrap_or(reason))?;
                 }
             }
             client.rewind();
         }
     }
 
-    fn pick(&self, tried: &mut Tried) -> Option<Arc<Endpoint>> {
-        self.route.pool.pick(tried, self.timer.clock().millis()).map(Arc::clone)
+    fn pick(&self, tried: &mut Tried) -> Option<&'a Arc<Endpoint>> {
+        self.route.pool.pick(tried, self.timer.clock().millis())
     }
 
     /// An idle connection to `endpoint`, or a new one.
     async fn connect(
         &self,
         endpoint: &Arc<Endpoint>,
-        left: Pin<&mut impl Future<Output = ()>>,
+        client: &mut impl Client,
         deadline: u64,
         reuse: bool,
     ) -> Result<Upstream, Reason> {
@@ -278,7 +290,7 @@ impl Asked<'_> {
                 tokio::select! {
                     biased;
                     stream = upstream::connect(endpoint) => stream,
-                    () = left => Err(Reason::ClientLeft),
+                    () = left(client) => Err(Reason::ClientLeft),
                 }
             })
             .await;
@@ -289,21 +301,18 @@ impl Asked<'_> {
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
         let forwarded = Forwarded {
-            client: self.source.address.as_str(),
+            peer: self.source.address.as_str(),
             scheme: "http",
             host: endpoint.host(),
             request_id: self.request_id.as_str(),
+            kind: self.route.settings.forwarded,
+            trusted: self.trusted,
         };
         connection.begin(self.head, &forwarded);
     }
 
     /// Sleeps before the next attempt. `Err(None)`: too many sleep already.
-    async fn back_off(
-        &self,
-        wait: Duration,
-        left: Pin<&mut impl Future<Output = ()>>,
-        deadline: u64,
-    ) -> Result<(), Option<Reason>> {
+    async fn back_off(&self, wait: Duration, client: &mut impl Client, deadline: u64) -> Result<(), Option<Reason>> {
         let _share = self.worker.shared().sleepers.take().ok_or(None)?;
         let ends = self.timer.clock().millis().saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         if ends >= deadline {
@@ -311,7 +320,7 @@ impl Asked<'_> {
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
-            () = left => Err(Some(Reason::ClientLeft)),
+            () = left(client) => Err(Some(Reason::ClientLeft)),
         }
     }
 
@@ -319,10 +328,9 @@ impl Asked<'_> {
     async fn tunnel<C: Client>(
         &self,
         client: &mut C,
-        left: Pin<&mut impl Future<Output = ()>>,
-        mut upstream: Connected,
+        mut upstream: Connected<'_>,
         head: &super::head::ResponseHead,
-        course: &mut Course,
+        course: &mut Course<'a>,
     ) {
         let counters = self.worker.counters();
         course.tunnel = true;
@@ -331,6 +339,7 @@ impl Asked<'_> {
         upstream.connection.become_tunnel();
         counters.tunnels.add(1);
         counters.tunnels_open.add(1);
+        let left = pin!(client.left());
         let passed =
             tunnel::run(client, &mut upstream.connection, left, self.timer, Patience::of(&self.route.settings)).await;
         counters.tunnels_open.sub(1);
@@ -351,9 +360,9 @@ impl Asked<'_> {
 }
 
 /// A connection with the backend that it leads to.
-struct Connected {
+struct Connected<'a> {
     connection: Upstream,
-    endpoint: Arc<Endpoint>,
+    endpoint: &'a Arc<Endpoint>,
 }
 
 /// Ends a request that failed: with an answer of our own, or, where an answer has begun
@@ -363,7 +372,7 @@ async fn refuse<C: Client>(
     client: &mut C,
     head: &RequestHead,
     reason: Reason,
-    course: &mut Course,
+    course: &mut Course<'_>,
     request_id: &Text<64>,
     timer: &Timer,
 ) -> After {
@@ -372,7 +381,7 @@ async fn refuse<C: Client>(
         worker.counters().cut.add(1);
         client.abort();
         if reason.side() == Side::Backend {
-            super::worker::response_cut(course.backend.as_deref().unwrap_or_default(), reason);
+            super::worker::response_cut(course.backend.map_or("", |backend| backend), reason);
         }
         return After::Close;
     }
@@ -380,10 +389,20 @@ async fn refuse<C: Client>(
     if reason == Reason::ClientLeft {
         return After::Close;
     }
-    let last = worker.is_draining() || !client.is_read();
+    let last = is_last(worker, client);
     answer(client, Some(head), reason, last, request_id.as_str());
+    sent(client, last, timer).await
+}
+
+/// Whether an answer of our own that is given now must be the last on its connection.
+fn is_last<C: Client>(worker: &Worker, client: &C) -> bool {
+    worker.is_draining() || !client.is_read()
+}
+
+/// Sends an answer of our own that is queued.
+async fn sent<C: Client>(client: &mut C, last: bool, timer: &Timer) -> After {
     // The answer is a few hundred bytes; a client that takes not even these is let go.
-    let sent = timer.within(Some(Duration::from_secs(5)), std::future::poll_fn(|cx| client.poll_finish(cx))).await;
+    let sent = timer.within(Some(Duration::from_secs(5)), poll_fn(|cx| client.poll_finish(cx))).await;
     match sent {
         Some(Ok(())) if last => After::Linger,
         Some(Ok(())) => After::GoOn,
@@ -403,11 +422,19 @@ pub fn answer<C: Client>(client: &mut C, head: Option<&RequestHead>, reason: Rea
     if status == 503 {
         fields.push(("Retry-After", RETRY_AFTER));
     }
+    if status == 405 {
+        fields.push(("Allow", ALLOW));
+    }
     if head.is_some() {
         fields.push(("X-Request-Id", request_id));
     }
     let body = format!("{status} {}\n{}\n", phrase(status), reason.as_str());
     client.answer_own(&Own { status, fields: &fields, body: body.as_bytes() }, last);
+}
+
+/// Resolves when the client has left for good.
+async fn left(client: &mut impl Client) {
+    poll_fn(|cx| client.poll_left(cx)).await;
 }
 
 /// The id under which the request is found in every log: the client's if it brought a

@@ -5,14 +5,15 @@
 //! stirred while it should have been silent, is closed instead of reused.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 use super::echo;
+use super::forwarded::Forwarded;
 use super::head::{Method, RequestHead, ResponseHead};
-use super::http1::encode::{self, Forwarded};
+use super::http1::encode;
 use super::http1::wire::Wire;
 use super::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::balance::endpoint::Endpoint;
@@ -160,7 +161,8 @@ impl Sink for Upstream {
 /// A worker's idle connections.
 #[derive(Debug, Default)]
 pub struct IdlePool {
-    by_backend: RefCell<HashMap<Arc<str>, Vec<Idle>>>,
+    /// By the endpoint's number.
+    by_backend: RefCell<FxHashMap<u64, Vec<Idle>>>,
 }
 
 #[derive(Debug)]
@@ -175,7 +177,7 @@ impl IdlePool {
     /// request that must not be repeated takes only one that was used just now.
     pub fn take(&self, endpoint: &Endpoint, repeatable: bool, now: u64) -> Option<Upstream> {
         let mut by_backend = self.by_backend.borrow_mut();
-        let idle = by_backend.get_mut(endpoint.identity())?;
+        let idle = by_backend.get_mut(&endpoint.number())?;
         while let Some(newest) = idle.last() {
             let age = now.saturating_sub(newest.since);
             // Those below are older still.
@@ -204,11 +206,11 @@ impl IdlePool {
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let mut by_backend = self.by_backend.borrow_mut();
         let entry = Idle { upstream, since: now, limit };
-        match by_backend.get_mut(endpoint.identity()) {
+        match by_backend.get_mut(&endpoint.number()) {
             Some(idle) if idle.len() < IDLE_MOST => idle.push(entry),
             Some(_) => {}
             None => {
-                by_backend.insert(Arc::clone(endpoint.identity()), vec![entry]);
+                by_backend.insert(endpoint.number(), vec![entry]);
             }
         }
     }

@@ -31,7 +31,7 @@ use crate::telemetry::events;
 use crate::transport::clock::Clock;
 use crate::transport::listeners::Listener;
 use crate::transport::splice;
-use crate::transport::stream::{Raw, Stream};
+use crate::transport::stream::Socket;
 
 /// Connections that may wait to be taken over by another worker.
 pub const HANDED_MOST: usize = 1024;
@@ -141,23 +141,15 @@ fn sleepers(limits: &Limits) -> u64 {
     (limits.permits / 10).max(1)
 }
 
-/// A connection just accepted.
+/// A connection just accepted, here or on another worker.
 #[derive(Debug)]
 pub struct Arrival {
     /// Its socket.
-    pub stream: Stream,
+    pub socket: Socket,
     /// The client.
     pub peer: Peer,
     /// The listener's name.
     pub listener: Arc<str>,
-}
-
-/// A connection on its way to another worker.
-#[derive(Debug)]
-pub struct Handed {
-    stream: Raw,
-    peer: Peer,
-    listener: Arc<str>,
 }
 
 /// What control tells a worker.
@@ -186,7 +178,7 @@ pub struct Worker {
     draining: Cell<Option<Duration>>,
     open: Cell<usize>,
     emptied: tokio::sync::Notify,
-    others: Box<[mpsc::Sender<Handed>]>,
+    others: Box<[mpsc::Sender<Arrival>]>,
 }
 
 /// What a worker's thread starts with.
@@ -202,9 +194,9 @@ pub struct Start {
     /// The listeners, its own copies.
     pub listeners: Vec<Listener>,
     /// The ways to hand connections to each worker.
-    pub others: Box<[mpsc::Sender<Handed>]>,
+    pub others: Box<[mpsc::Sender<Arrival>]>,
     /// Connections handed to this worker.
-    pub handed: mpsc::Receiver<Handed>,
+    pub handed: mpsc::Receiver<Arrival>,
     /// What control says.
     pub orders: mpsc::UnboundedReceiver<Order>,
     /// Told when it accepts.
@@ -262,7 +254,7 @@ impl Worker {
                     }
                 },
                 arrival = handed.recv(), if handing => match arrival {
-                    Some(handed) => worker.adopt(handed),
+                    Some(arrival) => worker.serve(arrival),
                     None => handing = false,
                 },
                 _ = sweep.tick() => {
@@ -354,20 +346,17 @@ impl Worker {
         self.serve(arrival);
     }
 
-    /// Hands a connection to another worker; gives it back when that one has too many
-    /// waiting, `None` when it was lost on the way.
+    /// Hands a connection to another worker.
     ///
     /// # Errors
-    /// The connection, if it could not be handed over.
-    pub fn hand_to(&self, other: usize, arrival: Arrival) -> Result<(), Option<Arrival>> {
+    /// The connection, when that one has too many waiting.
+    pub fn hand_to(&self, other: usize, arrival: Arrival) -> Result<(), Arrival> {
         let (Some(lane), Some(way)) = (self.shared.lanes.get(other), self.others.get(other)) else {
-            return Err(Some(arrival));
+            return Err(arrival);
         };
-        let Ok(place) = way.try_reserve() else { return Err(Some(arrival)) };
-        let Arrival { stream, peer, listener } = arrival;
-        let stream = stream.into_raw().map_err(|_| None)?;
+        let Ok(place) = way.try_reserve() else { return Err(arrival) };
         lane.load.fetch_add(1, Ordering::Relaxed);
-        place.send(Handed { stream, peer, listener });
+        place.send(arrival);
         Ok(())
     }
 
@@ -377,21 +366,10 @@ impl Worker {
         self.shared.lanes.get(self.index).unwrap_or(&NONE)
     }
 
-    fn adopt(self: &Rc<Self>, handed: Handed) {
-        let Handed { stream, peer, listener } = handed;
-        match stream.register() {
-            Ok(stream) => self.serve(Arrival { stream, peer, listener }),
-            Err(error) => {
-                self.lane().load.fetch_sub(1, Ordering::Relaxed);
-                tracing::error!(%error, "a connection could not be registered and was closed");
-            }
-        }
-    }
-
     fn serve(self: &Rc<Self>, arrival: Arrival) {
         let guard = Open::new(self);
         let worker = Rc::clone(self);
-        let Arrival { stream, peer, listener } = arrival;
+        let Arrival { socket, peer, listener } = arrival;
         let mode = self.generation.borrow().mode(&listener);
         let address = match peer.ip() {
             Some(ip) => Text::new(ip.to_string()),
@@ -405,8 +383,8 @@ impl Worker {
             // each be one over it, and those are served rather than dropped.
             let _share = shared.connections.take();
             match mode {
-                Mode::Http => connection::serve(worker, stream, source).await,
-                Mode::Tcp => tcp::serve(worker, stream, source).await,
+                Mode::Http => connection::serve(worker, socket.into(), source).await,
+                Mode::Tcp => tcp::serve(worker, socket.into(), source).await,
             }
         });
     }

@@ -19,6 +19,7 @@ use super::worker::{HANDED_MOST, Order, Shared, Start, Worker};
 use crate::state::Generation;
 use crate::telemetry::Log;
 use crate::telemetry::Snapshot;
+use crate::transport::clock;
 use crate::transport::listeners::Listener;
 use crate::transport::splice;
 
@@ -268,7 +269,10 @@ impl Member {
 
 fn run(start: Start) -> io::Result<()> {
     // Nothing on a worker may block, so it needs no blocking threads.
-    let runtime =
-        Builder::new_current_thread().enable_all().max_blocking_threads(1).build_local(LocalOptions::default())?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .on_thread_unpark(clock::turn)
+        .build_local(LocalOptions::default())?;
     runtime.block_on(Worker::run(start))
 }

@@ -109,8 +109,8 @@ reasons! {
     ExpectationFailed = "expectation_failed", 417, "http_request_error", Client;
     /// The request is of an HTTP version that is not served here.
     VersionUnsupported = "version_unsupported", 505, "http_request_error", Client;
-    /// CONNECT or TRACE, which a reverse proxy does not implement.
-    MethodRefused = "method_refused", 501, "http_request_denied", Client;
+    /// CONNECT or TRACE, which no resource allows here.
+    MethodRefused = "method_refused", 405, "http_request_denied", Client;
     /// The request's transfer coding is not `chunked`.
     TransferEncodingUnsupported = "transfer_encoding_unsupported", 501, "http_request_error", Client;
     /// No route matches the request.

@@ -58,11 +58,12 @@ impl Peer {
         }
     }
 
-    /// The port; none for a Unix peer.
+    /// The port; none for a Unix peer, nor where it is 0: a client that a proxy named
+    /// without its port.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         match self {
-            Self::Ip(address) => Some(address.port()),
+            Self::Ip(address) => Some(address.port()).filter(|port| *port != 0),
             Self::Unix => None,
         }
     }
@@ -182,6 +183,7 @@ pub(super) mod tests {
         }
         assert_eq!(Peer::Unix.to_string(), "unix:");
         assert_eq!(Peer::Unix.port(), None);
+        assert_eq!(Peer::Ip("192.0.2.7:0".parse().unwrap()).port(), None);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Buffer {
     }
 
     /// An empty buffer of [`WIDE`] bytes, or of [`SIZE`] when this thread has too many wide
-    /// ones in use: for what is read and passed on at once.
+    /// ones in use.
     #[must_use]
     pub fn take_wide() -> Self {
         let bytes = WIDE_POOL.try_with(|pool| {
@@ -93,12 +93,6 @@ impl Buffer {
             Some(bytes) => Self { bytes, start: 0, end: 0 },
             None => Self::take(),
         }
-    }
-
-    /// A buffer of no bytes, to stand where one was taken out.
-    #[must_use]
-    pub const fn none() -> Self {
-        Self { bytes: Vec::new(), start: 0, end: 0 }
     }
 
     /// The filled part.
@@ -142,6 +136,24 @@ impl Buffer {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
+        }
+    }
+
+    /// Moves a few filled bytes to where they take no more room than they need, for a long
+    /// wait; [`Self::widen`] before more are read.
+    pub fn rest(&mut self) {
+        if self.bytes.len() >= SIZE && self.len() <= SIZE / 8 {
+            let bytes = self.filled().to_vec();
+            *self = Self { start: 0, end: bytes.len(), bytes };
+        }
+    }
+
+    /// Makes the buffer at least [`SIZE`] bytes long.
+    pub fn widen(&mut self) {
+        if self.bytes.len() < SIZE {
+            let mut wide = Self::take();
+            wide.append(self.filled());
+            *self = wide;
         }
     }
 
@@ -223,6 +235,17 @@ mod tests {
         assert_eq!(buffer.spare().len(), SIZE - 5);
         buffer.consume(99);
         assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn what_rests_takes_no_more_room_than_it_needs_and_can_go_on() {
+        let mut buffer = Buffer::take();
+        buffer.append(b"GET / HT");
+        buffer.rest();
+        assert_eq!((buffer.capacity(), buffer.filled()), (8, &b"GET / HT"[..]));
+        buffer.widen();
+        buffer.append(b"TP/1.1");
+        assert_eq!((buffer.capacity(), buffer.filled()), (SIZE, &b"GET / HTTP/1.1"[..]));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! number; no timer of the runtime is armed and nothing is sorted. One task, [`Clock::run`],
 //! sleeps until the earliest deadline and then walks the list, which costs a few
 //! nanoseconds an entry and happens only when something expires, at most once in
-//! [`GRAIN`]. Deadlines are therefore late by up to a grain, never early.
+//! [`GRAIN`]. The time is read once in a turn of the runtime. Deadlines are therefore late
+//! by up to a grain, and early by no more than a turn takes.
 //!
 //! The list is also how a worker reaches all of its connections: [`Clock::wake_all`]
 //! makes each look again at the state it waits in.
@@ -27,16 +28,40 @@ const PULSE: u64 = 1_000;
 
 const NEVER: u64 = u64::MAX;
 
+/// Readings given out before the time is really read anew, in a turn of the runtime that
+/// does not end.
+const READINGS: u32 = 64;
+
+thread_local! {
+    /// Turns of this thread's runtime; 0 where nobody counts them.
+    static TURN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Tells this thread's clocks that its runtime has begun another turn: what they read
+/// from the system holds for one turn. To be called when the runtime's thread wakes.
+pub fn turn() {
+    TURN.set(TURN.get().wrapping_add(1).max(1));
+}
+
 /// A worker's clock and the deadlines of all its connections.
 #[derive(Debug)]
 pub struct Clock {
     epoch: Instant,
+    read: Cell<Reading>,
     slots: RefCell<Slots>,
     /// Lower bound of all deadlines that are still ahead.
     earliest: Cell<u64>,
     /// When the walker means to wake.
     walker: Cell<u64>,
     sooner: Notify,
+}
+
+/// What was last read, in which turn, and how often it was given out since.
+#[derive(Debug, Default, Clone, Copy)]
+struct Reading {
+    millis: u64,
+    turn: u64,
+    given: u32,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +82,7 @@ impl Clock {
     pub fn new() -> Rc<Self> {
         Rc::new(Self {
             epoch: Instant::now(),
+            read: Cell::default(),
             slots: RefCell::default(),
             earliest: Cell::new(NEVER),
             walker: Cell::new(NEVER),
@@ -64,10 +90,18 @@ impl Clock {
         })
     }
 
-    /// Milliseconds since the clock was made.
+    /// Milliseconds since the clock was made, as of this turn of the runtime.
     #[must_use]
     pub fn millis(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(NEVER)
+        let mut read = self.read.get();
+        let turn = TURN.get();
+        if turn == 0 || turn != read.turn || read.given >= READINGS {
+            let millis = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(NEVER);
+            read = Reading { millis, turn, given: 0 };
+        }
+        read.given += 1;
+        self.read.set(read);
+        read.millis
     }
 
     /// A timer without a deadline.

@@ -4,14 +4,15 @@
 //! awaited. What fails is told apart by who must act on it, because our own shortages
 //! (descriptors, ports) must never count against a backend.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use rustix::io::Errno;
-use tokio::net::{TcpStream, UnixStream};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::stream::Stream;
+use super::stream::{Family, Socket, Stream};
 
 /// Why there is no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,10 +40,8 @@ pub enum DialError {
 /// # Errors
 /// See [`DialError`].
 pub async fn tcp(address: SocketAddr) -> Result<Stream, DialError> {
-    let socket = TcpStream::connect(address).await.map_err(|error| sort(&error))?;
-    // A socket that can't have it is slower, not wrong.
-    let _ = socket.set_nodelay(true);
-    Ok(Stream::Tcp(socket))
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    connect(family, Family::Tcp, &address.into()).await.map_err(|error| sort(&error))
 }
 
 /// Connects to a Unix stream socket.
@@ -50,7 +49,28 @@ pub async fn tcp(address: SocketAddr) -> Result<Stream, DialError> {
 /// # Errors
 /// See [`DialError`].
 pub async fn unix(path: &Path) -> Result<Stream, DialError> {
-    UnixStream::connect(path).await.map(Stream::Unix).map_err(|error| sort(&error))
+    let connected = async { connect(AddressFamily::UNIX, Family::Unix, &SocketAddrUnix::new(path)?.into()).await };
+    connected.await.map_err(|error| sort(&error))
+}
+
+async fn connect(domain: AddressFamily, family: Family, address: &SocketAddrAny) -> io::Result<Stream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(domain, SocketType::STREAM, flags, None)?;
+    if family == Family::Tcp {
+        // A socket that can't have it is slower, not wrong.
+        let _ = sockopt::set_tcp_nodelay(&socket, true);
+    }
+    let pending = match rustix::net::connect(&socket, address) {
+        Ok(()) => false,
+        // A signal does not interrupt the attempt, only the call.
+        Err(Errno::INPROGRESS | Errno::INTR) => true,
+        Err(error) => return Err(error.into()),
+    };
+    let stream = Stream::from(Socket::new(socket, family));
+    if pending {
+        poll_fn(|cx| stream.poll_connected(cx)).await?;
+    }
+    Ok(stream)
 }
 
 /// Whether an error says that this process or host has run out of something.

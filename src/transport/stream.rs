@@ -5,115 +5,243 @@
 //! or a write that could not place all, has emptied or filled the kernel's buffer:
 //! the readiness is then cleared at once, which saves the system call that would only
 //! have said `EAGAIN`.
+//!
+//! A socket joins the runtime's epoll when it first has to be waited for. A connection
+//! that brings one request and is closed after its answer never does, which saves it
+//! two system calls; one that moves to another thread has nothing to undo.
 
+use std::cell::{OnceCell, RefCell};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A connected stream socket, registered with this thread's runtime.
+/// A non-blocking stream socket that no runtime knows of, so that it can change threads.
 #[derive(Debug)]
-pub enum Stream {
-    /// TCP over IPv4 or IPv6.
-    Tcp(TcpStream),
-    /// A Unix stream socket.
-    Unix(UnixStream),
+pub struct Socket {
+    fd: OwnedFd,
+    family: Family,
 }
 
-/// A socket before it is registered with a runtime, so that it can change threads.
-#[derive(Debug)]
-pub enum Raw {
+/// What a socket is reached by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
     /// TCP over IPv4 or IPv6.
-    Tcp(std::net::TcpStream),
+    Tcp,
     /// A Unix stream socket.
-    Unix(std::os::unix::net::UnixStream),
+    Unix,
 }
 
-impl Raw {
-    /// Registers a non-blocking socket with the current runtime.
-    ///
-    /// # Errors
-    /// When the runtime cannot register it (out of memory or of epoll watches).
-    pub fn register(self) -> io::Result<Stream> {
-        Ok(match self {
-            Self::Tcp(socket) => Stream::Tcp(TcpStream::from_std(socket)?),
-            Self::Unix(socket) => Stream::Unix(UnixStream::from_std(socket)?),
-        })
+impl Socket {
+    /// A socket of this family; it must be non-blocking.
+    #[must_use]
+    pub fn new(fd: OwnedFd, family: Family) -> Self {
+        Self { fd, family }
     }
 }
 
+/// A stream socket, connected or listening, waited for on this thread's runtime.
+#[derive(Debug)]
+pub struct Stream {
+    family: Family,
+    /// The socket until it first has to be waited for.
+    fresh: RefCell<Option<OwnedFd>>,
+    /// The socket from then on.
+    watch: OnceCell<Watch>,
+}
+
+/// A socket that has joined the runtime's epoll.
+#[derive(Debug)]
+enum Watch {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 macro_rules! on {
-    ($self:expr, $socket:ident => $call:expr) => {
-        match $self {
-            Stream::Tcp($socket) => $call,
-            Stream::Unix($socket) => $call,
+    ($watch:expr, $socket:ident => $call:expr) => {
+        match $watch {
+            Watch::Tcp($socket) => $call,
+            Watch::Unix($socket) => $call,
         }
     };
 }
 
-impl Stream {
-    /// Takes the socket out of this thread's runtime.
-    ///
-    /// # Errors
-    /// When it cannot be deregistered.
-    pub fn into_raw(self) -> io::Result<Raw> {
-        Ok(match self {
-            Self::Tcp(socket) => Raw::Tcp(socket.into_std()?),
-            Self::Unix(socket) => Raw::Unix(socket.into_std()?),
+impl Watch {
+    fn open(fd: OwnedFd, family: Family) -> io::Result<Self> {
+        Ok(match family {
+            Family::Tcp => Self::Tcp(TcpStream::from_std(fd.into())?),
+            Family::Unix => Self::Unix(UnixStream::from_std(fd.into())?),
         })
     }
 
-    /// Ready when a read is worth trying: bytes, the end, or an error.
+    fn fd(&self) -> BorrowedFd<'_> {
+        on!(self, socket => socket.as_fd())
+    }
+
+    fn poll_ready(&self, cx: &mut Context<'_>, interest: Interest) -> Poll<io::Result<()>> {
+        match interest {
+            Interest::READABLE => on!(self, socket => socket.poll_read_ready(cx)),
+            _ => on!(self, socket => socket.poll_write_ready(cx)),
+        }
+    }
+
+    /// One attempt of `call`; `None` when it would have to wait. It is worth another
+    /// attempt at once unless `call` moved less than `wanted`.
+    fn attempt(&self, interest: Interest, wanted: usize, call: &mut Call<'_>) -> Option<io::Result<usize>> {
+        let mut moved = 0;
+        let outcome = on!(self, socket => socket.try_io(interest, || {
+            moved = retry(|| call(self.fd()))?;
+            // The end of the stream lasts; bytes that came short of what was asked do not.
+            if moved > 0 && moved < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(moved) }
+        }));
+        match outcome {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (moved > 0).then_some(Ok(moved)),
+            outcome => Some(outcome),
+        }
+    }
+
+    async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        on!(self, socket => socket.ready(interest).await)
+    }
+
+    /// Whether both directions are closed (`EPOLLHUP`), by what the runtime knows.
+    fn hung_up(&self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let ready = std::pin::pin!(self.ready(Interest::WRITABLE | Interest::READABLE));
+        matches!(ready.poll(&mut cx), Poll::Ready(Ok(ready)) if ready.is_write_closed() || ready.is_error())
+    }
+}
+
+/// A system call on a socket that says how many bytes it moved.
+type Call<'a> = dyn FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize> + 'a;
+
+impl From<Socket> for Stream {
+    fn from(socket: Socket) -> Self {
+        Self { family: socket.family, fresh: RefCell::new(Some(socket.fd)), watch: OnceCell::new() }
+    }
+}
+
+impl Stream {
+    /// Whether it had to be waited for on this thread before.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watch.get().is_some()
+    }
+
+    /// Joins the runtime's epoll now, so that waiting can't fail later.
+    ///
+    /// # Errors
+    /// When the runtime can't register the socket: out of memory or of epoll watches.
+    pub fn join(&self) -> io::Result<()> {
+        self.watch().map(drop)
+    }
+
+    /// The watch on the socket, which joins the runtime's epoll if it has not yet.
+    fn watch(&self) -> io::Result<&Watch> {
+        if let Some(watch) = self.watch.get() {
+            return Ok(watch);
+        }
+        let fd = self.fresh.take().ok_or(io::ErrorKind::NotConnected)?;
+        let watch = Watch::open(fd, self.family)?;
+        Ok(self.watch.get_or_init(|| watch))
+    }
+
+    /// Calls with the descriptor. There is none once the socket could not be watched.
+    fn with<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        match (self.watch.get(), &*self.fresh.borrow()) {
+            (Some(watch), _) => call(watch.fd()),
+            (None, Some(fd)) => call(fd.as_fd()),
+            (None, None) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Moves bytes with `call`, of which there are at most `wanted`, once the socket is
+    /// ready for it.
+    ///
+    /// # Errors
+    /// Whatever the call reports, but `EAGAIN` and `EINTR`.
+    pub fn poll_move(
+        &self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        wanted: usize,
+        call: &mut Call<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if !self.is_watched() {
+            let outcome = self.with(|fd| retry(|| call(fd)));
+            if !matches!(&outcome, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                return Poll::Ready(outcome);
+            }
+        }
+        let watch = self.watch()?;
+        loop {
+            ready!(watch.poll_ready(cx, interest))?;
+            if let Some(outcome) = watch.attempt(interest, wanted, call) {
+                return Poll::Ready(outcome);
+            }
+        }
+    }
+
+    /// Ready when a read is worth trying: bytes, the end, or an error; or because nobody
+    /// knows yet.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, socket => socket.poll_read_ready(cx))
+        match self.watch.get() {
+            Some(watch) => watch.poll_ready(cx, Interest::READABLE),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ready once a connection that is being made stands, or has failed.
+    pub fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.watch()?.poll_ready(cx, Interest::WRITABLE))?;
+        Poll::Ready(self.with(|fd| Ok(rustix::net::sockopt::socket_error(fd)??)))
+    }
+
+    /// Takes a connection in, from a listening socket.
+    ///
+    /// # Errors
+    /// Whatever `accept4(2)` reports.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Option<SocketAddr>)>> {
+        let mut accepted = None;
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        ready!(self.poll_move(cx, Interest::READABLE, 1, &mut |listener| {
+            accepted = Some(match self.family {
+                Family::Tcp => rustix::net::acceptfrom_with(listener, flags)?,
+                Family::Unix => (rustix::net::accept_with(listener, flags)?, None),
+            });
+            Ok(1)
+        }))?;
+        let (fd, address) = accepted.ok_or(io::ErrorKind::ConnectionAborted)?;
+        Poll::Ready(Ok((Socket::new(fd, self.family), address.and_then(|address| address.try_into().ok()))))
     }
 
     /// Reads into `into`; 0 is the end of the stream.
     ///
     /// # Errors
-    /// Whatever `read(2)` reports.
+    /// Whatever `recv(2)` reports.
     pub fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.poll_readable(cx))?;
-            if let Some(outcome) = self.try_read(into) {
-                return Poll::Ready(outcome);
-            }
-        }
-    }
-
-    /// One read without waiting; `None` when it would have to.
-    pub fn try_read(&self, into: &mut [u8]) -> Option<io::Result<usize>> {
-        let wanted = into.len();
-        let mut got = 0;
-        let outcome = self.attempt(Interest::READABLE, |fd| {
-            got = retry(|| rustix::io::read(fd, &mut *into))?;
-            if got > 0 && got < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(got) }
-        });
-        settle(outcome, got)
+        self.poll_move(cx, Interest::READABLE, into.len(), &mut |fd| {
+            rustix::net::recv(fd, &mut *into, RecvFlags::empty()).map(|(n, _)| n)
+        })
     }
 
     /// Writes from `from`, in order; says how many bytes in all.
     ///
     /// # Errors
-    /// Whatever `writev(2)` reports.
+    /// Whatever `send(2)` or `sendmsg(2)` reports.
     pub fn poll_write(&self, cx: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let wanted: usize = from.iter().map(|slice| slice.len()).sum();
-        loop {
-            ready!(self.poll_writable(cx))?;
-            let mut put = 0;
-            let outcome = self.attempt(Interest::WRITABLE, |fd| {
-                put = retry(|| rustix::io::writev(fd, from))?;
-                if put < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(put) }
-            });
-            if let Some(outcome) = settle(outcome, put) {
-                return Poll::Ready(outcome);
-            }
-        }
+        let wanted = from.iter().map(|slice| slice.len()).sum();
+        self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| match from {
+            [only] => rustix::net::send(fd, only, SendFlags::NOSIGNAL),
+            _ => rustix::net::sendmsg(fd, from, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
+        })
     }
 
     /// Ends this side's direction: the peer reads the end of the stream.
@@ -121,37 +249,42 @@ impl Stream {
     /// # Errors
     /// When the peer is gone already.
     pub fn shutdown_write(&self) -> io::Result<()> {
-        on!(self, socket => rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?);
-        Ok(())
+        self.with(|fd| Ok(rustix::net::shutdown(fd, rustix::net::Shutdown::Write)?))
     }
 
     /// Makes closing the socket send a reset, so that what was sent can't be taken
     /// for whole.
     pub fn reset_on_close(&self) {
-        if let Self::Tcp(socket) = self {
+        if self.family == Family::Tcp {
             // Failing to set it only means an ordinary close.
-            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+            let _ = self.with(|fd| SockRef::from(&fd).set_linger(Some(Duration::ZERO)));
         }
     }
 
     /// TCP keepalive 60/10/6: a peer that vanished is found after two minutes.
     pub fn keep_alive(&self) {
-        if let Self::Tcp(socket) = self {
+        if self.family == Family::Tcp {
             let keepalive = TcpKeepalive::new()
                 .with_time(Duration::from_secs(60))
                 .with_interval(Duration::from_secs(10))
                 .with_retries(6);
             // Without it the peer is merely found later.
-            let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+            let _ = self.with(|fd| SockRef::from(&fd).set_tcp_keepalive(&keepalive));
         }
     }
 
     /// Whether anything has arrived that was not read: bytes, the end, or an error.
-    /// Costs no system call, and nothing of the task's budget: a task that has spent it
-    /// would be told that nothing is ready.
+    /// Costs no system call once the socket is watched, and nothing of the task's budget:
+    /// a task that has spent it would be told that nothing is ready.
     #[must_use]
     pub fn stirred(&self) -> bool {
-        self.attempt(Interest::READABLE, |_| Ok(())).is_ok()
+        match self.watch.get() {
+            Some(watch) => on!(watch, socket => socket.try_io(Interest::READABLE, || Ok(()))).is_ok(),
+            None => {
+                let peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?);
+                !matches!(self.with(peek), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+        }
     }
 
     /// The same, asked of the kernel where the runtime may be wrong: it takes a socket for
@@ -159,10 +292,15 @@ impl Stream {
     /// there does not. No system call where the runtime knows.
     #[must_use]
     pub fn has_input(&self) -> bool {
-        let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let outcome =
-            self.attempt(Interest::READABLE, |socket| retry(|| recv(socket, &mut [0_u8], peek).map(|(_, n)| n)));
-        !matches!(outcome, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        let Some(watch) = self.watch.get() else { return self.stirred() };
+        let mut peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1);
+        watch.attempt(Interest::READABLE, 1, &mut peek).is_some()
+    }
+
+    /// Ready when anything has arrived that was not read; unlike [`Self::poll_readable`]
+    /// it waits for that, and says nothing it does not know.
+    pub fn poll_stirred(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.watch()?.poll_ready(cx, Interest::READABLE)
     }
 
     /// Resolves when the peer has left for good: it reset the connection or closed
@@ -171,12 +309,12 @@ impl Stream {
     /// A peer that only ended its own direction (a half-close) may still want its
     /// answer, and one that sent more than was read is still there: neither counts.
     pub async fn left(&self) {
+        let Ok(watch) = self.watch() else { return };
         let mut interest = Interest::READABLE | Interest::ERROR;
         loop {
-            let ready = on!(self, socket => socket.ready(interest).await);
-            match ready {
+            match watch.ready(interest).await {
                 Ok(ready) if ready.is_error() => return,
-                Ok(_) if self.hung_up() => return,
+                Ok(_) if watch.hung_up() => return,
                 Ok(ready) if ready.is_read_closed() => interest = Interest::ERROR,
                 // Bytes are there, so being readable says nothing more. The end still does:
                 // a Unix peer that closes brings no error with it.
@@ -185,41 +323,9 @@ impl Stream {
             }
         }
     }
-
-    /// Whether both directions are closed (`EPOLLHUP`), by what the runtime knows.
-    fn hung_up(&self) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let ready = on!(self, socket => {
-            let ready = std::pin::pin!(socket.ready(Interest::WRITABLE | Interest::READABLE));
-            ready.poll(&mut cx)
-        });
-        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_write_closed() || ready.is_error())
-    }
-
-    /// Ready when a write is worth trying.
-    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, socket => socket.poll_write_ready(cx))
-    }
-
-    pub(super) fn attempt<T>(
-        &self,
-        interest: Interest,
-        call: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
-        use std::os::fd::AsFd;
-        on!(self, socket => socket.try_io(interest, || call(socket.as_fd())))
-    }
 }
 
-/// Tells a call that moved bytes and then cleared the readiness from one that has to wait.
-fn settle(outcome: io::Result<usize>, moved: usize) -> Option<io::Result<usize>> {
-    match outcome {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => (moved > 0).then_some(Ok(moved)),
-        outcome => Some(outcome),
-    }
-}
-
-pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(Errno::INTR) => {}
@@ -230,23 +336,34 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::R
 
 #[cfg(test)]
 mod tests {
-    use super::Stream;
+    use super::{Family, Socket, Stream};
     use std::future::poll_fn;
     use std::io::IoSlice;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
-    use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-    async fn tcp() -> (Stream, Stream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (one, two) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (Stream::Tcp(one.unwrap()), Stream::Tcp(two.unwrap().0))
+    fn tcp() -> (Stream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (two, _) = listener.accept().unwrap();
+        one.set_nonblocking(true).unwrap();
+        two.set_nonblocking(true).unwrap();
+        (Socket::new(one.into(), Family::Tcp).into(), Socket::new(two.into(), Family::Tcp).into())
     }
 
     fn unix() -> (Stream, Stream) {
         let (one, two) = UnixStream::pair().unwrap();
-        (Stream::Unix(one), Stream::Unix(two))
+        one.set_nonblocking(true).unwrap();
+        two.set_nonblocking(true).unwrap();
+        (Socket::new(one.into(), Family::Unix).into(), Socket::new(two.into(), Family::Unix).into())
+    }
+
+    /// Until the runtime has seen that something arrived.
+    async fn arrived(stream: &Stream) {
+        stream.watch().unwrap();
+        poll_fn(|cx| stream.poll_readable(cx)).await.unwrap();
     }
 
     async fn write(stream: &Stream, bytes: &[u8]) {
@@ -263,7 +380,7 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_the_half_close_and_the_answer_pass() {
-        for (one, two) in [tcp().await, unix()] {
+        for (one, two) in [tcp(), unix()] {
             write(&one, b"ping").await;
             one.shutdown_write().unwrap();
             assert_eq!(read(&two).await, b"ping");
@@ -275,12 +392,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_half_close_and_early_bytes_are_not_leaving() {
-        for (one, two) in [tcp().await, unix()] {
+        for (one, two) in [tcp(), unix()] {
             write(&one, b"more").await;
             one.shutdown_write().unwrap();
             let mut left = pin!(two.left());
             // The end of the stream arrives; the watch must go on waiting.
-            poll_fn(|cx| two.poll_readable(cx)).await.unwrap();
+            arrived(&two).await;
             let polled = left.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             assert!(matches!(polled, Poll::Pending));
         }
@@ -288,7 +405,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reset_after_a_half_close_is_leaving() {
-        let (one, two) = tcp().await;
+        let (one, two) = tcp();
         one.shutdown_write().unwrap();
         assert_eq!(read(&two).await, b"");
         one.reset_on_close();
@@ -308,7 +425,7 @@ mod tests {
         let (one, two) = unix();
         write(&one, b"more").await;
         let mut left = pin!(two.left());
-        poll_fn(|cx| two.poll_readable(cx)).await.unwrap();
+        arrived(&two).await;
         assert!(left.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(one);
         left.await;
@@ -316,33 +433,47 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_of_just_what_was_there_leaves_no_input_behind() {
-        for (one, two) in [tcp().await, unix()] {
+        for (one, two) in [tcp(), unix()] {
+            two.join().unwrap();
             write(&one, b"just this").await;
+            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
             let mut bytes = [0; 9];
             assert_eq!(poll_fn(|cx| two.poll_read(cx, &mut bytes)).await.unwrap(), 9);
             assert!(two.stirred(), "the runtime can't know");
             assert!(!two.has_input() && !two.stirred());
             write(&one, b"more").await;
-            poll_fn(|cx| two.poll_readable(cx)).await.unwrap();
+            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
             assert!(two.has_input() && two.has_input(), "nothing is taken");
             assert_eq!(read(&two).await, b"more");
             drop(one);
-            poll_fn(|cx| two.poll_readable(cx)).await.unwrap();
+            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
             assert!(two.has_input(), "the end");
         }
     }
 
     #[tokio::test]
+    async fn what_need_not_be_waited_for_is_not_watched() {
+        for (one, two) in [tcp(), unix()] {
+            write(&one, b"ping").await;
+            assert_eq!(read(&two).await, b"ping");
+            assert!(!one.is_watched() && !two.is_watched());
+            let polled = two.poll_read(&mut Context::from_waker(Waker::noop()), &mut [0; 9]);
+            assert!(polled.is_pending() && two.is_watched());
+            write(&one, b"pong").await;
+            assert_eq!(read(&two).await, b"pong");
+        }
+    }
+
+    #[tokio::test]
     async fn an_idle_stream_stirs_only_when_something_arrives() {
-        // An accepted stream is assumed readable until a first read; a dialled one is not.
-        let (dialled, accepted) = tcp().await;
-        assert!(!dialled.stirred());
-        write(&accepted, b"x").await;
-        poll_fn(|cx| dialled.poll_readable(cx)).await.unwrap();
-        assert!(dialled.stirred());
+        let (one, two) = tcp();
+        assert!(!one.stirred(), "nor before it is watched");
+        write(&two, b"x").await;
+        arrived(&one).await;
+        assert!(one.stirred());
         while tokio::task::coop::has_budget_remaining() {
             tokio::task::coop::consume_budget().await;
         }
-        assert!(dialled.stirred(), "a spent budget hides nothing");
+        assert!(one.stirred(), "a spent budget hides nothing");
     }
 }

@@ -4,34 +4,28 @@
 //! those that we state ourselves. Ours come last, so that nothing the sender wrote can
 //! remove or precede them.
 
+use std::cell::RefCell;
 use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::proxy::client::Own;
-use crate::proxy::head::{Field, Fields, Framing, Known, RequestHead, ResponseHead, Version};
-
-/// What a request gains on its way to a backend.
-#[derive(Debug, Clone, Copy)]
-pub struct Forwarded<'a> {
-    /// The client's address, or `unix:`.
-    pub client: &'a str,
-    /// `http` or `https`: how the client reached us.
-    pub scheme: &'a str,
-    /// The authority for a request that has none.
-    pub host: &'a str,
-    /// The id that this request has in the log.
-    pub request_id: &'a str,
-}
+use crate::proxy::forwarded::Forwarded;
+use crate::proxy::head::{Field, Fields, Framing, Known, Method, RequestHead, ResponseHead, Version, list};
 
 /// Writes a request head for a backend, as HTTP/1.1.
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>) {
-    let bytes = head.bytes();
     out.extend_from_slice(head.method_name());
     out.push(b' ');
-    let target = head.target();
-    if !target.starts_with(b"/") && target != b"*" {
-        out.push(b'/');
+    match head.target() {
+        // About the server as a whole, in absolute form (RFC 9112 §3.2.4).
+        [] if head.method == Method::Options => out.push(b'*'),
+        target => {
+            if !target.starts_with(b"/") && target != b"*" {
+                out.push(b'/');
+            }
+            out.extend_from_slice(target);
+        }
     }
-    out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let authority = head.authority().unwrap_or(forwarded.host.as_bytes());
     field(out, b"Host", authority);
@@ -39,26 +33,35 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
     let expects = head.version != Version::Http10;
     copy(out, &head.fields, |field| match field.known {
         Known::Expect => !expects,
+        Known::MaxForwards => head.max_forwards.is_some(),
+        Known::XForwarded => !forwarded.keeps(field.name.of(head.bytes())),
         known => matches!(
             known,
             Known::Host
                 | Known::ContentLength
                 | Known::Forwarded
-                | Known::XForwarded
                 | Known::XForwardedFor
                 | Known::XForwardedHost
                 | Known::XForwardedProto
                 | Known::XRequestId
         ),
     });
-    field(out, b"X-Forwarded-For", forwarded.client.as_bytes());
-    field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
-    field(out, b"X-Forwarded-Host", authority);
+    if forwarded.is_plain() {
+        field(out, b"X-Forwarded-For", forwarded.peer.as_bytes());
+        field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
+        field(out, b"X-Forwarded-Host", authority);
+    } else {
+        forwarded.write(out, head, authority);
+    }
     field(out, b"X-Request-Id", forwarded.request_id.as_bytes());
     field(out, b"Via", if head.version == Version::Http10 { b"1.0 doorward" } else { b"1.1 doorward" });
-    if let Some(protocol) = head.upgrade {
+    if let Some(hops) = head.max_forwards {
+        // What has none left is answered here, and does not come this far.
+        let _ = write!(out, "Max-Forwards: {}\r\n", hops.saturating_sub(1));
+    }
+    if head.upgrade {
         field(out, b"Connection", b"upgrade");
-        field(out, b"Upgrade", protocol.of(bytes));
+        upgrade(out, head.offers());
     }
     framing(out, head.framing);
     out.extend_from_slice(b"\r\n");
@@ -102,9 +105,7 @@ pub fn interim(out: &mut Vec<u8>, head: &ResponseHead) {
 pub fn switching(out: &mut Vec<u8>, head: &ResponseHead) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
     field(out, b"Connection", b"upgrade");
-    for protocol in head.fields.values(Known::Upgrade) {
-        field(out, b"Upgrade", protocol);
-    }
+    upgrade(out, head.fields.values(Known::Upgrade).flat_map(list));
     copy(out, &head.fields, |field| field.known == Known::ContentLength);
     out.extend_from_slice(b"\r\n");
 }
@@ -125,15 +126,30 @@ pub fn own(out: &mut Vec<u8>, own: &Own<'_>, onward: &Onward) {
 }
 
 fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
-    let _ = write!(out, "HTTP/1.1 {status} ");
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.push(b' ');
     out.extend_from_slice(phrase);
     out.extend_from_slice(b"\r\n");
 }
 
-/// The time, which every final response goes on with (RFC 9110 §6.6.1).
+/// The time, which every final response goes on with (RFC 9110 §6.6.1). It is written out
+/// once a second.
 fn date(out: &mut Vec<u8>) {
-    // Writing into a vector can't fail.
-    let _ = write!(out, "Date: {}\r\n", httpdate::HttpDate::from(std::time::SystemTime::now()));
+    thread_local! {
+        static WRITTEN: RefCell<(u64, Vec<u8>)> = const { RefCell::new((u64::MAX, Vec::new())) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    WRITTEN.with_borrow_mut(|(written, line)| {
+        if *written != second {
+            line.clear();
+            // Writing into a vector can't fail.
+            let _ = write!(line, "Date: {}\r\n", httpdate::HttpDate::from(now));
+            *written = second;
+        }
+        out.extend_from_slice(line);
+    });
 }
 
 fn connection(out: &mut Vec<u8>, version: Version, keep_alive: bool) {
@@ -153,7 +169,17 @@ fn framing(out: &mut Vec<u8>, framing: Framing) {
 }
 
 fn number(out: &mut Vec<u8>, length: u64) {
-    let _ = write!(out, "Content-Length: {length}\r\n");
+    field(out, b"Content-Length", itoa::Buffer::new().format(length).as_bytes());
+}
+
+fn upgrade<'a>(out: &mut Vec<u8>, protocols: impl Iterator<Item = &'a [u8]>) {
+    let mut before: &[u8] = b"Upgrade: ";
+    for protocol in protocols {
+        out.extend_from_slice(before);
+        out.extend_from_slice(protocol);
+        before = b", ";
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -163,12 +189,24 @@ fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Copies the fields that go on, except those that `ours` says we state ourselves.
+/// Copies the fields that go on, except those that `ours` says we state ourselves. Lines
+/// that stand one after the other as we would write them go in one piece.
 fn copy(out: &mut Vec<u8>, fields: &Fields, ours: impl Fn(&Field) -> bool) {
     let bytes = fields.bytes();
+    let mut run = 0..0;
     for entry in fields.iter().filter(|entry| !entry.hop && !ours(entry)) {
-        field(out, entry.name.of(bytes), entry.value.of(bytes));
+        match entry.line(bytes) {
+            Some(line) if line.start == run.end => run.end = line.end,
+            line => {
+                out.extend_from_slice(bytes.get(run).unwrap_or_default());
+                run = line.unwrap_or_else(|| {
+                    field(out, entry.name.of(bytes), entry.value.of(bytes));
+                    0..0
+                });
+            }
+        }
     }
+    out.extend_from_slice(bytes.get(run).unwrap_or_default());
 }
 
 /// The phrases of the statuses that doorward itself answers with.

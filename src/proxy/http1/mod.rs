@@ -9,6 +9,8 @@ pub mod encode;
 pub mod parse;
 pub mod wire;
 
+use std::fmt;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -29,6 +31,18 @@ pub struct Http1 {
     keep_alive: bool,
     /// Nothing of the answer to the current request was queued yet.
     unanswered: bool,
+    leaving: Leaving,
+}
+
+/// The watch for the client's leaving, once something came of it that was not read: only
+/// then is there anything to tell apart.
+#[derive(Default)]
+struct Leaving(Option<Pin<Box<dyn Future<Output = ()>>>>);
+
+impl fmt::Debug for Leaving {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("Leaving").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Http1 {
@@ -41,6 +55,7 @@ impl Http1 {
             method: Method::Other,
             keep_alive: true,
             unanswered: true,
+            leaving: Leaving::default(),
         }
     }
 
@@ -66,6 +81,7 @@ impl Http1 {
             self.method = head.method;
             self.keep_alive = head.keep_alive;
             self.unanswered = true;
+            self.leaving = Leaving::default();
         }
         Poll::Ready(Ok(head))
     }
@@ -178,6 +194,19 @@ impl Client for Http1 {
         self.unanswered = false;
         encode::switching(self.wire.begin(Framing::Empty), head);
         self.wire.become_tunnel();
+    }
+
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.leaving.0.is_none() {
+            let _ = std::task::ready!(self.wire.io().poll_stirred(cx));
+            let io = Rc::clone(self.wire.io());
+            self.leaving = Leaving(Some(Box::pin(async move { io.left().await })));
+        }
+        self.leaving.0.as_mut().map_or(Poll::Ready(()), |left| left.as_mut().poll(cx))
+    }
+
+    fn is_watched(&self) -> bool {
+        self.wire.io().is_watched()
     }
 
     fn left(&self) -> impl Future<Output = ()> + 'static {

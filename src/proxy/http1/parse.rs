@@ -26,18 +26,33 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
 /// A head and the number of bytes it took, or `None` when more must be read.
 type Parsed<T> = Result<Option<(T, usize)>, Reason>;
 
-/// Parses a request head of at most `limit` bytes from the front of `input`. A whole
-/// head takes the buffer with it, or a new one if more follows the head than it has: what
-/// follows is left in `input`.
+/// Parses a request head of at most `limit` bytes from the front of `input` and drops it
+/// there. An `input` that is empty then is given back.
 ///
 /// # Errors
 /// The reason to refuse the request with.
 pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<RequestHead>, Reason> {
     let parsed = take(input, |bytes, index| request_head(bytes, index, limit))?;
-    Ok(parsed.map(|(parts, fields)| {
-        let RequestParts { method, method_name, target, authority, version, framing, keep_alive, upgrade } = parts;
-        RequestHead { fields, method, method_name, target, authority, version, framing, keep_alive, upgrade }
-    }))
+    let Some((parts, fields)) = parsed else { return Ok(None) };
+    let RequestParts { method, method_name, target, authority, version, framing, keep_alive, .. } = parts;
+    let mut head = RequestHead {
+        fields,
+        method,
+        method_name,
+        target,
+        authority,
+        version,
+        framing,
+        keep_alive,
+        upgrade: false,
+        max_forwards: parts.max_forwards,
+    };
+    head.upgrade = parts.upgrade && head.offers().next().is_some();
+    // Whether these bytes are HTTP's or the other protocol's would be anybody's guess.
+    if head.upgrade && !matches!(head.framing, Framing::Empty | Framing::Length(0)) {
+        return Err(Reason::BadRequest);
+    }
+    Ok(Some(head))
 }
 
 /// Parses a response head, likewise. `to` is the method of the request it answers.
@@ -47,8 +62,8 @@ pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<Reques
 pub fn response(input: &mut Option<Buffer>, to: Method) -> Result<Option<ResponseHead>, Reason> {
     let parsed = take(input, |bytes, index| response_head(bytes, index, to))?;
     Ok(parsed.map(|(parts, fields)| {
-        let ResponseParts { status, phrase, framing, stated_length, keep_alive } = parts;
-        ResponseHead { fields, status, phrase, framing, stated_length, keep_alive }
+        let ResponseParts { status, phrase, framing, stated_length, keep_alive, upgrade } = parts;
+        ResponseHead { fields, status, phrase, framing, stated_length, keep_alive, upgrade }
     }))
 }
 
@@ -56,35 +71,15 @@ fn take<T>(
     input: &mut Option<Buffer>,
     parse: impl FnOnce(&[u8], &mut Vec<Field>) -> Parsed<T>,
 ) -> Result<Option<(T, Fields)>, Reason> {
-    let Some(whole) = input.take() else { return Ok(None) };
-    let mut fields = Fields::new(whole);
-    let (whole, index) = fields.parts_mut();
-    match parse(whole.filled(), index)? {
-        None => {
-            index.clear();
-            *input = Some(std::mem::replace(whole, Buffer::none()));
-            Ok(None)
-        }
-        Some((head, length)) => {
-            let (own, behind) = whole.filled().split_at_checked(length).unwrap_or_default();
-            if !behind.is_empty() {
-                // The shorter of the two moves.
-                let mut other = Buffer::take();
-                if own.len() < behind.len() {
-                    other.grow(own.len());
-                    other.append(own);
-                    whole.consume(length);
-                    *input = Some(std::mem::replace(whole, other));
-                } else {
-                    other.grow(behind.len());
-                    other.append(behind);
-                    whole.truncate(length);
-                    *input = Some(other);
-                }
-            }
-            Ok(Some((head, fields)))
-        }
+    let Some(buffer) = input.as_mut() else { return Ok(None) };
+    let mut fields = Fields::new();
+    let Some((head, length)) = parse(buffer.filled(), fields.index_mut())? else { return Ok(None) };
+    fields.keep(buffer.filled().get(..length).unwrap_or_default());
+    buffer.consume(length);
+    if buffer.is_empty() {
+        *input = None;
     }
+    Ok(Some((head, fields)))
 }
 
 struct RequestParts {
@@ -95,7 +90,8 @@ struct RequestParts {
     version: Version,
     framing: Framing,
     keep_alive: bool,
-    upgrade: Option<Span>,
+    upgrade: bool,
+    max_forwards: Option<u64>,
 }
 
 fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<RequestParts> {
@@ -118,7 +114,7 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
     }
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
     let method = Method::of(method_name.as_bytes());
-    if matches!(method, Method::Connect | Method::Trace) {
+    if method == Method::Connect {
         return Err(Reason::MethodRefused);
     }
     let facts = Facts::gather(bytes, request.headers, index).ok_or(Reason::BadRequest)?;
@@ -139,15 +135,10 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
     if let Some(authority) = authority {
         is_authority(authority.of(bytes)).ok_or(Reason::BadRequest)?;
     }
-    // Upgrading to HTTP/2 in the clear is not a tunnel we may make (RFC 9113 §3.1): such an
-    // offer goes unheard, wherever it stands in the list.
-    let upgrade = (facts.connection_upgrade && version == Version::Http11)
-        .then_some(facts.upgrade)
-        .flatten()
-        .filter(|offer| !offers_http2(offer.of(bytes)));
-    if upgrade.is_some() && framing != Framing::Empty && framing != Framing::Length(0) {
-        return Err(Reason::BadRequest);
-    }
+    let max_forwards = match method {
+        Method::Options | Method::Trace => max_forwards(bytes, index)?,
+        _ => None,
+    };
     let parts = RequestParts {
         method,
         method_name: Span::within(bytes, method_name.as_bytes()),
@@ -156,7 +147,8 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         version,
         framing,
         keep_alive: facts.keeps_alive(version),
-        upgrade,
+        upgrade: facts.upgrade && facts.connection_upgrade && version == Version::Http11,
+        max_forwards,
     };
     Ok(Some((parts, length)))
 }
@@ -167,6 +159,7 @@ struct ResponseParts {
     framing: Framing,
     stated_length: Option<u64>,
     keep_alive: bool,
+    upgrade: bool,
 }
 
 fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<ResponseParts> {
@@ -194,6 +187,7 @@ fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<Res
         framing,
         stated_length,
         keep_alive: facts.keeps_alive(version) && framing != Framing::UntilClose,
+        upgrade: facts.connection_upgrade && version == Version::Http11,
     };
     Ok(Some((parts, length)))
 }
@@ -209,7 +203,8 @@ struct Facts {
     close: bool,
     keep_alive: bool,
     connection_upgrade: bool,
-    upgrade: Option<Span>,
+    /// Upgrade stands there.
+    upgrade: bool,
     /// Expect asks for something else than `100-continue`.
     expects_other: bool,
 }
@@ -243,7 +238,7 @@ impl Facts {
                     // A second field makes a list, which is not exactly `chunked`.
                     facts.coding = Some(chunked && facts.coding.is_none());
                 }
-                Known::Upgrade => facts.upgrade = Some(field.value),
+                Known::Upgrade => facts.upgrade = true,
                 Known::Expect => facts.expects_other |= !header.value.eq_ignore_ascii_case(b"100-continue"),
                 _ => {}
             }
@@ -312,12 +307,14 @@ impl Facts {
     }
 }
 
-/// Whether a list of protocols (RFC 9110 §7.8), each with or without a version, has `h2c`.
-fn offers_http2(offer: &[u8]) -> bool {
-    offer
-        .split(|byte| *byte == b',')
-        .filter_map(|protocol| protocol.split(|byte| *byte == b'/').next())
-        .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+/// How often a request may still be passed on (RFC 9110 §7.6.2).
+fn max_forwards(bytes: &[u8], index: &[Field]) -> Result<Option<u64>, Reason> {
+    let mut values = index.iter().filter(|field| field.known == Known::MaxForwards);
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(field), None) => decimal(field.value.of(bytes)).map(Some).ok_or(Reason::BadRequest),
+        (Some(_), Some(_)) => Err(Reason::BadRequest),
+    }
 }
 
 /// `1*DIGIT` and nothing else (RFC 9110 §8.6).
@@ -371,8 +368,8 @@ fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> 
 }
 
 /// `uri-host [ ":" port ]` (RFC 9110 §7.2), without user information; empty is allowed
-/// in a Host field, since a URI may have an empty authority.
-fn is_authority(value: &[u8]) -> Option<()> {
+/// in a Host field, since a URI may have an empty authority. `None` when it is none.
+pub fn is_authority(value: &[u8]) -> Option<()> {
     let (host, port) = match value {
         [b'[', ..] => {
             let end = memchr::memchr(b']', value)?;
@@ -400,22 +397,57 @@ fn is_authority(value: &[u8]) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::request;
+    use crate::proxy::head::RequestHead;
+    use crate::telemetry::Reason;
     use crate::transport::buffer::Buffer;
 
-    fn upgrade(fields: &str) -> Option<Vec<u8>> {
+    fn parse(head: &str) -> Result<RequestHead, Reason> {
         let mut buffer = Buffer::take();
-        buffer.append(format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n{fields}\r\n").as_bytes());
-        let head = request(&mut Some(buffer), 1024).unwrap().unwrap();
-        head.upgrade.map(|span| span.of(head.bytes()).to_vec())
+        buffer.append(head.as_bytes());
+        request(&mut Some(buffer), 4096).map(|head| head.expect("a whole head"))
+    }
+
+    /// What is left of an offer, and whether there is one.
+    fn upgrade(fields: &str) -> (bool, String) {
+        let head = parse(&format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n{fields}\r\n")).unwrap();
+        let offers: Vec<_> = head.offers().map(String::from_utf8_lossy).collect();
+        (head.upgrade, offers.join(","))
     }
 
     #[test]
     fn an_offer_of_http2_in_the_clear_goes_unheard_wherever_it_stands() {
-        assert_eq!(upgrade("Upgrade: websocket\r\n").as_deref(), Some(&b"websocket"[..]));
-        for offer in ["h2c", "H2C", "websocket, h2c", "h2c,websocket", ",h2c", "h2c/1", "x ,\th2c "] {
-            assert_eq!(upgrade(&format!("Upgrade: {offer}\r\n")), None, "{offer}");
+        for (fields, left) in [
+            ("Upgrade: websocket\r\n", "websocket"),
+            ("Upgrade: websocket, h2c\r\n", "websocket"),
+            ("Upgrade: h2c,websocket\r\n", "websocket"),
+            ("Upgrade: h2c\r\nUpgrade: a/1 , ,B\r\n", "a/1,B"),
+            ("Upgrade: h2c/1, x,\tH2C \r\n", "x"),
+            // What is no protocol is no offer either.
+            ("Upgrade: a b, /1, a/, a/b/c, \"q\", ok\r\n", "ok"),
+        ] {
+            assert_eq!(upgrade(fields), (true, left.to_owned()), "{fields}");
+        }
+        for fields in ["", "Upgrade: h2c\r\n", "Upgrade: H2C, ,h2c/2\r\n", "Upgrade:\r\n", "Upgrade: a b\r\n"] {
+            assert_eq!(upgrade(fields), (false, String::new()), "{fields}");
         }
         // Java's client offers it with every first request, also with a body.
-        assert_eq!(upgrade("Upgrade: h2c\r\nContent-Length: 4\r\n"), None);
+        assert!(!upgrade("Upgrade: h2c\r\nContent-Length: 4\r\n").0);
+        let body = "POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x, h2c\r\nContent-Length: 4\r\n\r\n";
+        assert_eq!(parse(body).err(), Some(Reason::BadRequest));
+    }
+
+    #[test]
+    fn max_forwards_counts_for_options_and_trace_only() {
+        let of = |method: &str, fields: &str| {
+            parse(&format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).map(|head| head.max_forwards)
+        };
+        assert_eq!(of("OPTIONS", ""), Ok(None));
+        assert_eq!(of("OPTIONS", "Max-Forwards: 0\r\n"), Ok(Some(0)));
+        assert_eq!(of("TRACE", "max-forwards: 007\r\n"), Ok(Some(7)));
+        for bad in ["-1", "+1", "", "1 2", "1,1", "x", "0x1", "18446744073709551616", "1\r\nMax-Forwards: 1"] {
+            let field = format!("Max-Forwards: {bad}\r\n");
+            assert_eq!(of("OPTIONS", &field), Err(Reason::BadRequest), "{bad}");
+            assert_eq!(of("GET", &field), Ok(None), "{bad}");
+        }
     }
 }

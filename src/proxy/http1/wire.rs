@@ -16,6 +16,10 @@ use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
 
+/// Bytes of a piece that is copied behind a head instead of being sent from where it lies:
+/// one slice is cheaper to send than two.
+const GATHERED: usize = 2 * 1024;
+
 /// An HTTP/1 connection.
 #[derive(Debug)]
 pub struct Wire {
@@ -29,9 +33,6 @@ pub struct Wire {
     decoder: Decoder,
     /// Consumed body is held while it fits, so that it can be sent again.
     holding: bool,
-    /// What is read next is passed on at once, so that a wide buffer pays: anything but a
-    /// request head, which is kept while its request is served, and small bodies.
-    wide: bool,
     /// Bytes of a head that were searched for its end.
     searched: usize,
     output: Output,
@@ -64,7 +65,6 @@ impl Wire {
             raw: 0,
             decoder: Decoder::new(Framing::Empty),
             holding: false,
-            wide: false,
             searched: 0,
             output: Output {
                 prefix: Vec::new(),
@@ -92,23 +92,17 @@ impl Wire {
 
     /// Ready when the peer has sent something, which is then read, or ended.
     ///
-    /// Readiness alone proves nothing: a connection just accepted is assumed readable,
-    /// and one whose last read filled the buffer still is. So this reads.
+    /// Readiness alone proves nothing: of a connection just accepted nothing is known, and
+    /// one whose last read filled the buffer still counts as readable. So this reads.
     ///
     /// # Errors
     /// [`Fault::Reset`].
     pub fn poll_stirs(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        self.wide = false;
         if self.has_input() {
             return Poll::Ready(Ok(()));
         }
         self.drop_decoded();
-        // Only a read tells: a socket just accepted counts as readable before anything came.
-        let outcome = self.poll_fill(cx).map_ok(|_| ());
-        if outcome.is_pending() {
-            self.input = None;
-        }
-        outcome
+        self.poll_fill(cx).map_ok(|_| ())
     }
 
     /// Reads until a request head is whole; `None` when the peer ended before its
@@ -134,7 +128,6 @@ impl Wire {
     pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
         let too_large = |_: &[u8]| Reason::BackendMalformed;
         let limit = usize::from(u16::MAX);
-        self.wide = true;
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::response(input, to)))?;
         let head = head.ok_or(Fault::Truncated)?;
         if !head.is_interim() {
@@ -173,11 +166,16 @@ impl Wire {
                     return Poll::Ready(Err(Fault::Malformed(too_large(input.filled()))));
                 }
                 input.compact();
+                input.widen();
                 if input.spare().is_empty() {
                     input.grow(limit.min(input.capacity().saturating_mul(2)));
                 }
             }
-            match ready!(self.poll_fill(cx))? {
+            let filled = self.poll_fill(cx)?;
+            if let (true, Some(input)) = (filled.is_pending(), self.input.as_mut()) {
+                input.rest();
+            }
+            match ready!(filled) {
                 0 if self.input.as_ref().is_none_or(Buffer::is_empty) => return Poll::Ready(Ok(None)),
                 0 => return Poll::Ready(Err(Fault::Truncated)),
                 _ => {}
@@ -188,11 +186,6 @@ impl Wire {
     /// Takes up the body that follows a head.
     fn begin_body(&mut self, framing: Framing) {
         self.decoder = Decoder::new(framing);
-        self.wide = match framing {
-            Framing::Empty => false,
-            Framing::Length(length) => length > u64::try_from(buffer::SIZE).unwrap_or(u64::MAX),
-            Framing::Chunked | Framing::UntilClose => true,
-        };
         self.lent = 0;
         self.data = 0;
         self.raw = 0;
@@ -276,9 +269,13 @@ impl Wire {
             // Wait first: a connection that waits owns no buffer.
             ready!(self.io.poll_readable(cx)).map_err(|_| Fault::Reset)?;
         }
-        let wide = self.wide;
-        let input = self.input.get_or_insert_with(|| if wide { Buffer::take_wide() } else { Buffer::take() });
-        let n = ready!(self.io.poll_read(cx, input.spare())).map_err(|_| Fault::Reset)?;
+        let input = self.input.get_or_insert_with(Buffer::take_wide);
+        let outcome = self.io.poll_read(cx, input.spare()).map_err(|_| Fault::Reset);
+        if outcome.is_pending() && input.is_empty() {
+            self.input = None;
+            return Poll::Pending;
+        }
+        let n = ready!(outcome)?;
         input.fill(n);
         Poll::Ready(Ok(n))
     }
@@ -373,16 +370,20 @@ impl Source for Wire {
 impl Sink for Wire {
     fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
         let mut data = data;
-        let chunked = self.output.framing == Framing::Chunked;
-        if chunked {
-            self.output.open_chunk(data.len());
-            data = data.get(..self.output.chunk).unwrap_or(data);
-        } else if let Framing::Length(left) = self.output.framing {
+        if let Framing::Length(left) = self.output.framing {
             // Never more than was announced, whatever the source says.
             data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
         }
         if data.is_empty() || self.output.framing == Framing::Empty {
             return Poll::Ready(Err(Fault::Truncated));
+        }
+        if self.output.gather(data) {
+            return Poll::Ready(Ok(data.len()));
+        }
+        let chunked = self.output.framing == Framing::Chunked;
+        if chunked {
+            self.output.open_chunk(data.len());
+            data = data.get(..self.output.chunk).unwrap_or(data);
         }
         loop {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
@@ -423,7 +424,7 @@ impl Sink for Wire {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         if !self.output.finished {
             match self.output.framing {
-                Framing::Chunked => self.output.prefix.extend_from_slice(b"0\r\n\r\n"),
+                Framing::Chunked => self.output.lease().extend_from_slice(b"0\r\n\r\n"),
                 Framing::Length(left) if left > 0 => return Poll::Ready(Err(Fault::Truncated)),
                 _ => {}
             }
@@ -476,13 +477,34 @@ impl Output {
         &mut self.prefix
     }
 
+    /// Takes a small piece in whole, to go out with what is to go before it and what comes
+    /// next. `false`: it is too large, or enough is waiting.
+    fn gather(&mut self, data: &[u8]) -> bool {
+        if data.len() > GATHERED || self.pending().len() > GATHERED || self.chunk > 0 {
+            return false;
+        }
+        let chunked = self.framing == Framing::Chunked;
+        if chunked {
+            self.open_chunk(data.len());
+            self.chunk = 0;
+        }
+        let prefix = self.lease();
+        prefix.extend_from_slice(data);
+        if chunked {
+            prefix.extend_from_slice(b"\r\n");
+        }
+        if let Framing::Length(left) = &mut self.framing {
+            *left = left.saturating_sub(u64::try_from(data.len()).unwrap_or(0));
+        }
+        true
+    }
+
     /// Writes a size line unless a chunk is open already.
     fn open_chunk(&mut self, bytes: usize) {
         use std::io::Write;
         if self.chunk == 0 {
-            self.lease();
             // Writing into a vector can't fail.
-            let _ = write!(self.prefix, "{bytes:x}\r\n");
+            let _ = write!(self.lease(), "{bytes:x}\r\n");
             self.chunk = bytes;
         }
     }
@@ -491,18 +513,19 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::Wire;
-    use crate::transport::stream::Stream;
+    use crate::transport::stream::{Family, Socket};
     use std::future::poll_fn;
     use std::io::Write;
+    use std::net::TcpListener;
     use std::task::{Context, Poll, Waker};
-    use tokio::net::TcpListener;
 
     #[tokio::test]
     async fn a_connection_that_has_sent_nothing_does_not_stir_and_owns_no_buffer() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        let mut wire = Wire::new(Stream::Tcp(accepted));
+        let (accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let mut wire = Wire::new(Socket::new(accepted.into(), Family::Tcp).into());
         let polled = wire.poll_stirs(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Pending) && wire.input.is_none());
         peer.write_all(b"G").unwrap();

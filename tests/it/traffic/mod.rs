@@ -12,6 +12,10 @@ mod leaving;
 mod log;
 /// What neither side may send.
 mod malformed;
+/// Requests about the way itself: OPTIONS, TRACE, Max-Forwards.
+mod options;
+/// For whom a request is made, as backends and the log are told.
+mod origin;
 /// What waits, for whom, and who is blamed when it took too long.
 mod patience;
 /// Permits, and the queue before them.

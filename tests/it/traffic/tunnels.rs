@@ -170,6 +170,77 @@ fn a_101_that_nobody_asked_for_is_malformed() {
 }
 
 #[test]
+fn a_101_must_agree_to_what_was_offered() {
+    let backend = Backend::new();
+    let daemon = before(&backend).start();
+    let switch = |fields: &str| format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n");
+    for answer in [
+        switch(""),
+        switch("Connection: upgrade\r\n"),
+        switch("Connection: upgrade\r\nUpgrade:\r\n"),
+        switch("Upgrade: websocket\r\n"),
+        switch("Connection: close\r\nUpgrade: websocket\r\n"),
+        switch("Connection: upgrade\r\nUpgrade: other\r\n"),
+        switch("Connection: upgrade\r\nUpgrade: websocket/13\r\n"),
+        switch("Connection: upgrade\r\nUpgrade: websocket, other\r\n"),
+        switch("Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n"),
+        switch("Connection: upgrade\r\nUpgrade: websocket\r\n").replace("HTTP/1.1", "HTTP/1.0"),
+    ] {
+        let mut client = daemon.connect();
+        client.send(HANDSHAKE.replace("websocket", "websocket, h2c"));
+        let mut peer = backend.accept();
+        peer.head();
+        peer.send(&answer);
+        let response = client.response();
+        assert_eq!(response.status(), 502, "{answer}");
+        response.assert_refusal(502, "backend_malformed");
+        peer.expect_gone();
+        // The client's connection goes on as HTTP.
+        client.get("/next");
+        let (mut peer, _) = backend.take();
+        peer.answer_last("next");
+        assert_eq!(client.response().text(), "next");
+    }
+    backend.expect_none();
+}
+
+#[test]
+fn of_several_offers_only_http2_in_the_clear_is_taken_out() {
+    let backend = Backend::new();
+    let daemon = before(&backend).start();
+    for (offer, passed, agreed) in [
+        ("websocket, h2c", "websocket", "WebSocket"),
+        ("h2c, a/1.2,websocket", "a/1.2, websocket", "a/1.2"),
+        ("a\r\nUpgrade: H2C , b\r\nUpgrade: c", "a, b, c", "c, a"),
+    ] {
+        let mut client = daemon.connect();
+        client.send(HANDSHAKE.replace("websocket\r\n", &format!("{offer}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n")));
+        let mut peer = backend.accept();
+        let head = peer.head();
+        assert_eq!(head.field("Upgrade"), Some(passed));
+        assert_eq!(head.field("Connection"), Some("upgrade"));
+        assert_eq!(head.field("HTTP2-Settings"), None);
+        peer.send(format!("HTTP/1.1 101 On\r\nUpgrade: {agreed}\r\nConnection: keep-alive, Upgrade\r\n\r\n"));
+        let head = client.head();
+        assert_eq!((head.status(), head.field("Upgrade")), (101, Some(agreed)));
+        assert_eq!(head.field("Connection"), Some("upgrade"));
+        peer.send("on");
+        client.expect("on");
+    }
+    // With nothing else on offer it is a request like any other, also one with a body.
+    let mut client = daemon.connect();
+    client.send(
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+         HTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: 2\r\n\r\nok",
+    );
+    let (mut peer, request) = backend.take();
+    assert_eq!((request.head.field("Upgrade"), request.head.field("Connection")), (None, None));
+    assert_eq!((request.head.field("HTTP2-Settings"), request.text()), (None, "ok"));
+    peer.send(SWITCHING);
+    client.response().assert_refusal(502, "backend_malformed");
+}
+
+#[test]
 fn tunnels_have_a_limit_of_their_own() {
     let backend = Backend::new();
     let daemon = before(&backend).set("WORKERS", 1).set("MAX_TUNNELS", 1).start();

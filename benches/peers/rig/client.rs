@@ -1,0 +1,175 @@
+//! One connection of the load: writes a request, checks every byte of the answer.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
+use super::content::{Exchange, LARGEST_HEAD, Length, Text, split_head};
+
+/// What all connections of a run send and expect.
+pub struct Script {
+    exchange: Exchange,
+    request: Vec<u8>,
+    length: Length,
+    keep: bool,
+}
+
+impl Script {
+    /// For this exchange; `keep` is false when a connection serves one request.
+    pub fn new(exchange: Exchange, keep: bool, text: &Text) -> Script {
+        Script { exchange, request: exchange.request(keep, text), length: Length::new(exchange.download()), keep }
+    }
+}
+
+/// The state of a connection.
+pub struct Client {
+    /// When the request that is under way was due.
+    pub since: Instant,
+    sent: usize,
+    partial: Vec<u8>,
+    state: State,
+}
+
+enum State {
+    Idle,
+    Head,
+    Body(usize),
+    /// The answer is whole, and the proxy is to close.
+    Closing,
+}
+
+/// What came of an event.
+pub enum Step {
+    /// Nothing to tell.
+    Wait,
+    /// The answer is whole and right.
+    Answered,
+}
+
+impl Client {
+    /// A connection on which nothing has been asked yet.
+    pub fn new(since: Instant) -> Client {
+        Client { since, sent: 0, partial: Vec::new(), state: State::Idle }
+    }
+
+    /// Whether an answer is awaited.
+    pub fn is_busy(&self) -> bool {
+        !matches!(self.state, State::Idle)
+    }
+
+    /// Asks; `since` is when that was due.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn ask(&mut self, fd: &OwnedFd, since: Instant, script: &Script) -> Result<(), String> {
+        self.since = since;
+        self.sent = 0;
+        self.state = State::Head;
+        self.send(fd, script)
+    }
+
+    fn send(&mut self, fd: &OwnedFd, script: &Script) -> Result<(), String> {
+        while let Some(rest) = script.request.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match send(fd, rest, SendFlags::NOSIGNAL) {
+                Ok(sent) => self.sent += sent,
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(format!("a request could not be written: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what can be done without waiting.
+    ///
+    /// # Errors
+    /// What was wrong with the answer, in words.
+    pub fn ready(
+        &mut self,
+        fd: &OwnedFd,
+        flags: EventFlags,
+        scratch: &mut [u8],
+        script: &Script,
+        text: &Text,
+    ) -> Result<Step, String> {
+        if flags.contains(EventFlags::OUT) && self.is_busy() {
+            self.send(fd, script)?;
+        }
+        if !flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
+            return Ok(Step::Wait);
+        }
+        let closed = flags.intersects(EventFlags::RDHUP | EventFlags::HUP);
+        if closed && matches!(self.state, State::Closing) {
+            return Ok(Step::Answered);
+        }
+        loop {
+            let read = match rustix::io::read(fd, &mut *scratch) {
+                Ok(0) => return Err(self.cut()),
+                Ok(read) => read,
+                Err(Errno::AGAIN) => return Ok(Step::Wait),
+                Err(error) => return Err(format!("a connection failed: {error}")),
+            };
+            if self.take(scratch.get(..read).unwrap_or_default(), script, text)? {
+                if script.keep || closed {
+                    return Ok(Step::Answered);
+                }
+                self.state = State::Closing;
+                return Ok(Step::Wait);
+            }
+            if read < scratch.len() && !closed {
+                return Ok(Step::Wait);
+            }
+        }
+    }
+
+    fn cut(&self) -> String {
+        match self.state {
+            State::Idle | State::Closing => "a kept connection was closed".into(),
+            State::Head => "a connection was closed before the answer".into(),
+            State::Body(offset) => format!("an answer was cut after {offset} bytes of its body"),
+        }
+    }
+
+    /// Whether these bytes end the answer.
+    fn take(&mut self, bytes: &[u8], script: &Script, text: &Text) -> Result<bool, String> {
+        match self.state {
+            State::Head if self.partial.is_empty() => self.take_head(bytes, script, text),
+            State::Head => {
+                let mut whole = std::mem::take(&mut self.partial);
+                whole.extend_from_slice(bytes);
+                self.take_head(&whole, script, text)
+            }
+            State::Body(offset) => self.take_body(offset, bytes, script, text),
+            State::Idle | State::Closing => Err("bytes came that nobody asked for".into()),
+        }
+    }
+
+    fn take_head(&mut self, bytes: &[u8], script: &Script, text: &Text) -> Result<bool, String> {
+        let Some((head, rest)) = split_head(bytes) else {
+            if bytes.len() > LARGEST_HEAD {
+                return Err("the head of an answer has no end".into());
+            }
+            self.partial = bytes.to_vec();
+            return Ok(false);
+        };
+        if !head.starts_with(b"HTTP/1.1 200 ") || !script.length.is_in(head) {
+            return Err(format!("a wrong answer: {}", String::from_utf8_lossy(head).escape_debug()));
+        }
+        self.take_body(0, rest, script, text)
+    }
+
+    fn take_body(&mut self, offset: usize, bytes: &[u8], script: &Script, text: &Text) -> Result<bool, String> {
+        if !text.holds(offset, bytes) {
+            return Err(format!("wrong bytes in a body, after {offset} of them"));
+        }
+        let offset = offset + bytes.len();
+        let whole = script.exchange.download();
+        if offset > whole {
+            return Err(format!("{} bytes beyond an answer", offset - whole));
+        }
+        self.state = if offset == whole { State::Idle } else { State::Body(offset) };
+        Ok(offset == whole)
+    }
+}

@@ -1,0 +1,99 @@
+//! What is measured.
+
+use std::time::Duration;
+
+use crate::contenders::Duty;
+use crate::rig::content::Exchange;
+use crate::rig::{Pace, Plan};
+
+/// A workload.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// For `--workload` and the log.
+    pub name: &'static str,
+    /// For the tables.
+    pub title: &'static str,
+    /// Whether `--quick` runs it.
+    pub quick: bool,
+    exchange: Exchange,
+    keep: bool,
+    pace: Pace,
+    connections: usize,
+}
+
+const SATURATED: Workload = Workload {
+    name: "get",
+    title: "small GET, keep-alive, saturated",
+    quick: true,
+    exchange: Exchange::Small,
+    keep: true,
+    pace: Pace::Saturated,
+    connections: 64,
+};
+
+/// All of them, in the order of the tables.
+pub const ALL: &[Workload] = &[
+    SATURATED,
+    Workload {
+        name: "get-10k",
+        title: "small GET, keep-alive, 10,000 a second",
+        quick: false,
+        pace: Pace::Rate(10_000),
+        ..SATURATED
+    },
+    Workload { name: "new", title: "new connection for each small GET", keep: false, ..SATURATED },
+    Workload {
+        name: "16k",
+        title: "16 KiB answer, keep-alive",
+        quick: false,
+        exchange: Exchange::Kib16,
+        connections: 32,
+        ..SATURATED
+    },
+    Workload { name: "1m", title: "1 MiB answer, keep-alive", exchange: Exchange::Mib1, connections: 16, ..SATURATED },
+    Workload {
+        name: "post",
+        title: "POST of 64 KiB, keep-alive",
+        quick: false,
+        exchange: Exchange::Post,
+        connections: 32,
+        ..SATURATED
+    },
+];
+
+/// The names, for the command line.
+pub fn names() -> Vec<&'static str> {
+    ALL.iter().map(|workload| workload.name).collect()
+}
+
+impl Workload {
+    /// A turn of load for it; the first one of a proxy warms it up.
+    pub fn plan(&self, quick: bool, first: bool) -> Plan {
+        let warm = if first { 150 } else { 25 };
+        let time = if quick { 100 } else { 250 };
+        Plan {
+            exchange: self.exchange,
+            connections: self.connections,
+            keep: self.keep,
+            pace: self.pace,
+            warm: Duration::from_millis(warm),
+            time: Duration::from_millis(time),
+        }
+    }
+
+    /// What the contender must be set up for.
+    pub fn duty(&self) -> Duty {
+        Duty {
+            tcp: false,
+            workers: 1,
+            bodies: self.exchange.upload() + self.exchange.download() > 8192,
+            clients: self.connections,
+        }
+    }
+
+    /// Whether the proxy is given as much as it can take, so that requests a second say
+    /// something.
+    pub fn is_saturated(&self) -> bool {
+        self.pace == Pace::Saturated
+    }
+}
