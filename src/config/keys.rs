@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
-use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, List, Size, Span, SpanOrOff, Wrong};
+use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, List, RateOrOff, Size, Span, SpanOrOff, Wrong};
 use super::words::{AccessLog, Forwarding, LogFormat, LogLevel, Mode};
 
 /// Where a key may stand.
@@ -215,6 +215,10 @@ keys! {
             "HEADER_TIMEOUT", header_timeout: Duration = "10s", "seconds", span(1, DAY);
             /// How long a connection may idle between two requests before it is closed.
             "IDLE_TIMEOUT", idle_timeout: Duration = "75s", "seconds", span(1, DAY);
+            /// How long a connection may serve requests, give or take a tenth, so that clients
+            /// which came together don't come back together. The next answer after that is its last.
+            "MAX_CONNECTION_AGE", max_connection_age: Option<Duration> = "off", "seconds",
+                SpanOrOff(span(1, WEEK));
             /// Largest request head; above it the answer is 431.
             "MAX_HEADER_SIZE", max_header_size: usize = "32KiB", "bytes",
                 Size { min: 1024, max: 60 * 1024 };
@@ -287,6 +291,11 @@ keys! {
             "CONNECT_TIMEOUT", connect_timeout: Duration = "3s", "seconds", span(1, DAY);
             /// How long a client may neither send nor take a byte while we wait for it alone.
             "BODY_TIMEOUT", body_timeout: Duration = "30s", "seconds", span(1, DAY);
+            /// Least rate at which a client must send its body or take its answer, counted only
+            /// while we wait for it alone. One that falls behind by `BODY_TIMEOUT` in all is cut;
+            /// one that keeps up may take as long as it likes.
+            "MIN_BODY_RATE", min_body_rate: Option<usize> = "240", "bytes a second",
+                RateOrOff(Size { min: 1, max: 1024 * 1024 });
             /// How long a backend may be silent before the head of its response; then 504.
             "RESPONSE_TIMEOUT", response_timeout: Duration = "60s", "seconds", span(1, DAY);
             /// How long a backend may be silent after the head of its response, and either side

@@ -214,6 +214,25 @@ impl Form for Size {
     }
 }
 
+/// Bytes a second, or `off` (also `0`) for none: `240`, `1KiB`, `240/s`.
+pub(super) struct RateOrOff(pub Size);
+
+impl Form for RateOrOff {
+    type Value = Option<usize>;
+
+    fn parse(&self, text: &str) -> Result<Option<usize>, Wrong> {
+        let size = text.strip_suffix("/s").unwrap_or(text);
+        if text == "off" || size == "0" {
+            return Ok(None);
+        }
+        self.0.parse(size).map(Some).map_err(|_| Wrong::new(format!("expected {}, found `{text}`", self.describe())))
+    }
+
+    fn describe(&self) -> String {
+        format!("`off` or {} a second", self.0.describe())
+    }
+}
+
 /// One of a few words.
 pub(super) struct Choice<T: 'static>(pub &'static [(&'static str, T)]);
 
@@ -329,6 +348,24 @@ mod tests {
             assert_eq!(
                 form.parse(text).unwrap_err().message,
                 format!("expected a size from 1KiB to 60KiB, found `{text}`")
+            );
+        }
+    }
+
+    #[test]
+    fn rates_are_sizes_a_second_or_off() {
+        let form = RateOrOff(Size { min: 1, max: 1024 * 1024 });
+        for text in ["240", "240/s", "240B/s"] {
+            assert_eq!(form.parse(text), Ok(Some(240)), "{text}");
+        }
+        assert_eq!(form.parse("1MiB/s"), Ok(Some(1024 * 1024)));
+        for text in ["off", "0", "0/s"] {
+            assert_eq!(form.parse(text), Ok(None), "{text}");
+        }
+        for text in ["", "/s", "off/s", "-1", "2MiB", "240/m"] {
+            assert_eq!(
+                form.parse(text).unwrap_err().message,
+                format!("expected `off` or a size from 1 to 1MiB a second, found `{text}`")
             );
         }
     }

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use super::worker::Worker;
-use crate::admission::gate::{Entry, Permit};
+use crate::admission::gate::{Entry, Permit, Ticket};
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
 
@@ -22,14 +22,25 @@ pub async fn admit<'w>(
     left: impl Future<Output = ()>,
     queued: &mut Duration,
 ) -> Result<Permit<'w>, Reason> {
-    let ticket = match worker.shared().gate.enter() {
-        Entry::Open(permit) => return Ok(permit),
+    match worker.shared().gate.enter() {
+        Entry::Open(permit) => Ok(permit),
         Entry::Full => {
             worker.shared().note_queue_full();
-            return Err(Reason::QueueFull);
+            Err(Reason::QueueFull)
         }
-        Entry::Wait(ticket) => ticket,
-    };
+        // In an allocation of its own: a request that need not wait is the smaller for it.
+        Entry::Wait(ticket) => Box::pin(stand(worker, timer, ticket, left, queued)).await,
+    }
+}
+
+/// Stands in line.
+async fn stand<'w>(
+    worker: &'w Worker,
+    timer: &Timer,
+    ticket: Ticket<'w>,
+    left: impl Future<Output = ()>,
+    queued: &mut Duration,
+) -> Result<Permit<'w>, Reason> {
     let joined = Instant::now();
     let limit = worker.generation().config.daemon.queue_timeout;
     let outcome = timer

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::task::{Context, Poll};
 
 use super::head::ResponseHead;
-use super::relay::{Sink, Source};
+use super::relay::{Fault, Sink, Source};
 
 /// An answer of our own.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +34,10 @@ pub trait Client: Source + Sink {
     /// Goes back to the start of a held body.
     fn rewind(&mut self);
 
+    /// Whether the connection is so old at `now`, in milliseconds of the worker's clock,
+    /// that the answer which begins then is to be its last.
+    fn is_old(&self, now: u64) -> bool;
+
     /// Whether the request was read to its end.
     fn is_read(&self) -> bool;
 
@@ -47,9 +51,23 @@ pub trait Client: Source + Sink {
     /// Queues an answer of our own, whole.
     fn answer_own(&mut self, own: &Own<'_>, last: bool);
 
+    /// Takes back an answer of which no byte has gone out, so that another can be given.
+    /// `false` when it is too late for that.
+    fn retract(&mut self) -> bool;
+
     /// Queues the head that ends HTTP on this connection; from here on the source and
     /// the sink carry bytes of another protocol.
     fn switch(&mut self, head: &ResponseHead);
+
+    /// Has all room filled even if the client does not seem to take any more.
+    fn prod(&mut self);
+
+    /// Ends our direction once the answer, which was the last, has gone out: the client
+    /// reads the end of the stream, while its body may still come.
+    ///
+    /// # Errors
+    /// [`Fault::Reset`] when the client is gone.
+    fn close_write(&mut self) -> Result<(), Fault>;
 
     /// Ready when the client has left for good. A half-close is not leaving.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()>;

@@ -21,30 +21,65 @@ use crate::telemetry::{Kind, Record};
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
 
-/// How long what a client still sends after an early answer is read and dropped.
+/// How long what a client still sends after its last answer is read and dropped.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How much of it.
-const LINGER_BYTES: usize = 16 * 1024 * 1024;
+/// How many bytes of it.
+const LINGER_BYTES: u64 = 256 * 1024;
+
+/// The same for the rest of a body that was announced. Many clients read nothing before
+/// they have sent all, so anything less would turn a 413 into a connection error; with
+/// silence ended after [`LINGER`] it costs less than serving the upload would. nginx's
+/// `lingering_time` is as long and bounds no bytes.
+const LINGER_BODY: Duration = Duration::from_secs(30);
+
+/// How many bytes of such a body.
+const LINGER_BODY_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Empty lines that begin no request where one should begin. Old clients send one behind a
+/// body; what is more counts as a head, and so has its bounds.
+const EMPTY_LINES: u32 = 8;
 
 /// Serves one client connection that speaks HTTP/1, to its end.
 pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
     let mut client = Http1::new(io);
     let timer = worker.clock().timer();
     let mut first = true;
+    let age = Age { born: timer.clock().millis(), spread: 0.9 + 0.2 * fastrand::f64() };
     loop {
         if !stirs(&worker, &mut client, &timer, first).await {
             return;
         }
         // From here to the answer: in its own allocation.
-        match Box::pin(request(&worker, &source, &mut client, &timer)).await {
+        match Box::pin(request(&worker, &source, &mut client, &timer, age)).await {
             // In a drain, too: the answer may have begun before it, and promised to go on.
-            After::GoOn if client.can_go_on() => first = false,
+            After::GoOn if client.can_go_on() => {
+                first = false;
+                // Answers that need no waiting for must not keep the others waiting.
+                tokio::task::coop::consume_budget().await;
+            }
             // Nothing more was sent to us: closing resets nothing.
-            After::GoOn if !client.wire().has_input() && !client.wire().io().stirred() => return,
-            After::GoOn | After::Linger => return linger(&mut client, &timer).await,
+            After::GoOn if !client.wire().has_input() && !client.wire().io().has_unread() => return,
+            After::GoOn | After::Linger => return Box::pin(linger(&mut client, &timer)).await,
             After::Close => return,
         }
+    }
+}
+
+/// What the age of a connection is reckoned from.
+#[derive(Debug, Clone, Copy)]
+struct Age {
+    /// When it was accepted, in milliseconds of the worker's clock.
+    born: u64,
+    /// Its share of the limit, from 0.9 to 1.1, as in gRPC: connections that were made at
+    /// once, after a restart, say, do not all end at once.
+    spread: f64,
+}
+
+impl Age {
+    /// When it reaches `limit`.
+    fn reaches(self, limit: Duration) -> u64 {
+        self.born.saturating_add(u64::try_from(limit.mul_f64(self.spread).as_millis()).unwrap_or(u64::MAX))
     }
 }
 
@@ -56,9 +91,12 @@ async fn stirs(worker: &Worker, client: &mut Http1, timer: &Timer, first: bool) 
     timer.set(Some(if first { daemon.header_timeout } else { daemon.idle_timeout }));
     drop(generation);
     let mut silence = None;
+    let mut empty_lines = EMPTY_LINES;
     let stirred = poll_fn(|cx| {
-        if let Poll::Ready(outcome) = client.wire_mut().poll_stirs(cx) {
-            return Poll::Ready(outcome.is_ok());
+        while let Poll::Ready(outcome) = client.wire_mut().poll_stirs(cx) {
+            if !client.wire_mut().skip_empty_lines(&mut empty_lines) {
+                return Poll::Ready(outcome.is_ok());
+            }
         }
         // A request may be on the wire already, so a drain leaves a moment for it.
         if silence.is_none() && worker.is_draining() {
@@ -72,9 +110,10 @@ async fn stirs(worker: &Worker, client: &mut Http1, timer: &Timer, first: bool) 
     stirred
 }
 
-async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &Timer) -> After {
+async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &Timer, age: Age) -> After {
     let generation = worker.generation();
     let daemon = &generation.config.daemon;
+    client.expire(daemon.max_connection_age.map_or(u64::MAX, |limit| age.reaches(limit)));
     let limit = daemon.max_header_size;
     let head = timer.within(Some(daemon.header_timeout), poll_fn(|cx| client.poll_request(cx, limit))).await;
     let reason = match head {
@@ -89,7 +128,7 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
         Some(Err(Fault::Malformed(reason))) => reason,
         None => Reason::ClientHeaderTimeout,
     };
-    refuse(worker, source, client, reason, timer).await
+    Box::pin(refuse(worker, source, client, reason, timer)).await
 }
 
 /// Answers what never became a request, and records it.
@@ -130,30 +169,36 @@ async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Re
 
 /// Ends our direction and reads on for a while: closing with bytes unread would send a
 /// reset, which can take the answer from the client before it was read (RFC 9112 §9.6).
+/// The client's own end is what ends it well; until then no buffer is held.
 async fn linger(client: &mut Http1, timer: &Timer) {
     if client.wire().io().shutdown_write().is_err() {
         return;
     }
-    let mut read = 0;
     let wire = client.wire_mut();
-    timer
-        .within(
-            Some(LINGER),
-            poll_fn(|cx| {
-                loop {
-                    match std::task::ready!(wire.poll_discard(cx)) {
-                        Some(n) if read + n < LINGER_BYTES => read += n,
-                        Some(_) | None => return Poll::Ready(()),
-                    }
-                }
-            }),
-        )
-        .await;
+    let (time, mut most) = match wire.announced() {
+        Some(0) => (LINGER, LINGER_BYTES),
+        rest => (LINGER_BODY, LINGER_BYTES + rest.unwrap_or(u64::MAX).min(LINGER_BODY_BYTES)),
+    };
+    let after =
+        |span: Duration| timer.clock().millis().saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+    let ends = after(time);
+    timer.set_at(after(LINGER));
+    poll_fn(|cx| {
+        while let Poll::Ready(read) = wire.poll_discard(cx) {
+            match read.and_then(|n| most.checked_sub(u64::try_from(n).unwrap_or(u64::MAX))) {
+                Some(left) => most = left,
+                None => return Poll::Ready(()),
+            }
+            timer.set_at(after(LINGER).min(ends));
+        }
+        timer.poll(cx)
+    })
+    .await;
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Source, Worker, request, serve};
+    use super::{Age, Source, Worker, request, serve};
     use crate::config::Config;
     use crate::proxy::http1::Http1;
     use crate::state::Generation;
@@ -162,6 +207,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::net::UnixStream;
     use std::rc::Rc;
+    use std::time::Duration;
 
     /// What an idle connection and a request under way take on the heap decides how many
     /// of each a host can hold.
@@ -175,10 +221,18 @@ mod tests {
 
         let mut client = Http1::new(one);
         let timer = worker.clock().timer();
-        let busy = request(&worker, &source, &mut client, &timer);
+        let busy = request(&worker, &source, &mut client, &timer, Age { born: 0, spread: 1.0 });
         let busy = std::mem::size_of_val(&busy);
         let idle = std::mem::size_of_val(&serve(Rc::clone(&worker), two, source.clone()));
         assert!(idle <= 768, "an idle connection takes {idle} bytes");
         assert!(busy <= 4096, "a request under way takes {busy} bytes");
+    }
+
+    #[test]
+    fn an_age_is_reached_within_a_tenth_of_its_limit() {
+        let (limit, born) = (Duration::from_secs(60), 7);
+        let reached = |spread| Age { born, spread }.reaches(limit);
+        assert_eq!([reached(0.9), reached(1.0), reached(1.1)], [54_007, 60_007, 66_007]);
+        assert_eq!(Age { born: u64::MAX, spread: 1.1 }.reaches(limit), u64::MAX);
     }
 }

@@ -5,14 +5,22 @@
 //! still coming, and neither side's slowness blocks the other's.
 //!
 //! At any moment the exchange waits for exactly one thing, and that decides which
-//! deadline runs: the client, when it alone keeps us waiting (`BODY_TIMEOUT`); the
+//! deadline runs: the client, when it alone keeps us waiting ([`super::pace`]); the
 //! backend before its head (`RESPONSE_TIMEOUT`) and after it (`STREAM_TIMEOUT`).
+//!
+//! An answer may be whole before its request is. A backend that then keeps the
+//! connection may still want the rest, as it would without a proxy, so the rest goes on
+//! to it for as long as it is sent and taken; one that says `close` or ends does not
+//! (RFC 9110 §7.5, RFC 9112 §9.6). The client has its answer by then, and has read that
+//! the connection ends with it, so nothing that happens to the rest is a failure.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use super::client::Client;
 use super::head::{Known, RequestHead, ResponseHead};
+use super::pace::{Pace, Terms};
 use super::relay::{End, Fault, Relay, Turn};
 use super::upstream::Upstream;
 use super::worker::Worker;
@@ -21,9 +29,17 @@ use crate::config::RouteSettings;
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
 
+/// How long a backend that has answered may leave the rest of its request untaken, in
+/// milliseconds: whether it means to take it can't be known.
+const UNTAKEN: u64 = 5_000;
+
 /// Milliseconds for which nobody looks whether a client leaves on whose connection
 /// nothing had to be waited for yet: most are answered sooner.
 const UNWATCHED: u64 = 50;
+
+/// Interim responses to one request; what sends more never comes to an end. One every 20
+/// seconds (RFC 2518 §10.1 on 102) reaches this after 21 minutes.
+const INTERIMS: u8 = 64;
 
 /// How an exchange ended that did not fail.
 #[derive(Debug)]
@@ -58,13 +74,22 @@ pub struct Exchange<'a, C> {
     up: Relay,
     down: Relay,
     upload: Upload,
-    answered: bool,
+    answer: Answer,
     /// Somebody looks whether the client leaves.
     watching: bool,
     /// Time of the timer's clock at which what is waited for is overdue.
     due: u64,
     /// What was waited for last, and how much had moved by then.
     waiting: Option<(Wait, u64)>,
+    /// The same when both sides were last prodded.
+    prodded: Option<(Wait, u64)>,
+    /// The client's, in both directions together: one that sends does not idle because
+    /// it reads later.
+    pace: Pace,
+    /// How much of the answer had come when the client was last waited for.
+    heard: u64,
+    /// Interim responses so far.
+    interims: u8,
     /// The client waits for leave to send its body (RFC 9110 §10.1.1).
     asks: bool,
     /// The final status, once its head has come.
@@ -80,6 +105,14 @@ enum Upload {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Awaited,
+    Going,
+    /// It went out whole, and the rest of the request goes on.
+    Whole,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
     /// For the client to send its body.
     Body,
@@ -89,6 +122,8 @@ enum Wait {
     Response,
     /// For more of the backend's response.
     Stream,
+    /// For the backend to take what follows its answer.
+    Rest,
 }
 
 impl<'a, C: Client> Exchange<'a, C> {
@@ -115,8 +150,12 @@ impl<'a, C: Client> Exchange<'a, C> {
             up: Relay::default(),
             down: Relay::default(),
             upload: Upload::Going,
-            answered: false,
+            answer: Answer::Awaited,
             waiting: None,
+            prodded: None,
+            pace: Pace::default(),
+            heard: 0,
+            interims: 0,
             asks: head.fields.first(Known::Expect).is_some(),
             status: 0,
         }
@@ -128,23 +167,23 @@ impl<'a, C: Client> Exchange<'a, C> {
     /// The failure, with how far the attempt got.
     pub async fn run(&mut self) -> Result<Finish, Failure> {
         let outcome = poll_fn(|cx| {
-            if let Poll::Ready(outcome) = self.turn(cx) {
-                return Poll::Ready(outcome);
+            loop {
+                if let Poll::Ready(outcome) = self.turn(cx) {
+                    return Poll::Ready(outcome);
+                }
+                // Once we have ended our direction, its end looks like leaving.
+                if self.watching && self.answer != Answer::Whole && self.client.poll_left(cx).is_ready() {
+                    return Poll::Ready(Err(Reason::ClientLeft));
+                }
+                ready!(self.timer.poll(cx));
+                if !self.watching && self.timer.clock().millis() < self.due {
+                    // It takes its time: from now on somebody looks whether the client waits.
+                    self.watching = true;
+                    self.timer.set_at(self.due);
+                } else if let Some(outcome) = self.overdue() {
+                    return Poll::Ready(outcome);
+                }
             }
-            if self.watching && self.client.poll_left(cx).is_ready() {
-                return Poll::Ready(Err(Reason::ClientLeft));
-            }
-            std::task::ready!(self.timer.poll(cx));
-            if self.watching || self.timer.clock().millis() >= self.due {
-                return Poll::Ready(Err(self.overdue()));
-            }
-            // It takes its time: from now on somebody looks whether the client waits.
-            self.watching = true;
-            self.timer.set_at(self.due);
-            if self.client.poll_left(cx).is_ready() {
-                return Poll::Ready(Err(Reason::ClientLeft));
-            }
-            self.timer.poll(cx).map(|()| Err(self.overdue()))
         })
         .await;
         self.timer.set(None);
@@ -169,13 +208,17 @@ impl<'a, C: Client> Exchange<'a, C> {
         if self.upload == Upload::Going {
             match self.up.turn(cx, self.client, self.upstream) {
                 Turn::Done => self.upload = Upload::Done,
-                Turn::Waits(end) => body_wanted = end == End::Source,
+                Turn::Waits(end) => body_wanted = end == End::Source && self.may_send(),
+                Turn::Failed(..) if self.answer == Answer::Whole => self.upload = Upload::Stopped,
                 Turn::Failed(End::Source, Fault::Malformed(reason)) => return Poll::Ready(Err(reason)),
                 Turn::Failed(End::Source, _) => return Poll::Ready(Err(Reason::ClientLeft)),
                 Turn::Failed(End::Sink, _) => self.upload = Upload::Stopped,
             }
         }
-        while !self.answered {
+        if self.answer == Answer::Whole {
+            return self.rest(cx, body_wanted);
+        }
+        while self.answer == Answer::Awaited {
             // Interim responses go out before more of them are read.
             match self.client.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -187,6 +230,10 @@ impl<'a, C: Client> Exchange<'a, C> {
             }
             match self.upstream.poll_response(cx, self.head.method) {
                 Poll::Ready(Ok(head)) if head.is_interim() => {
+                    if self.interims >= INTERIMS {
+                        return Poll::Ready(Err(Reason::BackendMalformed));
+                    }
+                    self.interims += 1;
                     self.asks &= head.status != 100;
                     self.client.inform(&head);
                 }
@@ -197,25 +244,41 @@ impl<'a, C: Client> Exchange<'a, C> {
                 Poll::Ready(Ok(head)) => {
                     // An answer ahead of the request's end: what still comes of that body
                     // can't be told from the next request in time.
-                    let last = self.worker.is_draining() || self.upload != Upload::Done;
+                    let last = self.worker.is_draining()
+                        || self.upload != Upload::Done
+                        || self.client.is_old(self.timer.clock().millis());
                     self.status = head.status;
                     self.client.release();
                     self.client.answer(&head, last);
-                    self.answered = true;
+                    self.answer = Answer::Going;
                 }
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(backend(fault, false))),
                 Poll::Pending => {
-                    // A client that waits for leave and has sent nothing keeps nobody waiting.
-                    let held = body_wanted && (!self.asks || self.up.moved > 0);
-                    self.wait(if held { Wait::Body } else { Wait::Response });
+                    self.wait(if body_wanted { Wait::Body } else { Wait::Response });
                     return Poll::Pending;
                 }
             }
         }
         match self.down.turn(cx, self.upstream, self.client) {
+            Turn::Done if self.upload == Upload::Going && self.may_send() && self.upstream.stays() => {
+                self.answer = Answer::Whole;
+                match self.client.close_write() {
+                    Ok(()) => self.rest(cx, body_wanted),
+                    Err(_) => Poll::Ready(Ok(Finish::Complete)),
+                }
+            }
             Turn::Done => Poll::Ready(Ok(Finish::Complete)),
-            Turn::Waits(end) => {
-                self.wait(if end == End::Sink { Wait::Reader } else { Wait::Stream });
+            Turn::Waits(End::Sink) => {
+                self.wait(Wait::Reader);
+                Poll::Pending
+            }
+            Turn::Waits(End::Source) => {
+                // While the backend speaks, too, the client does not keep us waiting alone.
+                if self.heard != self.down.moved {
+                    self.heard = self.down.moved;
+                    self.pace.restore();
+                }
+                self.wait(if body_wanted { Wait::Body } else { Wait::Stream });
                 Poll::Pending
             }
             Turn::Failed(End::Source, fault) => Poll::Ready(Err(backend(fault, true))),
@@ -223,40 +286,67 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
     }
 
+    /// Whether the client is free to send: one that waits for leave and has sent nothing
+    /// keeps nobody waiting.
+    fn may_send(&self) -> bool {
+        !self.asks || self.up.moved > 0
+    }
+
+    /// Goes on with the request after its answer, until either side has enough.
+    fn rest(&mut self, cx: &mut Context<'_>, body_wanted: bool) -> Poll<Result<Finish, Reason>> {
+        if self.upload != Upload::Going || self.upstream.poll_stirs(cx).is_ready() {
+            return Poll::Ready(Ok(Finish::Complete));
+        }
+        self.wait(if body_wanted { Wait::Body } else { Wait::Rest });
+        Poll::Pending
+    }
+
     /// Sets the deadline anew when something else is waited for, or something moved.
     fn wait(&mut self, wait: Wait) {
-        let now = (wait, self.up.moved.wrapping_add(self.down.moved));
-        if self.waiting == Some(now) {
+        let moved = self.up.moved.wrapping_add(self.down.moved);
+        if self.waiting == Some((wait, moved)) {
             return;
         }
-        self.waiting = Some(now);
-        let limit = match wait {
-            Wait::Body | Wait::Reader => Some(self.settings.body_timeout),
-            Wait::Response => Some(self.settings.response_timeout),
-            Wait::Stream => self.settings.stream_timeout,
+        self.waiting = Some((wait, moved));
+        let now = self.timer.clock().millis();
+        let after = |limit: Duration| now.saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let client = matches!(wait, Wait::Body | Wait::Reader);
+        if !client && self.pace.is_waited_for() {
+            self.pace.rests(now, Terms::of(self.settings));
+        }
+        let at = match wait {
+            Wait::Body | Wait::Reader => self.pace.waits(now, moved, Terms::of(self.settings)),
+            Wait::Response => after(self.settings.response_timeout),
+            Wait::Stream => self.settings.stream_timeout.map_or(u64::MAX, after),
+            Wait::Rest => now.saturating_add(UNTAKEN),
         };
-        let at = limit.map_or(u64::MAX, |limit| {
-            self.timer.clock().millis().saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
-        });
         self.due = at.min(self.deadline);
-        let unwatched = if self.watching { u64::MAX } else { self.timer.clock().millis().saturating_add(UNWATCHED) };
+        let unwatched = if self.watching { u64::MAX } else { now.saturating_add(UNWATCHED) };
         self.timer.set_at(self.due.min(unwatched));
     }
 
-    fn overdue(&self) -> Reason {
-        if self.timer.clock().millis() >= self.deadline {
-            return Reason::RequestTimeout;
+    /// The time is over: how the exchange ends, unless somebody turns out to take what
+    /// only seemed stuck. `None` asks for another turn, which will tell.
+    fn overdue(&mut self) -> Option<Result<Finish, Reason>> {
+        let late = self.timer.clock().millis() >= self.deadline;
+        if !late && self.prodded != self.waiting {
+            self.prodded = self.waiting;
+            self.client.prod();
+            self.upstream.prod();
+            return None;
         }
-        match self.waiting {
-            Some((Wait::Body, _)) => Reason::ClientBodyTimeout,
-            Some((Wait::Reader, _)) => Reason::ClientSlowReader,
-            Some((Wait::Stream, _)) => Reason::BackendStreamTimeout,
-            Some((Wait::Response, _)) | None => Reason::BackendResponseTimeout,
-        }
+        Some(match self.waiting {
+            _ if self.answer == Answer::Whole => Ok(Finish::Complete),
+            _ if late => Err(Reason::RequestTimeout),
+            Some((Wait::Body, _)) => Err(Reason::ClientBodyTimeout),
+            Some((Wait::Reader, _)) => Err(Reason::ClientSlowReader),
+            Some((Wait::Stream, _)) => Err(Reason::BackendStreamTimeout),
+            Some((Wait::Response | Wait::Rest, _)) | None => Err(Reason::BackendResponseTimeout),
+        })
     }
 
     fn progress(&self) -> Progress {
-        if self.answered || self.upstream.has_answered() {
+        if self.answer != Answer::Awaited || self.upstream.has_answered() {
             Progress::Answered
         } else if self.upstream.has_written() {
             Progress::Sent
@@ -275,6 +365,8 @@ fn died(reason: Reason) -> bool {
 /// What a fault on the backend's connection is called, by whether its answer had begun.
 fn backend(fault: Fault, answered: bool) -> Reason {
     match fault {
+        // A body's breach of framing has the reason that a client's would have.
+        Fault::Malformed(Reason::BackendHeaderTooLarge) => Reason::BackendHeaderTooLarge,
         Fault::Malformed(_) => Reason::BackendMalformed,
         Fault::Truncated if answered => Reason::BackendTruncated,
         Fault::Truncated => Reason::BackendClosed,

@@ -16,13 +16,13 @@ use crate::config::Forwarding;
 #[derive(Debug, Clone, Copy)]
 pub struct Forwarded<'a> {
     /// The peer's address, or `unix:`.
-    pub peer: &'a str,
+    pub peer: &'a [u8],
     /// `http` or `https`: how the peer reached us.
     pub scheme: &'a str,
     /// The authority for a request that has none.
     pub host: &'a str,
     /// The id that this request has in the log.
-    pub request_id: &'a str,
+    pub request_id: &'a [u8],
     /// Which fields say so.
     pub kind: Forwarding,
     /// What the peer says of others is kept.
@@ -46,9 +46,8 @@ impl Forwarded<'_> {
             && memchr::memchr(b'_', name).is_none()
     }
 
-    /// Writes the forwarding fields in any case but the usual one. `authority` is what
-    /// the client asked for.
-    pub fn write(&self, out: &mut Vec<u8>, head: &RequestHead, authority: &[u8]) {
+    /// Writes the forwarding fields in any case but the usual one.
+    pub fn write(&self, out: &mut Vec<u8>, head: &RequestHead) {
         let fields = self.trusted.then_some(&head.fields);
         let only = |known| {
             let mut values = fields.into_iter().flat_map(move |fields| fields.values(known));
@@ -62,11 +61,13 @@ impl Forwarded<'_> {
                 out.extend_from_slice(part);
                 out.extend_from_slice(b", ");
             }
-            out.extend_from_slice(self.peer.as_bytes());
+            out.extend_from_slice(self.peer);
             out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
             out.extend_from_slice(proto.unwrap_or(self.scheme.as_bytes()));
-            out.extend_from_slice(b"\r\nX-Forwarded-Host: ");
-            out.extend_from_slice(host.unwrap_or(authority));
+            if let Some(host) = host.or(head.authority()) {
+                out.extend_from_slice(b"\r\nX-Forwarded-Host: ");
+                out.extend_from_slice(host);
+            }
             out.extend_from_slice(b"\r\n");
         }
         if !matches!(self.kind, Forwarding::Rfc7239 | Forwarding::Both) {
@@ -80,7 +81,8 @@ impl Forwarded<'_> {
                 converted(out, fields, proto, host);
             }
         }
-        pair(out, self.peer.parse().ok(), Some(self.scheme.as_bytes()), head.authority());
+        let address = std::str::from_utf8(self.peer).ok().and_then(|peer| peer.parse().ok());
+        pair(out, address, Some(self.scheme.as_bytes()), head.authority());
         out.extend_from_slice(b"\r\n");
     }
 }
@@ -160,9 +162,10 @@ mod tests {
     }
 
     fn written(kind: Forwarding, trusted: bool, peer: &str, fields: &str) -> Vec<String> {
-        let forwarded = Forwarded { peer, scheme: "http", host: "backend", request_id: "x", kind, trusted };
+        let forwarded =
+            Forwarded { peer: peer.as_bytes(), scheme: "http", host: "backend", request_id: b"x", kind, trusted };
         let mut out = Vec::new();
-        forwarded.write(&mut out, &head(fields), b"door.test:81");
+        forwarded.write(&mut out, &head(fields));
         String::from_utf8(out).unwrap().split_terminator("\r\n").map(str::to_owned).collect()
     }
 

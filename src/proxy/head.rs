@@ -114,8 +114,7 @@ impl Known {
         }
     }
 
-    /// Whether the field concerns one connection only (RFC 9110 §7.6.1). `Trailer` is
-    /// among them because trailers are not passed on.
+    /// Whether the field concerns one connection only (RFC 9110 §7.6.1).
     #[must_use]
     pub fn is_hop_by_hop(self) -> bool {
         matches!(
@@ -125,7 +124,6 @@ impl Known {
                 | Self::KeepAlive
                 | Self::ProxyConnection
                 | Self::Te
-                | Self::Trailer
                 | Self::TransferEncoding
                 | Self::Upgrade
         )
@@ -325,6 +323,8 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// The client offers other protocols in place of HTTP; see [`Self::offers`].
     pub upgrade: bool,
+    /// The client takes fields behind the answer's body: `TE: trailers` (RFC 9110 §10.1.4).
+    pub trailers: bool,
     /// How often a request that asks about the way itself, OPTIONS or TRACE, may still be
     /// passed on (RFC 9110 §7.6.2).
     pub max_forwards: Option<u64>,

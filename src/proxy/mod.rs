@@ -19,6 +19,7 @@ pub mod forwarded;
 pub mod head;
 pub mod http1;
 pub mod origin;
+pub mod pace;
 pub mod relay;
 pub mod story;
 pub mod tcp;

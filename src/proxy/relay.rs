@@ -10,8 +10,8 @@
 //! row that would fill a buffer, and no longer counts as such once it comes in small
 //! pieces: those are cheaper to copy.
 //!
-//! In one turn a relay moves [`TURN`] bytes, and then has everybody else's turn before its
-//! next.
+//! In one turn a relay moves [`TURN_BYTES`] or [`TURN_PIECES`], and then has everybody
+//! else's turn before its next.
 
 use std::future::Future;
 use std::pin::pin;
@@ -21,10 +21,6 @@ use crate::telemetry::Reason;
 use crate::transport::buffer;
 use crate::transport::splice::{self, Pipe};
 use crate::transport::stream::Stream;
-
-/// Bytes that a relay moves in one turn, but for what is left of the last piece. More
-/// gains nothing, and makes everybody else on the thread wait longer.
-const TURN: u64 = 256 * 1024;
 
 /// What a piece must have to show that a body is large: what any buffer holds.
 const LARGE: usize = buffer::SIZE;
@@ -66,6 +62,8 @@ pub struct Raw<'a> {
     pub io: &'a Stream,
     /// Bytes that the body may still have; `u64::MAX` when its end is the stream's.
     pub left: u64,
+    /// The socket is to be tried even if it does not count as ready.
+    pub anyway: bool,
 }
 
 /// Where a body comes from.
@@ -86,6 +84,11 @@ pub trait Source {
 
     /// Counts `n` bytes of the body as taken from the socket.
     fn spliced_from(&mut self, _n: usize) {}
+
+    /// The fields behind a body that is over, those that may go on: each a whole line.
+    fn trailers(&self) -> &[u8] {
+        &[]
+    }
 }
 
 /// Where a body goes.
@@ -102,6 +105,10 @@ pub trait Sink {
     /// The peer's fault.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>>;
 
+    /// Ends the body with these fields, where they can be taken; [`Self::poll_finish`] is
+    /// still to come.
+    fn trail(&mut self, _lines: &[u8]) {}
+
     /// Ends the body and sends everything.
     ///
     /// # Errors
@@ -113,7 +120,7 @@ pub trait Sink {
         None
     }
 
-    /// Counts `n` bytes of the body as put into the socket.
+    /// Counts `n` bytes of the body as put into the socket; 0 says that it took none.
     fn spliced_to(&mut self, _n: usize) {}
 }
 
@@ -125,6 +132,12 @@ pub enum End {
     /// The side that bytes go to.
     Sink,
 }
+
+/// Bytes moved in a turn, so that a fast pair of peers does not starve the others.
+const TURN_BYTES: u64 = 256 * 1024;
+
+/// Pieces moved in a turn, likewise.
+const TURN_PIECES: u32 = 256;
 
 /// One direction of an exchange.
 #[derive(Debug, Default)]
@@ -154,14 +167,15 @@ pub enum Turn {
 impl Relay {
     /// Moves as much as can be moved now, and is fair.
     pub fn turn(&mut self, cx: &mut Context<'_>, source: &mut impl Source, sink: &mut impl Sink) -> Turn {
-        let enough = self.moved.saturating_add(TURN);
+        let begun = self.moved;
+        let mut pieces = 0;
         while !self.ended {
-            if self.moved >= enough {
+            if pieces == TURN_PIECES || self.moved - begun >= TURN_BYTES {
                 return others_first(cx);
             }
             // What is in the pipe goes out before anything that comes after it.
             if self.large >= PROVED || self.pipe.is_some() {
-                if let Some(turn) = self.splice(cx, source, sink, enough) {
+                if let Some(turn) = self.splice(cx, source, sink, begun) {
                     return turn;
                 }
             }
@@ -171,11 +185,15 @@ impl Relay {
                         self.large = if n >= LARGE { self.large.saturating_add(1) } else { 0 };
                         source.consume(n);
                         self.moved += u64::try_from(n).unwrap_or(0);
+                        pieces += 1;
                     }
                     Poll::Ready(Err(fault)) => return Turn::Failed(End::Sink, fault),
                     Poll::Pending => return Turn::Waits(End::Sink),
                 },
-                Poll::Ready(Ok(Piece::End)) => self.ended = true,
+                Poll::Ready(Ok(Piece::End)) => {
+                    sink.trail(source.trailers());
+                    self.ended = true;
+                }
                 Poll::Ready(Err(fault)) => return Turn::Failed(End::Source, fault),
                 // Let go of what is prepared: a head whose body is still to come.
                 Poll::Pending => {
@@ -201,7 +219,7 @@ impl Relay {
         cx: &mut Context<'_>,
         source: &mut impl Source,
         sink: &mut impl Sink,
-        enough: u64,
+        begun: u64,
     ) -> Option<Turn> {
         if self.pipe.is_none() {
             source.raw_source()?;
@@ -216,7 +234,7 @@ impl Relay {
             if pipe.inside() > 0 {
                 // What is in the pipe was within what the sink had room for.
                 let Some(to) = room else { break Some(Turn::Failed(End::Sink, Fault::Truncated)) };
-                match pipe.poll_drain(cx, to.io, usize::try_from(to.left).unwrap_or(usize::MAX)) {
+                match pipe.poll_drain(cx, to.io, usize::try_from(to.left).unwrap_or(usize::MAX), to.anyway) {
                     Poll::Ready(Ok(n)) => {
                         sink.spliced_to(n);
                         let n = u64::try_from(n).unwrap_or(0);
@@ -224,11 +242,14 @@ impl Relay {
                         self.spliced += n;
                     }
                     Poll::Ready(Err(_)) => break Some(Turn::Failed(End::Sink, Fault::Reset)),
-                    Poll::Pending => break Some(Turn::Waits(End::Sink)),
+                    Poll::Pending => {
+                        sink.spliced_to(0);
+                        break Some(Turn::Waits(End::Sink));
+                    }
                 }
                 continue;
             }
-            if self.moved >= enough {
+            if self.moved - begun >= TURN_BYTES {
                 break Some(others_first(cx));
             }
             let (Some(from), Some(to)) = (source.raw_source(), room) else { break None };
@@ -271,7 +292,7 @@ fn others_first(cx: &mut Context<'_>) -> Turn {
 
 #[cfg(test)]
 mod tests {
-    use super::{End, Fault, LARGE, PROVED, Piece, Raw, Relay, Sink, Source, TURN, Turn};
+    use super::{End, Fault, LARGE, PROVED, Piece, Raw, Relay, Sink, Source, TURN_BYTES, Turn};
     use crate::transport::splice;
     use crate::transport::stream::{Family, Socket, Stream};
     use std::future::poll_fn;
@@ -296,7 +317,7 @@ mod tests {
         }
 
         fn raw_source(&self) -> Option<Raw<'_>> {
-            (self.raw && self.pieces == 0).then_some(Raw { io: &self.io, left: u64::MAX })
+            (self.raw && self.pieces == 0).then_some(Raw { io: &self.io, left: u64::MAX, anyway: false })
         }
     }
 
@@ -322,7 +343,7 @@ mod tests {
         }
 
         fn raw_sink(&self) -> Option<Raw<'_>> {
-            Some(Raw { io: &self.io, left: u64::MAX })
+            Some(Raw { io: &self.io, left: u64::MAX, anyway: false })
         }
 
         fn spliced_to(&mut self, n: usize) {
@@ -399,7 +420,7 @@ mod tests {
         let cx = &mut Context::from_waker(Waker::noop());
         for turn in 1..=3 {
             assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Source));
-            assert_eq!(relay.moved, turn * TURN);
+            assert_eq!(relay.moved, turn * TURN_BYTES);
         }
     }
 }

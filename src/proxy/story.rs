@@ -4,6 +4,9 @@
 //! route → admit → attempt (pick, connect, exchange) → again? → answer → record
 //! ```
 //!
+//! What few requests come to (a line, a dial, a tunnel, an answer of our own) has an
+//! allocation of its own, so that the rest is small.
+//!
 //! It is told once for every protocol: the client is any [`Client`], the backend any
 //! [`Upstream`]. What a station decides is in that station's module; here is only the
 //! order.
@@ -98,10 +101,10 @@ pub async fn story<C: Client>(
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
         Some(_) if head.max_forwards == Some(0) => {
             course.status = 200;
-            let last = is_last(worker, client);
+            let last = is_last(worker, client, timer);
             let fields = [("Allow", ALLOW), ("X-Request-Id", request_id.as_str())];
             client.answer_own(&Own { status: 200, fields: &fields, body: b"" }, last);
-            Ok(sent(client, last, timer).await)
+            Ok(Box::pin(sent(client, last, timer)).await)
         }
         Some(route) => {
             let trusted = origin.trusted;
@@ -113,7 +116,7 @@ pub async fn story<C: Client>(
         Ok(after) => after,
         Err(reason) => {
             course.reason = Some(reason);
-            refuse(worker, client, head, reason, &mut course, &request_id, timer).await
+            Box::pin(refuse(worker, client, head, reason, &mut course, &request_id, timer)).await
         }
     };
 
@@ -184,7 +187,7 @@ impl<'a> Asked<'a> {
                 // the site for requests.
                 let _share = self.worker.shared().tunnels.take().ok_or(Reason::TunnelLimit)?;
                 drop(permit);
-                self.tunnel(client, upstream, &head, course).await;
+                Box::pin(self.tunnel(client, upstream, &head, course)).await;
                 Ok(After::Close)
             }
         }
@@ -257,7 +260,7 @@ impl<'a> Asked<'a> {
                         return Err(reason);
                     }
                     self.worker.counters().retries.add(1);
-                    self.back_off(wait, client, deadline).await.map_err(|why| why.unwrap_or(reason))?;
+                    Box::pin(self.back_off(wait, client, deadline)).await.map_err(|why| why.unwrap_or(reason))?;
                 }
             }
             client.rewind();
@@ -282,6 +285,12 @@ impl<'a> Asked<'a> {
                 return Ok(idle);
             }
         }
+        Box::pin(self.dial(endpoint, client, deadline)).await
+    }
+
+    /// A new connection to `endpoint`.
+    async fn dial(&self, endpoint: &Endpoint, client: &mut impl Client, deadline: u64) -> Result<Upstream, Reason> {
+        let now = self.timer.clock().millis();
         let remaining = Duration::from_millis(deadline.saturating_sub(now));
         let limit = self.route.settings.connect_timeout.min(remaining);
         let outcome = self
@@ -301,10 +310,10 @@ impl<'a> Asked<'a> {
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
         let forwarded = Forwarded {
-            peer: self.source.address.as_str(),
+            peer: self.source.address.as_bytes(),
             scheme: "http",
             host: endpoint.host(),
-            request_id: self.request_id.as_str(),
+            request_id: self.request_id.as_bytes(),
             kind: self.route.settings.forwarded,
             trusted: self.trusted,
         };
@@ -376,7 +385,9 @@ async fn refuse<C: Client>(
     request_id: &Text<64>,
     timer: &Timer,
 ) -> After {
-    if course.status != 0 {
+    // A head that came together with the failure of its body was only queued.
+    let begun = course.status != 0 && !(reason.side() == Side::Backend && client.retract());
+    if begun {
         // The answer had begun and is not whole: it must not be taken for whole.
         worker.counters().cut.add(1);
         client.abort();
@@ -389,14 +400,14 @@ async fn refuse<C: Client>(
     if reason == Reason::ClientLeft {
         return After::Close;
     }
-    let last = is_last(worker, client);
+    let last = is_last(worker, client, timer);
     answer(client, Some(head), reason, last, request_id.as_str());
     sent(client, last, timer).await
 }
 
 /// Whether an answer of our own that is given now must be the last on its connection.
-fn is_last<C: Client>(worker: &Worker, client: &C) -> bool {
-    worker.is_draining() || !client.is_read()
+fn is_last<C: Client>(worker: &Worker, client: &C, timer: &Timer) -> bool {
+    worker.is_draining() || !client.is_read() || client.is_old(timer.clock().millis())
 }
 
 /// Sends an answer of our own that is queued.
@@ -447,11 +458,11 @@ fn request_id(head: &RequestHead) -> Text<64> {
     match head.fields.first(Known::XRequestId).filter(plain) {
         Some(id) => Text::new(id),
         None => {
-            let mut digits = [0_u8; 32];
-            let mut random = fastrand::u128(..);
-            for digit in &mut digits {
-                *digit = char::from_digit(u32::try_from(random & 15).unwrap_or(0), 16).map_or(b'0', |c| c as u8);
-                random >>= 4;
+            let mut digits = [0; 32];
+            let random = fastrand::u128(..).to_ne_bytes();
+            for (pair, byte) in digits.chunks_exact_mut(2).zip(random) {
+                let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+                pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
             }
             Text::new(digits)
         }

@@ -74,6 +74,26 @@ impl Upstream {
         Poll::Ready(Ok(head))
     }
 
+    /// Whether the backend, which has answered, keeps the connection for what is still to
+    /// come: then it reads on, or means to.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        let Self::Http1(upstream) = self;
+        upstream.keep_alive && upstream.wire.is_read() && !upstream.wire.has_input()
+    }
+
+    /// Ready when a backend whose answer is whole ends, or says more than it was asked.
+    pub fn poll_stirs(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.poll_stirs(cx).map(drop)
+    }
+
+    /// Has all room filled even if the backend does not seem to take any more.
+    pub fn prod(&mut self) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.prod();
+    }
+
     /// Whether it has served a request before.
     #[must_use]
     pub fn is_reused(&self) -> bool {
@@ -129,6 +149,11 @@ impl Source for Upstream {
         let Self::Http1(upstream) = self;
         upstream.wire.spliced_from(n);
     }
+
+    fn trailers(&self) -> &[u8] {
+        let Self::Http1(upstream) = self;
+        upstream.wire.trailers()
+    }
 }
 
 impl Sink for Upstream {
@@ -140,6 +165,11 @@ impl Sink for Upstream {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let Self::Http1(upstream) = self;
         upstream.wire.poll_flush(cx)
+    }
+
+    fn trail(&mut self, lines: &[u8]) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.trail(lines);
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
@@ -199,10 +229,12 @@ impl IdlePool {
     }
 
     /// Keeps a connection whose exchange is over, if it can serve another.
-    pub fn put(&self, endpoint: &Endpoint, upstream: Upstream, limit: Duration, now: u64) {
+    pub fn put(&self, endpoint: &Endpoint, mut upstream: Upstream, limit: Duration, now: u64) {
         if !upstream.is_reusable() || limit.is_zero() {
             return;
         }
+        let Upstream::Http1(inner) = &mut upstream;
+        inner.wire.forget_body();
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let mut by_backend = self.by_backend.borrow_mut();
         let entry = Idle { upstream, since: now, limit };

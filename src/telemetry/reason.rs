@@ -79,6 +79,8 @@ reasons! {
     BackendClosed = "backend_closed", 502, "connection_terminated", Backend;
     /// The backend's response breaks RFC 9112.
     BackendMalformed = "backend_malformed", 502, "http_protocol_error", Backend;
+    /// The backend's response head exceeds 64 KiB or the number of fields.
+    BackendHeaderTooLarge = "backend_header_too_large", 502, "http_response_header_section_size", Backend;
     /// The backend sent no response head within `RESPONSE_TIMEOUT`.
     BackendResponseTimeout = "backend_response_timeout", 504, "connection_read_timeout", Backend;
     /// The backend kept silent for `STREAM_TIMEOUT` after its response head.
@@ -95,9 +97,9 @@ reasons! {
     ClientLeft = "client_left", 499, "http_request_error", Client;
     /// The client did not finish its request head within `HEADER_TIMEOUT`.
     ClientHeaderTimeout = "client_header_timeout", 408, "http_request_error", Client;
-    /// The client sent nothing of its body for `BODY_TIMEOUT`.
+    /// The client sent nothing of its body for `BODY_TIMEOUT`, or less than `MIN_BODY_RATE`.
     ClientBodyTimeout = "client_body_timeout", 408, "http_request_error", Client;
-    /// The client took nothing of its answer for `BODY_TIMEOUT`.
+    /// The client took nothing of its answer for `BODY_TIMEOUT`, or less than `MIN_BODY_RATE`.
     ClientSlowReader = "client_slow_reader", 499, "http_request_error", Client;
     /// The request breaks RFC 9112.
     BadRequest = "bad_request", 400, "http_request_error", Client;
@@ -109,6 +111,8 @@ reasons! {
     ExpectationFailed = "expectation_failed", 417, "http_request_error", Client;
     /// The request is of an HTTP version that is not served here.
     VersionUnsupported = "version_unsupported", 505, "http_request_error", Client;
+    /// The request's method is longer than any.
+    MethodTooLong = "method_too_long", 501, "http_request_error", Client;
     /// CONNECT or TRACE, which no resource allows here.
     MethodRefused = "method_refused", 405, "http_request_denied", Client;
     /// The request's transfer coding is not `chunked`.
@@ -166,6 +170,7 @@ mod tests {
         ("http_request_error", None),
         ("http_request_denied", Some(403)),
         ("http_response_incomplete", Some(502)),
+        ("http_response_header_section_size", Some(502)),
         ("http_protocol_error", Some(502)),
         ("http_response_timeout", Some(504)),
         ("proxy_internal_response", None),

@@ -218,18 +218,24 @@ impl Timer {
         Poll::Pending
     }
 
-    /// Runs `future` with `limit` as its deadline; `None` when that passed first.
+    /// Runs `future` with `limit` as its deadline, from when it first has to wait; `None`
+    /// when that passed first.
     pub async fn within<F: Future>(&self, limit: Option<Duration>, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
-        self.set(limit);
+        let mut waits = false;
         let output = poll_fn(|cx| {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Some(output));
             }
+            if !std::mem::replace(&mut waits, true) {
+                self.set(limit);
+            }
             self.poll(cx).map(|()| None)
         })
         .await;
-        self.set(None);
+        if waits {
+            self.set(None);
+        }
         output
     }
 }

@@ -93,6 +93,7 @@ fn sort(error: &io::Error) -> DialError {
 mod tests {
     use super::{DialError, is_shortage, sort, tcp, unix};
     use rustix::io::Errno;
+    use socket2::SockRef;
     use std::io;
     use std::path::Path;
 
@@ -104,6 +105,27 @@ mod tests {
         drop(listener);
         assert_eq!(tcp(address).await.unwrap_err(), DialError::Refused);
         assert_eq!(unix(Path::new("/nonexistent/socket")).await.unwrap_err(), DialError::Refused);
+    }
+
+    /// Small writes go out at once, and the kernel sizes the receive buffer as it sees fit:
+    /// one that was set is never grown (tcp(7)).
+    #[tokio::test]
+    async fn a_dialled_socket_does_not_gather_and_has_a_buffer_that_grows() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let dialled = tcp(address).await.unwrap();
+        let plain = std::net::TcpStream::connect(address).unwrap();
+        let plain = SockRef::from(&plain);
+        assert!(!plain.tcp_nodelay().unwrap());
+        dialled
+            .with(|fd| {
+                let dialled = SockRef::from(&fd);
+                assert!(dialled.tcp_nodelay()?);
+                assert_eq!(dialled.recv_buffer_size()?, plain.recv_buffer_size()?);
+                assert_eq!(dialled.send_buffer_size()?, plain.send_buffer_size()?);
+                Ok(())
+            })
+            .unwrap();
     }
 
     #[test]

@@ -19,7 +19,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
@@ -141,19 +141,29 @@ impl Pipe {
     }
 
     /// Sends at most `most` of the bytes in it over `to`, and says how many. There must be
-    /// some.
+    /// some. With `anyway` it is tried even if `to` does not count as writable: see
+    /// [`Stream::write_anyway`].
     ///
     /// What goes out is not held back for more (`SPLICE_F_MORE`): whether more comes at
     /// once is not known, and the kernel would wait for it up to 200 ms.
     ///
     /// # Errors
     /// Whatever `splice(2)` reports.
-    pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &Stream, most: usize) -> Poll<io::Result<usize>> {
+    pub fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &Stream,
+        most: usize,
+        anyway: bool,
+    ) -> Poll<io::Result<usize>> {
         let most = most.min(self.inside);
         let out = &self.out;
-        let n = ready!(to.poll_move(cx, Interest::WRITABLE, ANY, &mut |socket| {
-            splice(out, None, socket, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)
-        }))?;
+        let mut call =
+            |socket: BorrowedFd<'_>| splice(out, None, socket, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK);
+        let n = match anyway.then(|| to.move_anyway(&mut call)).flatten() {
+            Some(outcome) => outcome?,
+            None => ready!(to.poll_move(cx, Interest::WRITABLE, ANY, &mut call))?,
+        };
         if n == 0 {
             // What we counted is not there: never to be waited for.
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
@@ -211,9 +221,9 @@ mod tests {
             for (to, two) in pairs() {
                 write(&from, b"hello world").await;
                 assert_eq!(poll_fn(|cx| pipe.poll_fill(cx, &one, 5)).await.unwrap(), 5);
-                assert_eq!(poll_fn(|cx| pipe.poll_drain(cx, &two, 4)).await.unwrap(), 4);
+                assert_eq!(poll_fn(|cx| pipe.poll_drain(cx, &two, 4, false)).await.unwrap(), 4);
                 assert_eq!(pipe.inside(), 1);
-                assert_eq!(poll_fn(|cx| pipe.poll_drain(cx, &two, MOST)).await.unwrap(), 1);
+                assert_eq!(poll_fn(|cx| pipe.poll_drain(cx, &two, MOST, false)).await.unwrap(), 1);
                 let mut bytes = [0; 16];
                 assert_eq!(poll_fn(|cx| to.poll_read(cx, &mut bytes)).await.unwrap(), 5);
                 assert_eq!(&bytes[..5], b"hello");
@@ -239,7 +249,7 @@ mod tests {
                         sent += poll_fn(|cx| from.poll_write(cx, &[IoSlice::new(&block)])).await.unwrap();
                     }
                     passed += poll_fn(|cx| pipe.poll_fill(cx, &one, MOST)).await.unwrap();
-                    while pipe.inside() > 0 && pipe.poll_drain(cx, &two, MOST).map(Result::unwrap).is_ready() {}
+                    while pipe.inside() > 0 && pipe.poll_drain(cx, &two, MOST, false).map(Result::unwrap).is_ready() {}
                     assert!(passed < 1 << 30, "it never fills");
                 }
                 let moving = async {
@@ -247,7 +257,7 @@ mod tests {
                         if pipe.inside() == 0 {
                             passed += poll_fn(|cx| pipe.poll_fill(cx, &one, MOST)).await.unwrap();
                         }
-                        poll_fn(|cx| pipe.poll_drain(cx, &two, MOST)).await.unwrap();
+                        poll_fn(|cx| pipe.poll_drain(cx, &two, MOST, false)).await.unwrap();
                     }
                 };
                 let reading = async {

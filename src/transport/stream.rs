@@ -154,7 +154,7 @@ impl Stream {
     }
 
     /// Calls with the descriptor. There is none once the socket could not be watched.
-    fn with<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn with<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
         match (self.watch.get(), &*self.fresh.borrow()) {
             (Some(watch), _) => call(watch.fd()),
             (None, Some(fd)) => call(fd.as_fd()),
@@ -163,7 +163,8 @@ impl Stream {
     }
 
     /// Moves bytes with `call`, of which there are at most `wanted`, once the socket is
-    /// ready for it.
+    /// ready for it. Costs nothing of the task's budget unless it has to wait, so whoever
+    /// moves many in a row must make a pause.
     ///
     /// # Errors
     /// Whatever the call reports, but `EAGAIN` and `EINTR`.
@@ -182,10 +183,10 @@ impl Stream {
         }
         let watch = self.watch()?;
         loop {
-            ready!(watch.poll_ready(cx, interest))?;
             if let Some(outcome) = watch.attempt(interest, wanted, call) {
                 return Poll::Ready(outcome);
             }
+            ready!(watch.poll_ready(cx, interest))?;
         }
     }
 
@@ -238,10 +239,29 @@ impl Stream {
     /// Whatever `send(2)` or `sendmsg(2)` reports.
     pub fn poll_write(&self, cx: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let wanted = from.iter().map(|slice| slice.len()).sum();
-        self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| match from {
-            [only] => rustix::net::send(fd, only, SendFlags::NOSIGNAL),
-            _ => rustix::net::sendmsg(fd, from, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
-        })
+        self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| send(fd, from))
+    }
+
+    /// One write whatever the runtime knows of readiness; `None` when there is no room.
+    ///
+    /// A full socket counts as writable again only once a third of its buffer is free,
+    /// which may be megabytes: a peer that takes little by little seems to take nothing.
+    ///
+    /// # Errors
+    /// Whatever `sendmsg(2)` reports.
+    pub fn write_anyway(&self, from: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        self.move_anyway(&mut |fd| send(fd, from))
+    }
+
+    /// The same with another call.
+    ///
+    /// # Errors
+    /// Whatever the call reports, but `EAGAIN` and `EINTR`.
+    pub fn move_anyway(&self, call: &mut Call<'_>) -> Option<io::Result<usize>> {
+        match self.with(|fd| retry(|| call(fd))) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            outcome => Some(outcome),
+        }
     }
 
     /// Ends this side's direction: the peer reads the end of the stream.
@@ -280,10 +300,7 @@ impl Stream {
     pub fn stirred(&self) -> bool {
         match self.watch.get() {
             Some(watch) => on!(watch, socket => socket.try_io(Interest::READABLE, || Ok(()))).is_ok(),
-            None => {
-                let peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?);
-                !matches!(self.with(peek), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-            }
+            None => !matches!(self.peek(), Err(error) if error.kind() == io::ErrorKind::WouldBlock),
         }
     }
 
@@ -295,6 +312,17 @@ impl Stream {
         let Some(watch) = self.watch.get() else { return self.stirred() };
         let mut peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1);
         watch.attempt(Interest::READABLE, 1, &mut peek).is_some()
+    }
+
+    /// Whether bytes have arrived that were not read: closing the socket would then send a
+    /// reset, which can take from the peer what it has not read either.
+    #[must_use]
+    pub fn has_unread(&self) -> bool {
+        (!self.is_watched() || self.stirred()) && matches!(self.peek(), Ok(1..))
+    }
+
+    fn peek(&self) -> io::Result<usize> {
+        self.with(|fd| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1))
     }
 
     /// Ready when anything has arrived that was not read; unlike [`Self::poll_readable`]
@@ -322,6 +350,13 @@ impl Stream {
                 Err(_) => return,
             }
         }
+    }
+}
+
+fn send(fd: BorrowedFd<'_>, from: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+    match from {
+        [only] => rustix::net::send(fd, only, SendFlags::NOSIGNAL),
+        _ => rustix::net::sendmsg(fd, from, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
     }
 }
 
@@ -467,13 +502,18 @@ mod tests {
     #[tokio::test]
     async fn an_idle_stream_stirs_only_when_something_arrives() {
         let (one, two) = tcp();
-        assert!(!one.stirred(), "nor before it is watched");
+        assert!(!one.stirred() && !one.has_unread(), "nor before it is watched");
         write(&two, b"x").await;
+        assert!(one.has_unread());
         arrived(&one).await;
         assert!(one.stirred());
         while tokio::task::coop::has_budget_remaining() {
             tokio::task::coop::consume_budget().await;
         }
         assert!(one.stirred(), "a spent budget hides nothing");
+        assert_eq!(read(&one).await, b"x");
+        two.shutdown_write().unwrap();
+        arrived(&one).await;
+        assert!(one.stirred() && !one.has_unread(), "the end is nothing to read");
     }
 }

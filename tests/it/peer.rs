@@ -103,6 +103,7 @@ impl Message {
         assert_eq!(self.status(), status, "{self:?}");
         let proxy_status = self.head.field("Proxy-Status").unwrap_or_default();
         assert!(proxy_status.starts_with("doorward; error="), "{self:?}");
+        assert!(self.head.field("Date").is_some(), "{self:?}");
         assert!(proxy_status.ends_with(&format!("details=\"{reason}\"")), "{reason} in {self:?}");
         assert_eq!(self.head.field("Retry-After").is_some(), status == 503, "{self:?}");
     }
@@ -177,6 +178,14 @@ impl Peer {
         }
     }
 
+    /// Ends this direction together with these bytes: whoever sees one sees both.
+    pub fn send_end(&mut self, bytes: impl AsRef<[u8]>) {
+        let End::Tcp(socket) = &self.socket else { panic!("only TCP gathers") };
+        SockRef::from(socket).set_tcp_cork(true).unwrap();
+        self.send(bytes);
+        self.half_close();
+    }
+
     /// Ends this direction.
     pub fn half_close(&mut self) {
         on!(&self.socket, socket => socket.shutdown(Shutdown::Write).unwrap());
@@ -191,7 +200,12 @@ impl Peer {
 
     /// Keeps the receive buffer small, so that little fits between us and the daemon.
     pub fn shrink(&self) {
-        on!(&self.socket, socket => SockRef::from(socket).set_recv_buffer_size(4096).unwrap());
+        self.shrink_to(4096);
+    }
+
+    /// Keeps the receive buffer at this many bytes.
+    pub fn shrink_to(&self, bytes: usize) {
+        on!(&self.socket, socket => SockRef::from(socket).set_recv_buffer_size(bytes).unwrap());
     }
 
     fn fill(&mut self) -> io::Result<usize> {
@@ -281,6 +295,19 @@ impl Peer {
                     return std::mem::take(&mut self.input);
                 }
                 Err(error) => panic!("{error} after {:?}", self.shown()),
+            }
+        }
+    }
+
+    /// Reads until the connection is over, or silent for `patience`; returns what came,
+    /// and the kind of error unless it ended in order.
+    pub fn read_until_over(&mut self, patience: Duration) -> (Vec<u8>, Option<ErrorKind>) {
+        on!(&self.socket, socket => socket.set_read_timeout(Some(patience)).unwrap());
+        loop {
+            match self.fill() {
+                Ok(0) => return (std::mem::take(&mut self.input), None),
+                Ok(_) => {}
+                Err(error) => return (std::mem::take(&mut self.input), Some(error.kind())),
             }
         }
     }
@@ -389,6 +416,18 @@ impl Peer {
     #[track_caller]
     pub fn answer_last(&mut self, body: &str) {
         self.send(format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    }
+
+    /// Lets `pause` go by, in which nothing may come from the other side.
+    #[track_caller]
+    pub fn pause(&mut self, pause: Duration) {
+        assert!(!self.has_come(pause), "{:?}", self.shown());
+    }
+
+    /// Takes up to `n` bytes that have come and forgets them; says how many.
+    pub fn sip(&mut self, n: usize) -> io::Result<usize> {
+        let mut block = vec![0; n];
+        on!(&mut self.socket, socket => socket.read(&mut block))
     }
 
     /// Waits for something to read, for `patience` at most.

@@ -2,15 +2,24 @@
 //!
 //! The decoder works in place: data are moved together over the framing between them,
 //! so that however many chunks one read brought, they go on as one slice. It is strict:
-//! sizes are hexadecimal digits and nothing else, line ends are CRLF and nothing else,
-//! extensions and trailers are bounded, checked and dropped.
+//! sizes are hexadecimal digits and nothing else, line ends are CRLF and nothing else.
+//! Extensions are checked by their grammar and dropped; white space is taken where that
+//! has it (RFC 9112 §7.1.1) and nowhere else, so not at a line's end. Trailer fields are
+//! kept for whoever takes them: see [`super::trailers`].
 
-use crate::proxy::head::Framing;
+use super::trailers::Trailers;
+use crate::proxy::head::{Fields, Framing, Known, list};
 use crate::proxy::relay::Fault;
 use crate::telemetry::Reason;
 
 /// Bytes of chunk extensions in one line.
 const EXTENSION_LIMIT: u32 = 1024;
+
+/// Bytes of chunk extensions that a body may have in all beyond as many as it has of data:
+/// they are read for nothing, and chunks of a byte with a long extension each would be read
+/// for nothing without end (CVE-2023-39326 and its like). Signed uploads have some 90
+/// bytes for each 64 KiB.
+const EXTENSIONS_LIMIT: u64 = 16 * 1024;
 
 /// Bytes of trailer fields in all.
 const TRAILER_LIMIT: u32 = 8 * 1024;
@@ -19,6 +28,10 @@ const TRAILER_LIMIT: u32 = 8 * 1024;
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
+    /// Bytes of extensions so far, less those of data.
+    excess: u64,
+    /// The trailer fields, once there is something to say of them.
+    trailers: Option<Box<Trailers>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +48,7 @@ enum State {
     Extension {
         value: u64,
         bytes: u32,
-        quoted: Quoted,
+        part: Part,
     },
     /// After the CR of a chunk's first line.
     SizeLf {
@@ -63,11 +76,49 @@ enum State {
     LastLf,
 }
 
+/// Where in `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Quoted {
-    No,
-    Yes,
+enum Part {
+    /// In white space ahead of a semicolon.
+    Gap,
+    /// Behind a semicolon.
+    Start,
+    Name,
+    NameGap,
+    /// Behind an equals sign.
+    Equals,
+    Token,
+    Quoted,
     Escape,
+    /// Behind a quoted string.
+    Closed,
+}
+
+impl Part {
+    /// The part after one more byte; `None` when it must not stand there.
+    fn step(self, byte: u8) -> Option<Self> {
+        let space = matches!(byte, b' ' | b'\t');
+        Some(match (self, byte) {
+            (Self::Quoted, b'\\') => Self::Escape,
+            (Self::Quoted, b'"') => Self::Closed,
+            (Self::Quoted | Self::Escape, _) if is_text(byte) => Self::Quoted,
+            (Self::Quoted | Self::Escape, _) => return None,
+            (Self::Start | Self::Name, _) if is_token(byte) => Self::Name,
+            (Self::Equals | Self::Token, _) if is_token(byte) => Self::Token,
+            (Self::Equals, b'"') => Self::Quoted,
+            (Self::Name | Self::NameGap, b'=') => Self::Equals,
+            (Self::Gap | Self::Name | Self::NameGap | Self::Token | Self::Closed, b';') => Self::Start,
+            (Self::Gap | Self::Start | Self::NameGap | Self::Equals, _) if space => self,
+            (Self::Name, _) if space => Self::NameGap,
+            (Self::Token | Self::Closed, _) if space => Self::Gap,
+            _ => return None,
+        })
+    }
+
+    /// Whether the extensions may end here.
+    fn may_end(self) -> bool {
+        matches!(self, Self::Name | Self::Token | Self::Closed)
+    }
 }
 
 /// What became of the bytes given to [`Decoder::decode`].
@@ -89,7 +140,33 @@ impl Decoder {
             Framing::Chunked => State::Size { value: 0, digits: 0 },
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state }
+        Self { state, excess: 0, trailers: None }
+    }
+
+    /// A decoder at the start of the body that follows a head with these fields.
+    #[must_use]
+    pub fn behind(framing: Framing, fields: &Fields) -> Self {
+        let mut decoder = Self::new(framing);
+        if framing == Framing::Chunked {
+            // What `Connection` lists ends here, also behind the body. These are no names.
+            let known: [&[u8]; 4] = [b"close", b"keep-alive", b"upgrade", b"te"];
+            let is_name = |option: &&[u8]| !known.iter().any(|known| known.eq_ignore_ascii_case(option));
+            for name in fields.values(Known::Connection).flat_map(list).filter(is_name) {
+                decoder.trailers.get_or_insert_default().nominate(name);
+            }
+        }
+        decoder
+    }
+
+    /// The trailer fields that may go on, each a whole line; complete once the body is over.
+    #[must_use]
+    pub fn trailers(&self) -> &[u8] {
+        self.trailers.as_ref().map(|trailers| trailers.lines()).unwrap_or_default()
+    }
+
+    /// Gives back what the body left behind.
+    pub fn clear(&mut self) {
+        self.trailers = None;
     }
 
     /// Whether the body is over, and complete.
@@ -105,6 +182,16 @@ impl Decoder {
         match self.state {
             State::Length(left) => Some(left),
             State::UntilClose => Some(u64::MAX),
+            _ => None,
+        }
+    }
+
+    /// Bytes that are still to come, where the head said how many; `None` otherwise.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        match self.state {
+            State::Done => Some(0),
+            State::Length(left) => Some(left),
             _ => None,
         }
     }
@@ -160,22 +247,41 @@ impl Decoder {
                 bytes.copy_within(taken..taken + n, data);
                 data += n;
                 taken += n;
-                let left = left - u64::try_from(n).unwrap_or(left);
+                let n = u64::try_from(n).unwrap_or(left);
+                let left = left - n;
+                self.excess = self.excess.saturating_sub(n);
                 self.state = if left == 0 { State::DataCr } else { State::Data { left } };
                 continue;
             }
             let Some(byte) = bytes.get(taken).copied() else { break };
             taken += 1;
-            self.state = self.state.step(byte).ok_or(Fault::Malformed(Reason::BadRequest))?;
+            self.framing(byte).ok_or(Fault::Malformed(Reason::BadRequest))?;
         }
         Ok(Decoded { data, taken })
+    }
+
+    /// Takes in one byte of framing; `None` when it must not stand there.
+    fn framing(&mut self, byte: u8) -> Option<()> {
+        let next = self.state.step(byte)?;
+        match (self.state, next) {
+            (_, State::Extension { .. }) => {
+                self.excess += 1;
+                (self.excess <= EXTENSIONS_LIMIT).then_some(())?;
+            }
+            (_, State::TrailerName { .. } | State::TrailerValue { .. }) => {
+                self.trailers.get_or_insert_default().push(byte);
+            }
+            (State::TrailerLf { .. }, _) => self.trailers.get_or_insert_default().end_line()?,
+            _ => {}
+        }
+        self.state = next;
+        Some(())
     }
 }
 
 impl State {
     /// The state after one byte of framing; `None` when it must not stand there.
     fn step(self, byte: u8) -> Option<Self> {
-        let text = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
         Some(match (self, byte) {
             (Self::Size { value, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 let digit = char::from(byte).to_digit(16).map(u64::from)?;
@@ -184,16 +290,10 @@ impl State {
             }
             (Self::Size { digits: 0, .. }, _) => return None,
             (Self::Size { value, .. }, b'\r') => Self::SizeLf { value },
-            (Self::Size { value, .. }, b';' | b' ' | b'\t') => Self::Extension { value, bytes: 1, quoted: Quoted::No },
-            (Self::Extension { value, quoted: Quoted::No, .. }, b'\r') => Self::SizeLf { value },
-            (Self::Extension { value, bytes, quoted }, _) if text && bytes < EXTENSION_LIMIT => {
-                let quoted = match (quoted, byte) {
-                    (Quoted::Yes, b'\\') => Quoted::Escape,
-                    (Quoted::Yes, b'"') => Quoted::No,
-                    (Quoted::No, b'"') | (Quoted::Escape, _) => Quoted::Yes,
-                    (quoted, _) => quoted,
-                };
-                Self::Extension { value, bytes: bytes + 1, quoted }
+            (Self::Size { value, .. }, _) => Self::Extension { value, bytes: 1, part: Part::Gap.step(byte)? },
+            (Self::Extension { value, part, .. }, b'\r') if part.may_end() => Self::SizeLf { value },
+            (Self::Extension { value, bytes, part }, _) if bytes < EXTENSION_LIMIT => {
+                Self::Extension { value, bytes: bytes + 1, part: part.step(byte)? }
             }
             (Self::SizeLf { value: 0 }, b'\n') => Self::TrailerStart { bytes: 0 },
             (Self::SizeLf { value }, b'\n') => Self::Data { left: value },
@@ -207,7 +307,7 @@ impl State {
                 Self::TrailerName { bytes: bytes + 1 }
             }
             (Self::TrailerValue { bytes }, b'\r') => Self::TrailerLf { bytes: bytes + 1 },
-            (Self::TrailerValue { bytes }, _) if text && bytes < TRAILER_LIMIT => {
+            (Self::TrailerValue { bytes }, _) if is_text(byte) && bytes < TRAILER_LIMIT => {
                 Self::TrailerValue { bytes: bytes + 1 }
             }
             (Self::TrailerLf { bytes }, b'\n') => Self::TrailerStart { bytes },
@@ -219,7 +319,14 @@ impl State {
 /// `tchar` of RFC 9110 §5.6.2.
 #[must_use]
 pub fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+'
+        | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~')
+}
+
+/// What a field's value or a quoted string may have: `VCHAR`, `obs-text`, space and tab
+/// (RFC 9110 §5.5, §5.6.4).
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
 #[cfg(test)]
@@ -269,6 +376,21 @@ mod tests {
             b"10000000000000000\r\n",
             b"00000000000000005\r\nhello\r\n0\r\n\r\n",
             b"5;a=\"\r\nhello\r\n0\r\n\r\n",
+            b"5 junk\r\nhello\r\n0\r\n\r\n",
+            b"5 \r\nhello\r\n0\r\n\r\n",
+            b"5;\r\nhello\r\n0\r\n\r\n",
+            b"5;;a\r\nhello\r\n0\r\n\r\n",
+            b"5;a;\r\nhello\r\n0\r\n\r\n",
+            b"5;a \r\nhello\r\n0\r\n\r\n",
+            b"5;a=\r\nhello\r\n0\r\n\r\n",
+            b"5;a=b \r\nhello\r\n0\r\n\r\n",
+            b"5;a b\r\nhello\r\n0\r\n\r\n",
+            b"5;a=b c\r\nhello\r\n0\r\n\r\n",
+            b"5;a=\"b\"c\r\nhello\r\n0\r\n\r\n",
+            b"5;a=b\"c\"\r\nhello\r\n0\r\n\r\n",
+            b"5;=b\r\nhello\r\n0\r\n\r\n",
+            b"5;a@b\r\nhello\r\n0\r\n\r\n",
+            b"5,a\r\nhello\r\n0\r\n\r\n",
             b"5;a=\x00\r\nhello\r\n0\r\n\r\n",
             b"0\r\n X: folded\r\n\r\n",
             b"0\r\nX : space\r\n\r\n",
@@ -286,6 +408,56 @@ mod tests {
         assert!(decode(Framing::Chunked, long.as_bytes(), 64).is_err());
         let long = format!("0\r\n{}\r\n", "X: y\r\n".repeat(2_000));
         assert!(decode(Framing::Chunked, long.as_bytes(), 64).is_err());
+    }
+
+    #[test]
+    fn extensions_are_read_by_their_grammar() {
+        for extension in [
+            ";a",
+            ";a;b",
+            ";a=b;c=\"d\"",
+            ";a=\"\"",
+            ";a=\"b;\\\"\\\\\tc\";d",
+            " ;a",
+            "\t \t; a\t= b ;c",
+            ";a=\"b\" ;c",
+            ";a=\"\u{e4}\"",
+            ";chunk-signature=ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648",
+        ] {
+            let input = format!("5{extension}\r\nhello\r\n0{extension}\r\n\r\n");
+            for read in 1..=input.len() {
+                let outcome = decode(Framing::Chunked, input.as_bytes(), read);
+                assert_eq!(outcome, Ok((b"hello".to_vec(), 0)), "{extension:?} in reads of {read}");
+            }
+        }
+    }
+
+    #[test]
+    fn extensions_are_bounded_over_the_whole_body_by_its_data() {
+        let body = |data: usize, chunks: usize| {
+            let chunk = format!("{data:x};a={}\r\n{}\r\n", "b".repeat(500), "c".repeat(data));
+            format!("{}0\r\n\r\n", chunk.repeat(chunks))
+        };
+        assert!(decode(Framing::Chunked, body(1, 30).as_bytes(), 4096).is_ok());
+        assert!(decode(Framing::Chunked, body(1, 40).as_bytes(), 4096).is_err());
+        assert!(decode(Framing::Chunked, body(600, 1_000).as_bytes(), 4096).is_ok());
+    }
+
+    #[test]
+    fn trailers_are_kept_however_they_come() {
+        let input = b"1\r\nx\r\n0\r\nSum:7\r\nx-a: \t b c\t\r\nContent-Length: 9\r\nNamed: y\r\nX-Empty:\r\n\r\n";
+        for read in 1..=input.len() {
+            let mut decoder = Decoder::new(Framing::Chunked);
+            decoder.trailers.get_or_insert_default().nominate(b"named");
+            for piece in input.chunks(read) {
+                let mut bytes = piece.to_vec();
+                assert_eq!(decoder.decode(&mut bytes).map(|decoded| decoded.taken), Ok(piece.len()));
+            }
+            assert!(decoder.is_done());
+            assert_eq!(decoder.trailers(), b"Sum: 7\r\nx-a: b c\r\nX-Empty: \r\n");
+            decoder.clear();
+            assert_eq!(decoder.trailers(), b"");
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
     copy(out, &head.fields, |field| match field.known {
         Known::Expect => !expects,
         Known::MaxForwards => head.max_forwards.is_some(),
+        // It announces what only a chunked body can bring.
+        Known::Trailer => head.framing != Framing::Chunked,
         Known::XForwarded => !forwarded.keeps(field.name.of(head.bytes())),
         known => matches!(
             known,
@@ -47,20 +49,29 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
         ),
     });
     if forwarded.is_plain() {
-        field(out, b"X-Forwarded-For", forwarded.peer.as_bytes());
+        field(out, b"X-Forwarded-For", forwarded.peer);
         field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
-        field(out, b"X-Forwarded-Host", authority);
+        // Without one, `Host` is the backend's own name, which tells it nothing.
+        if let Some(asked) = head.authority() {
+            field(out, b"X-Forwarded-Host", asked);
+        }
     } else {
-        forwarded.write(out, head, authority);
+        forwarded.write(out, head);
     }
-    field(out, b"X-Request-Id", forwarded.request_id.as_bytes());
+    field(out, b"X-Request-Id", forwarded.request_id);
     field(out, b"Via", if head.version == Version::Http10 { b"1.0 doorward" } else { b"1.1 doorward" });
     if let Some(hops) = head.max_forwards {
         // What has none left is answered here, and does not come this far.
         let _ = write!(out, "Max-Forwards: {}\r\n", hops.saturating_sub(1));
     }
-    if head.upgrade {
+    // For those of the answer, which the client takes (RFC 9110 §10.1.4).
+    if head.trailers {
+        field(out, b"TE", b"trailers");
+        field(out, b"Connection", if head.upgrade { b"upgrade, TE" } else { b"TE" });
+    } else if head.upgrade {
         field(out, b"Connection", b"upgrade");
+    }
+    if head.upgrade {
         upgrade(out, head.offers());
     }
     framing(out, head.framing);
@@ -76,13 +87,19 @@ pub struct Onward {
     pub framing: Framing,
     /// The connection stays open for another request.
     pub keep_alive: bool,
+    /// Fields behind the body go on, and so does what announces them.
+    pub trailers: bool,
 }
 
 /// Writes a final response head for a client.
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead, onward: &Onward) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
-    copy(out, &head.fields, |field| field.known == Known::ContentLength);
-    if head.fields.first(Known::Date).is_none() {
+    copy(out, &head.fields, |field| match field.known {
+        Known::Trailer => !onward.trailers,
+        known => known == Known::ContentLength,
+    });
+    // One that `Connection` named has ended here.
+    if !head.fields.iter().any(|field| field.known == Known::Date && !field.hop) {
         date(out);
     }
     match (onward.framing, head.stated_length) {
@@ -97,7 +114,7 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, onward: &Onward) {
 /// Writes an interim response head (1xx) for a client.
 pub fn interim(out: &mut Vec<u8>, head: &ResponseHead) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
-    copy(out, &head.fields, |field| field.known == Known::ContentLength);
+    copy(out, &head.fields, |field| matches!(field.known, Known::ContentLength | Known::Trailer));
     out.extend_from_slice(b"\r\n");
 }
 
@@ -106,7 +123,7 @@ pub fn switching(out: &mut Vec<u8>, head: &ResponseHead) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
     field(out, b"Connection", b"upgrade");
     upgrade(out, head.fields.values(Known::Upgrade).flat_map(list));
-    copy(out, &head.fields, |field| field.known == Known::ContentLength);
+    copy(out, &head.fields, |field| matches!(field.known, Known::ContentLength | Known::Trailer));
     out.extend_from_slice(b"\r\n");
 }
 

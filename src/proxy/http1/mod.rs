@@ -1,12 +1,13 @@
 //! HTTP/1.1 and 1.0 on the wire (RFC 9112).
 //!
 //! [`wire`] holds a connection's bytes, [`parse`] reads heads, [`body`] finds the ends
-//! of bodies, [`encode`] writes heads. [`Http1`] is the client's side of it; the
-//! backend's side is in [`super::upstream`].
+//! of bodies, [`trailers`] keeps what stands behind them, [`encode`] writes heads.
+//! [`Http1`] is the client's side of it; the backend's side is in [`super::upstream`].
 
 pub mod body;
 pub mod encode;
 pub mod parse;
+pub mod trailers;
 pub mod wire;
 
 use std::fmt;
@@ -29,8 +30,12 @@ pub struct Http1 {
     version: Version,
     method: Method,
     keep_alive: bool,
+    /// The client takes fields behind the answer's body.
+    trailers: bool,
     /// Nothing of the answer to the current request was queued yet.
     unanswered: bool,
+    /// Time of the worker's clock from which on each answer is the last.
+    expires: u64,
     leaving: Leaving,
 }
 
@@ -54,7 +59,9 @@ impl Http1 {
             version: Version::Http11,
             method: Method::Other,
             keep_alive: true,
+            trailers: false,
             unanswered: true,
+            expires: u64::MAX,
             leaving: Leaving::default(),
         }
     }
@@ -80,6 +87,7 @@ impl Http1 {
             self.version = head.version;
             self.method = head.method;
             self.keep_alive = head.keep_alive;
+            self.trailers = head.trailers;
             self.unanswered = true;
             self.leaving = Leaving::default();
         }
@@ -92,6 +100,11 @@ impl Http1 {
         self.unanswered
     }
 
+    /// Sets the time of the worker's clock from which on the connection is old.
+    pub fn expire(&mut self, at: u64) {
+        self.expires = at;
+    }
+
     /// Whether the connection can serve another request.
     #[must_use]
     pub fn can_go_on(&self) -> bool {
@@ -101,7 +114,7 @@ impl Http1 {
     fn onward(&mut self, framing: Framing, last: bool) -> Onward {
         self.keep_alive &= !last && framing != Framing::UntilClose;
         self.unanswered = false;
-        Onward { version: self.version, framing, keep_alive: self.keep_alive }
+        Onward { version: self.version, framing, keep_alive: self.keep_alive, trailers: false }
     }
 }
 
@@ -121,6 +134,10 @@ impl Source for Http1 {
     fn spliced_from(&mut self, n: usize) {
         self.wire.spliced_from(n);
     }
+
+    fn trailers(&self) -> &[u8] {
+        self.wire.trailers()
+    }
 }
 
 impl Sink for Http1 {
@@ -130,6 +147,12 @@ impl Sink for Http1 {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         self.wire.poll_flush(cx)
+    }
+
+    fn trail(&mut self, lines: &[u8]) {
+        if self.trailers {
+            self.wire.trail(lines);
+        }
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
@@ -162,6 +185,10 @@ impl Client for Http1 {
         self.wire.rewind();
     }
 
+    fn is_old(&self, now: u64) -> bool {
+        now >= self.expires
+    }
+
     fn is_read(&self) -> bool {
         self.wire.is_read()
     }
@@ -179,7 +206,8 @@ impl Client for Http1 {
             (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
             (framing, _) => framing,
         };
-        let onward = self.onward(framing, last);
+        let mut onward = self.onward(framing, last);
+        onward.trailers = self.trailers && head.framing == Framing::Chunked && framing == Framing::Chunked;
         encode::response(self.wire.begin(framing), head, &onward);
     }
 
@@ -189,11 +217,24 @@ impl Client for Http1 {
         encode::own(self.wire.begin(Framing::Empty), own, &onward);
     }
 
+    fn retract(&mut self) -> bool {
+        self.unanswered |= self.wire.retract();
+        self.unanswered
+    }
+
     fn switch(&mut self, head: &ResponseHead) {
         self.keep_alive = false;
         self.unanswered = false;
         encode::switching(self.wire.begin(Framing::Empty), head);
         self.wire.become_tunnel();
+    }
+
+    fn prod(&mut self) {
+        self.wire.prod();
+    }
+
+    fn close_write(&mut self) -> Result<(), Fault> {
+        self.wire.io().shutdown_write().map_err(|_| Fault::Reset)
     }
 
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {

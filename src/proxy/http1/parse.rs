@@ -8,7 +8,9 @@ use std::mem::MaybeUninit;
 
 use httparse::{Header, Status};
 
-use crate::proxy::head::{Field, Fields, Framing, Known, MAX_FIELDS, Method, RequestHead, ResponseHead, Span, Version};
+use crate::proxy::head::{
+    Field, Fields, Framing, Known, MAX_FIELDS, Method, RequestHead, ResponseHead, Span, Version, list,
+};
 use crate::telemetry::Reason;
 use crate::transport::buffer::Buffer;
 
@@ -22,6 +24,10 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
         matches!(rest, [b'\n', ..] | [b'\r', b'\n', ..])
     })
 }
+
+/// Bytes that a method's name may have; the longest registered one has 17. A longer one is
+/// nobody's (RFC 9112 §3).
+const METHOD_MOST: usize = 32;
 
 /// A head and the number of bytes it took, or `None` when more must be read.
 type Parsed<T> = Result<Option<(T, usize)>, Reason>;
@@ -45,6 +51,7 @@ pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<Reques
         framing,
         keep_alive,
         upgrade: false,
+        trailers: parts.trailers,
         max_forwards: parts.max_forwards,
     };
     head.upgrade = parts.upgrade && head.offers().next().is_some();
@@ -58,7 +65,7 @@ pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<Reques
 /// Parses a response head, likewise. `to` is the method of the request it answers.
 ///
 /// # Errors
-/// [`Reason::BackendMalformed`].
+/// [`Reason::BackendMalformed`], [`Reason::BackendHeaderTooLarge`].
 pub fn response(input: &mut Option<Buffer>, to: Method) -> Result<Option<ResponseHead>, Reason> {
     let parsed = take(input, |bytes, index| response_head(bytes, index, to))?;
     Ok(parsed.map(|(parts, fields)| {
@@ -91,6 +98,7 @@ struct RequestParts {
     framing: Framing,
     keep_alive: bool,
     upgrade: bool,
+    trailers: bool,
     max_forwards: Option<u64>,
 }
 
@@ -100,17 +108,22 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
     let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, &mut headers);
     let length = match parsed {
         Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) if method_length(bytes) > METHOD_MOST => return Err(Reason::MethodTooLong),
         Ok(Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderTooLarge),
         Err(httparse::Error::Version) => return Err(version_refused(bytes)),
         Err(_) => return Err(Reason::BadRequest),
     };
-    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(Reason::BadRequest)?;
     let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Reason::BadRequest);
     };
+    let start = Span::within(bytes, method_name.as_bytes()).range().start;
+    refuse_bare_lf(bytes.get(..length).unwrap_or_default(), start, request.headers).ok_or(Reason::BadRequest)?;
     if length > limit {
         return Err(if target.len() >= limit { Reason::TargetTooLong } else { Reason::HeaderTooLarge });
+    }
+    if method_name.len() > METHOD_MOST {
+        return Err(Reason::MethodTooLong);
     }
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
     let method = Method::of(method_name.as_bytes());
@@ -128,13 +141,12 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         1 => facts.host,
         _ => return Err(Reason::BadRequest),
     };
-    let authority = match (authority, host) {
-        (Some(authority), _) => Some(Span::within(bytes, authority)),
-        (None, host) => host,
-    };
-    if let Some(authority) = authority {
-        is_authority(authority.of(bytes)).ok_or(Reason::BadRequest)?;
+    // Also a Host that the target's own authority replaces must be one (RFC 9112 §3.2).
+    let asked = authority.map(|authority| Span::within(bytes, authority));
+    for named in [asked, host].into_iter().flatten() {
+        is_authority(named.of(bytes)).ok_or(Reason::BadRequest)?;
     }
+    let authority = asked.or(host);
     let max_forwards = match method {
         Method::Options | Method::Trace => max_forwards(bytes, index)?,
         _ => None,
@@ -148,6 +160,7 @@ fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<Re
         framing,
         keep_alive: facts.keeps_alive(version),
         upgrade: facts.upgrade && facts.connection_upgrade && version == Version::Http11,
+        trailers: facts.trailers && version == Version::Http11,
         max_forwards,
     };
     Ok(Some((parts, length)))
@@ -168,12 +181,20 @@ fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<Res
     let parsed =
         httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
     let malformed = Reason::BackendMalformed;
+    // Empty lines are let pass before a request only (RFC 9112 §2.2).
+    if matches!(bytes.first(), Some(b'\r' | b'\n')) {
+        return Err(malformed);
+    }
     let length = match parsed {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Reason::BackendHeaderTooLarge),
         Err(_) => return Err(malformed),
     };
-    refuse_bare_lf(bytes.get(..length).unwrap_or_default()).ok_or(malformed)?;
+    let head = bytes.get(..length).filter(|head| head.starts_with(b"HTTP/")).ok_or(malformed)?;
+    refuse_bare_lf(head, 0, response.headers).ok_or(malformed)?;
+    // Statuses from 600 on are none of HTTP's, yet some servers have them; they go on as they
+    // are, and a client takes one for a 5xx (RFC 9110 §15).
     let (Some(status @ 100..=999), Some(phrase), Some(minor)) = (response.code, response.reason, response.version)
     else {
         return Err(malformed);
@@ -205,6 +226,9 @@ struct Facts {
     connection_upgrade: bool,
     /// Upgrade stands there.
     upgrade: bool,
+    /// TE has `trailers`, whether or not Connection names it as it should: one who merely
+    /// passes it on takes them all the same (RFC 9112 §7.1.2).
+    trailers: bool,
     /// Expect asks for something else than `100-continue`.
     expects_other: bool,
 }
@@ -213,6 +237,8 @@ impl Facts {
     /// Fills the index. `None` when the fields contradict each other.
     fn gather(bytes: &[u8], headers: &[Header<'_>], index: &mut Vec<Field>) -> Option<Self> {
         let mut facts = Self::default();
+        let mut nominates = false;
+        index.reserve(headers.len());
         for header in headers {
             let known = Known::of(header.name.as_bytes());
             let field = Field {
@@ -239,12 +265,17 @@ impl Facts {
                     facts.coding = Some(chunked && facts.coding.is_none());
                 }
                 Known::Upgrade => facts.upgrade = true,
+                Known::Connection => nominates = true,
+                Known::Te => {
+                    facts.trailers |= list(header.value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+                }
                 Known::Expect => facts.expects_other |= !header.value.eq_ignore_ascii_case(b"100-continue"),
                 _ => {}
             }
             index.push(field);
         }
-        for header in headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection")) {
+        let nominating = headers.iter().filter(|header| nominates && header.name.eq_ignore_ascii_case("connection"));
+        for header in nominating {
             for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 facts.nominate(token, bytes, index);
             }
@@ -296,7 +327,8 @@ impl Facts {
             return Some((Framing::Empty, None));
         }
         if to == Method::Head || status == 304 {
-            return Some((Framing::Empty, self.length));
+            // A length beside a coding says nothing, and must not go on (RFC 9112 §6.3).
+            return Some((Framing::Empty, self.length.filter(|_| self.coding.is_none())));
         }
         match (self.coding, self.length) {
             (Some(_), Some(_)) | (Some(false), None) => None,
@@ -305,6 +337,13 @@ impl Facts {
             (None, None) => Some((Framing::UntilClose, None)),
         }
     }
+}
+
+/// Bytes at the front of a request line that is not whole, up to its first space.
+fn method_length(bytes: &[u8]) -> usize {
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    let line = bytes.get(start..).unwrap_or_default();
+    memchr::memchr(b' ', line).unwrap_or(line.len())
 }
 
 /// How often a request may still be passed on (RFC 9110 §7.6.2).
@@ -328,11 +367,17 @@ fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// Every LF must follow a CR (RFC 9112 §2.2).
-fn refuse_bare_lf(head: &[u8]) -> Option<()> {
-    memchr::memchr_iter(b'\n', head)
-        .all(|at| at.checked_sub(1).and_then(|before| head.get(before)) == Some(&b'\r'))
-        .then_some(())
+/// Every line must end in CRLF (RFC 9112 §2.2). httparse takes a bare LF for an end too,
+/// so what stands before the first line, which begins at `start`, before each field, and
+/// at the end is looked at.
+fn refuse_bare_lf(head: &[u8], start: usize, headers: &[Header<'_>]) -> Option<()> {
+    let empty_lines = head.get(..start)?.chunks(2).all(|line| line == b"\r\n");
+    let ends = |field: &Header<'_>| {
+        let at = Span::within(head, field.name.as_bytes()).range().start;
+        head.get(at.checked_sub(2)?..at)
+    };
+    let fields = headers.iter().all(|field| ends(field) == Some(b"\r\n"));
+    (empty_lines && fields && head.ends_with(b"\r\n\r\n")).then_some(())
 }
 
 /// Tells a version we do not speak from what is no HTTP at all.
@@ -350,17 +395,28 @@ fn version_refused(bytes: &[u8]) -> Reason {
 }
 
 /// The target in origin form (or `*`), and the authority of an absolute form (RFC 9112 §3.2).
+///
+/// An absolute form may say `https`: a proxy before us has taken that off, and what we tell
+/// the backend of the scheme is how the request reached us.
+///
+/// Of the bytes that RFC 3986 does not allow, those in US-ASCII go on: browsers send `|`,
+/// `^`, `` ` ``, `{`, `}` and others as they are (WHATWG URL), and nginx and HAProxy pass
+/// them. Bytes from 0x80 on are refused, as HAProxy does: which character they stand for is
+/// each reader's guess. So is a fragment, which is never sent (RFC 9110 §7.1).
 fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
+    if !target.is_ascii() {
+        return None;
+    }
     match target {
-        [b'/', ..] => return (!target.contains(&b'#')).then_some((target, None)),
+        [b'/', ..] => return memchr::memchr(b'#', target).is_none().then_some((target, None)),
         b"*" => return (method == Method::Options).then_some((target, None)),
         _ => {}
     }
-    let scheme = b"http://";
-    let rest = target
-        .get(..scheme.len())
-        .filter(|start| start.eq_ignore_ascii_case(scheme))
-        .and(target.get(scheme.len()..))?;
+    let behind = |scheme: &[u8]| {
+        let (start, rest) = target.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    let rest = behind(b"http://").or_else(|| behind(b"https://"))?;
     let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
     let (authority, path) = rest.split_at_checked(end)?;
     // An empty path stands for `/` (RFC 9112 §3.2.1); it is written so further on.
@@ -374,24 +430,30 @@ pub fn is_authority(value: &[u8]) -> Option<()> {
         [b'[', ..] => {
             let end = memchr::memchr(b']', value)?;
             let (host, port) = value.split_at_checked(end + 1)?;
-            let inner = host.get(1..end)?;
-            let valid = !inner.is_empty() && inner.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
-            (valid.then_some(host)?, port)
+            let inner = host.get(1..end).and_then(|inner| std::str::from_utf8(inner).ok())?;
+            inner.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, port)
         }
         _ => {
             let end = memchr::memchr(b':', value).unwrap_or(value.len());
             let (host, port) = value.split_at_checked(end)?;
-            let name = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(b);
-            (host.iter().all(name).then_some(host)?, port)
+            // `reg-name` (RFC 3986 §3.2.2).
+            let name = |b: &u8| {
+                matches!(b, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' | b'%' | b'!'
+                    | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+            };
+            let coded = |at| host.get(at + 1..at + 3).is_some_and(|code| code.iter().all(u8::is_ascii_hexdigit));
+            let valid = host.iter().all(name) && memchr::memchr_iter(b'%', host).all(coded);
+            (valid.then_some(host)?, port)
         }
     };
-    match port {
-        [] => Some(()),
-        [b':', digits @ ..] if !host.is_empty() && digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => {
-            Some(())
-        }
-        _ => None,
-    }
+    let valid = match port {
+        [] => true,
+        [b':'] => !host.is_empty(),
+        [b':', digits @ ..] if digits.len() <= 5 => !host.is_empty() && decimal(digits).is_some_and(|n| n <= 65_535),
+        _ => false,
+    };
+    valid.then_some(())
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub struct Wire {
     holding: bool,
     /// Bytes of a head that were searched for its end.
     searched: usize,
+    /// Writes are tried, until one fails, even if the socket does not count as writable.
+    prodded: bool,
     output: Output,
     /// Bytes written since the last message began.
     pub written: u64,
@@ -66,6 +68,7 @@ impl Wire {
             decoder: Decoder::new(Framing::Empty),
             holding: false,
             searched: 0,
+            prodded: false,
             output: Output {
                 prefix: Vec::new(),
                 sent: 0,
@@ -102,7 +105,22 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         self.drop_decoded();
+        self.decoder.clear();
         self.poll_fill(cx).map_ok(|_| ())
+    }
+
+    /// Drops empty lines that stand before a request (RFC 9112 §2.2), `most` of them, so
+    /// that they don't begin one. `true` when that was all there is.
+    pub fn skip_empty_lines(&mut self, most: &mut u32) -> bool {
+        self.drop_decoded();
+        let mut skipped = false;
+        while let Some(input) = self.input.as_mut().filter(|input| *most > 0 && input.filled().starts_with(b"\r\n")) {
+            *most -= 1;
+            skipped = true;
+            input.consume(2);
+            self.drop_decoded();
+        }
+        skipped && !self.has_input()
     }
 
     /// Reads until a request head is whole; `None` when the peer ended before its
@@ -116,7 +134,7 @@ impl Wire {
         };
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::request(input, limit)))?;
         if let Some(head) = &head {
-            self.begin_body(head.framing);
+            self.begin_body(Decoder::behind(head.framing, &head.fields));
         }
         Poll::Ready(Ok(head))
     }
@@ -126,12 +144,12 @@ impl Wire {
     /// # Errors
     /// The fault; the peer's end is [`Fault::Truncated`].
     pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
-        let too_large = |_: &[u8]| Reason::BackendMalformed;
+        let too_large = |_: &[u8]| Reason::BackendHeaderTooLarge;
         let limit = usize::from(u16::MAX);
         let head = ready!(self.poll_head(cx, limit, too_large, |input| parse::response(input, to)))?;
         let head = head.ok_or(Fault::Truncated)?;
         if !head.is_interim() {
-            self.begin_body(head.framing);
+            self.begin_body(Decoder::behind(head.framing, &head.fields));
         }
         Poll::Ready(Ok(head))
     }
@@ -184,8 +202,8 @@ impl Wire {
     }
 
     /// Takes up the body that follows a head.
-    fn begin_body(&mut self, framing: Framing) {
-        self.decoder = Decoder::new(framing);
+    fn begin_body(&mut self, decoder: Decoder) {
+        self.decoder = decoder;
         self.lent = 0;
         self.data = 0;
         self.raw = 0;
@@ -221,6 +239,13 @@ impl Wire {
         self.decoder.is_done() && self.lent == self.data
     }
 
+    /// Bytes that the body being read still has, as far as its head said; `None` for one
+    /// that says so as it goes.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        self.decoder.announced()
+    }
+
     /// Reads and drops what is left of a body, without keeping any; `None` at the end of
     /// the stream.
     pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
@@ -237,11 +262,16 @@ impl Wire {
 
     /// From here on the connection carries bytes of no framing, in both directions.
     pub fn become_tunnel(&mut self) {
-        self.begin_body(Framing::UntilClose);
+        self.begin_body(Decoder::new(Framing::UntilClose));
         self.holding = false;
         self.output.framing = Framing::UntilClose;
         self.output.finished = false;
         self.output.shuts = true;
+    }
+
+    /// Gives back what a body that was dealt with has left behind.
+    pub fn forget_body(&mut self) {
+        self.decoder.clear();
     }
 
     /// The buffer to write the next head into. What follows is framed as `framing`.
@@ -258,10 +288,27 @@ impl Wire {
         self.output.lease()
     }
 
+    /// Drops the message being written if no byte of it has gone out. `false`: one has.
+    pub fn retract(&mut self) -> bool {
+        if self.written == 0 {
+            self.output.advance(usize::MAX);
+            self.output.chunk = 0;
+            self.output.finished = true;
+        }
+        self.written == 0
+    }
+
     /// Whether the message being written has gone out whole.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.output.finished && self.output.prefix.is_empty()
+    }
+
+    /// Has writes tried even if the socket does not count as writable, until there is no
+    /// room at all: see [`Stream::write_anyway`]. Before a peer is given up for taking
+    /// nothing.
+    pub fn prod(&mut self) {
+        self.prodded = true;
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
@@ -358,12 +405,16 @@ impl Source for Wire {
         if self.holding || has_bytes {
             return None;
         }
-        self.decoder.plain().map(|left| Raw { io: &self.io, left })
+        self.decoder.plain().map(|left| Raw { io: &self.io, left, anyway: false })
     }
 
     fn spliced_from(&mut self, n: usize) {
         self.drop_decoded();
         self.decoder.skip(u64::try_from(n).unwrap_or(u64::MAX));
+    }
+
+    fn trailers(&self) -> &[u8] {
+        self.decoder.trailers()
     }
 }
 
@@ -389,7 +440,7 @@ impl Sink for Wire {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
             let pending = self.output.pending().len();
             let slices = [IoSlice::new(self.output.pending()), IoSlice::new(data), IoSlice::new(ends_chunk)];
-            let n = ready!(self.io.poll_write(cx, &slices)).map_err(|_| Fault::Reset)?;
+            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n.min(pending));
             let n = n.saturating_sub(pending);
@@ -414,11 +465,21 @@ impl Sink for Wire {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         while !self.output.pending().is_empty() {
             let slices = [IoSlice::new(self.output.pending())];
-            let n = ready!(self.io.poll_write(cx, &slices)).map_err(|_| Fault::Reset)?;
+            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n);
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn trail(&mut self, lines: &[u8]) {
+        if !lines.is_empty() && self.output.framing == Framing::Chunked && !self.output.finished {
+            let prefix = self.output.lease();
+            prefix.extend_from_slice(b"0\r\n");
+            prefix.extend_from_slice(lines);
+            prefix.extend_from_slice(b"\r\n");
+            self.output.finished = true;
+        }
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
@@ -444,10 +505,11 @@ impl Sink for Wire {
             Framing::UntilClose => u64::MAX,
             _ => return None,
         };
-        Some(Raw { io: &self.io, left })
+        Some(Raw { io: &self.io, left, anyway: self.prodded })
     }
 
     fn spliced_to(&mut self, n: usize) {
+        self.prodded &= n > 0;
         let n = u64::try_from(n).unwrap_or(0);
         self.written += n;
         if let Framing::Length(left) = &mut self.output.framing {
@@ -456,13 +518,24 @@ impl Sink for Wire {
     }
 }
 
+/// Writes when the socket is writable or, for as long as there is room, was prodded.
+fn write(io: &Stream, cx: &mut Context<'_>, slices: &[IoSlice<'_>], prodded: &mut bool) -> Poll<Result<usize, Fault>> {
+    if *prodded {
+        if let Some(outcome) = io.write_anyway(slices) {
+            return Poll::Ready(outcome.map_err(|_| Fault::Reset));
+        }
+        *prodded = false;
+    }
+    io.poll_write(cx, slices).map_err(|_| Fault::Reset)
+}
+
 impl Output {
     fn pending(&self) -> &[u8] {
         self.prefix.get(self.sent..).unwrap_or_default()
     }
 
     fn advance(&mut self, n: usize) {
-        self.sent += n;
+        self.sent = self.sent.saturating_add(n);
         if self.sent >= self.prefix.len() {
             self.sent = 0;
             buffer::recycle(std::mem::take(&mut self.prefix));

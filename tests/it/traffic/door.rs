@@ -102,15 +102,26 @@ impl Daemon {
         Peer::connect(self.address.expect("a TCP listener"))
     }
 
-    /// Its live state.
-    pub fn status(&self) -> Value {
+    fn ask(&self, command: &str) -> Value {
         let mut admin = UnixStream::connect(&self.admin).unwrap();
         admin.set_read_timeout(Some(DEADLINE)).unwrap();
-        admin.write_all(b"{\"command\":\"status\"}\n").unwrap();
+        writeln!(admin, "{{\"command\":\"{command}\"}}").unwrap();
         let mut line = String::new();
         BufReader::new(admin).read_line(&mut line).unwrap();
-        let mut answer: Value = serde_json::from_str(&line).unwrap();
-        answer["status"].take()
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Its live state.
+    pub fn status(&self) -> Value {
+        self.ask("status")["status"].take()
+    }
+
+    /// Adds a line to `config.env` and has it take effect.
+    pub fn reload(&self, line: &str) {
+        let file = self.admin.with_file_name("config.env");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + line + "\n").unwrap();
+        let answer = self.ask("reload");
+        assert_eq!(answer["ok"], true, "{answer}");
     }
 
     /// Asks for its state until it is as wanted.
@@ -155,6 +166,13 @@ impl Daemon {
         let lines = self.process.log();
         let lines = lines.iter().map(|line| serde_json::from_str(line).expect("a line of JSON"));
         lines.filter(|line| wanted(line)).collect()
+    }
+
+    /// Bytes of memory that it has to itself.
+    pub fn memory(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
     }
 
     /// Has it stop, and waits for its end.

@@ -48,6 +48,33 @@ fn a_backend_that_says_close_is_dialled_anew_and_the_client_stays() {
 }
 
 #[test]
+fn a_backend_of_http_1_0_is_kept_if_it_says_so() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = daemon.connect();
+    client.get("/1");
+    let (mut peer, _) = backend.take();
+    for body in ["one", "two"] {
+        peer.send("HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 3\r\n\r\n");
+        peer.send(body);
+        let response = client.response();
+        assert_eq!((response.head.line.as_str(), response.text()), ("HTTP/1.1 200 OK", body));
+        assert_eq!(response.head.field("Connection"), None);
+        client.get("/next");
+        assert_eq!(peer.request().head.line, "GET /next HTTP/1.1");
+    }
+    // Without a length its end is that of the connection, whatever it says of that.
+    peer.send("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\nthree");
+    drop(peer);
+    let response = client.response();
+    assert_eq!((response.head.field("Transfer-Encoding"), response.text()), (Some("chunked"), "three"));
+    client.get("/last");
+    let (mut peer, _) = backend.take();
+    peer.answer("last");
+    assert_eq!(client.response().text(), "last");
+}
+
+#[test]
 fn requests_sent_ahead_are_answered_in_order() {
     let backend = Backend::new();
     let daemon = before(&backend);
@@ -83,9 +110,10 @@ fn a_request_may_come_in_any_number_of_pieces() {
     for byte in whole.as_bytes() {
         client.send([*byte]);
     }
-    let (mut peer, request) = backend.take();
-    assert_eq!(request.head.line, "POST /drip HTTP/1.1");
-    assert_eq!(request.text(), "abcdefg");
+    let mut peer = backend.accept();
+    assert_eq!(peer.head().line, "POST /drip HTTP/1.1");
+    assert_eq!(peer.chunked(7), b"abcdefg");
+    peer.expect("0\r\nSum: 1\r\n\r\n");
     for byte in b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" {
         peer.send([*byte]);
     }
@@ -105,6 +133,8 @@ fn http_1_0_closes_unless_it_asks_to_be_kept() {
     let (mut peer, request) = backend.take();
     assert_eq!(request.head.line, "GET /old HTTP/1.1");
     assert_eq!(request.head.field("Host"), Some(backend.address.as_str()));
+    // Its own name is not what was asked for.
+    assert_eq!(request.head.field("X-Forwarded-Host"), None);
     assert_eq!(request.head.field("Via"), Some("1.0 doorward"));
     peer.answer("old");
     let response = client.response();
@@ -191,7 +221,9 @@ fn fields_pass_in_order_and_case_without_those_that_end_here() {
             "X-Forwarded-Proto",
             "X-Forwarded-Host",
             "X-Request-Id",
-            "Via"
+            "Via",
+            "TE",
+            "Connection"
         ]
     );
     assert_eq!(head.field("Host"), Some("Door.Test:81"));

@@ -75,6 +75,28 @@ fn a_reset_within_the_answer_cancels_it() {
 }
 
 #[test]
+fn a_client_that_closes_within_the_answer_cancels_it() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = daemon.connect();
+    client.get("/closes");
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    peer.send_chunk(b"some");
+    client.head();
+    assert_eq!(client.chunk(), b"some");
+    // It has read all, so this is an orderly end, which might be a half-close: what is
+    // sent after it tells.
+    drop(client);
+    let until = std::time::Instant::now() + crate::daemon::DEADLINE;
+    while peer.try_send("4\r\nmore\r\n").is_ok() {
+        assert!(std::time::Instant::now() < until, "the backend works for nobody");
+    }
+    assert_eq!(daemon.record("/closes")["reason"], "client_left");
+    daemon.wait_in_flight(0);
+}
+
+#[test]
 fn a_client_that_stopped_reading_and_resets_cancels_it_too() {
     let backend = Backend::new();
     let daemon = before(&backend);

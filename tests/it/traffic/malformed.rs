@@ -286,8 +286,6 @@ fn what_follows_a_body_is_a_request_of_its_own() {
 fn a_malformed_response_is_502_and_asked_for_once() {
     let backend = Backend::new();
     let daemon = before(&backend);
-    let huge = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(70_000));
-    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(101));
     for answer in [
         "garbage\r\n\r\n",
         "\x16\x03\x01\x02\x00",
@@ -315,8 +313,6 @@ fn a_malformed_response_is_502_and_asked_for_once() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        huge.as_str(),
-        many.as_str(),
     ] {
         let mut client = daemon.connect();
         client.get("/malformed");
@@ -334,6 +330,55 @@ fn a_malformed_response_is_502_and_asked_for_once() {
     }
     let record = daemon.record("/malformed");
     assert_eq!((&record["reason"], &record["attempts"]), (&"backend_malformed".into(), &1.into()));
+}
+
+#[test]
+fn a_response_head_that_is_too_large_is_502_with_its_reason() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = daemon.connect();
+    for start in ["HTTP/1.1 200 OK\r\n", "HTTP/1.1 103 Early Hints\r\n"] {
+        for fields in [format!("X: {}\r\n", "x".repeat(70_000)), "X: y\r\n".repeat(101)] {
+            client.get("/large");
+            let (mut peer, _) = backend.take();
+            // It may be refused before all of it was taken.
+            let _ = peer.writer().try_send(format!("{start}{fields}\r\n"));
+            let response = client.response();
+            response.assert_refusal(502, "backend_header_too_large");
+            let status = response.head.field("Proxy-Status").unwrap();
+            assert!(status.contains("error=http_response_header_section_size"), "{status}");
+            peer.expect_gone();
+        }
+    }
+    backend.expect_none();
+    assert_eq!(daemon.record("/large")["reason"], "backend_header_too_large");
+}
+
+#[test]
+fn interim_responses_without_end_are_502() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let interim = "HTTP/1.1 102 Processing\r\n\r\n";
+    for version in ["1.1", "1.0"] {
+        for (count, ends_well) in [(64, true), (65, false)] {
+            let mut client = daemon.connect();
+            client.send(format!("GET /interim HTTP/{version}\r\nHost: a\r\n\r\n"));
+            let (mut peer, _) = backend.take();
+            let last = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+            let _ = peer.writer().try_send(interim.repeat(count) + last);
+            for _ in 0..if version == "1.1" { 64 } else { 0 } {
+                assert_eq!(client.head().line, "HTTP/1.1 102 Processing");
+            }
+            let response = client.response();
+            if ends_well {
+                assert_eq!((response.status(), response.text()), (200, "ok"));
+            } else {
+                response.assert_refusal(502, "backend_malformed");
+            }
+            peer.expect_gone();
+            backend.expect_none();
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! What becomes of requests and connections on their way through.
 
+/// When a connection is old.
+mod age;
 /// Bodies: framing, size, both directions at once, what is expected and refused.
 mod bodies;
+/// Answers ahead of their request, and how connections end.
+mod closing;
 /// Starts the daemon in front of a test's backends.
 mod door;
 /// Heads, connections and their reuse, versions.
@@ -12,10 +16,14 @@ mod leaving;
 mod log;
 /// What neither side may send.
 mod malformed;
+/// What the daemon holds in memory for whom.
+mod memory;
 /// Requests about the way itself: OPTIONS, TRACE, Max-Forwards.
 mod options;
 /// For whom a request is made, as backends and the log are told.
 mod origin;
+/// Slow clients, and those that only seem slow.
+mod pace;
 /// What waits, for whom, and who is blamed when it took too long.
 mod patience;
 /// Permits, and the queue before them.
@@ -26,11 +34,15 @@ mod retries;
 mod routes;
 /// When trying again is pointless, or the fault is ours.
 mod shortages;
+/// Messages that two readers could understand differently, as tables.
+mod smuggling;
 /// Large bodies and tunnels, which the kernel moves by itself.
 mod splice;
 /// Connections relayed without being read.
 mod tcp;
 /// How long each side may keep the other waiting.
 mod timeouts;
+/// Fields behind a body.
+mod trailers;
 /// Protocols that take over a connection.
 mod tunnels;

@@ -139,6 +139,22 @@ fn a_proxy_on_a_unix_socket_may_be_trusted() {
 }
 
 #[test]
+fn a_host_that_nobody_asked_for_is_not_told() {
+    let backend = Backend::new();
+    let for_proto = ["X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http"];
+    let forwarded = "Forwarded: for=127.0.0.1;proto=http";
+    for (kind, expected) in [("x-forwarded", &for_proto[..]), ("both", &[for_proto[0], for_proto[1], forwarded])] {
+        let daemon = before(&backend).set("FORWARDED", kind).start();
+        let mut client = daemon.connect();
+        client.send("GET / HTTP/1.0\r\nX-Forwarded-Host: other\r\n\r\n");
+        let (mut peer, request) = backend.take();
+        assert_eq!(forwarding(&request.head), expected, "{kind}");
+        peer.answer_last("");
+        client.response();
+    }
+}
+
+#[test]
 fn a_unix_peer_is_unknown_in_forwarded() {
     let backend = Backend::new();
     let setup = Setup::without_listener();

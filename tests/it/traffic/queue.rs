@@ -200,6 +200,8 @@ fn a_permit_comes_back_however_an_exchange_ends() {
             }
             3 => {
                 peer.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
+                // While nothing went out it would be a 502.
+                client.read_to(b"half");
                 drop(peer);
                 client.expect_reset();
             }

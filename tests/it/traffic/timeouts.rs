@@ -50,6 +50,64 @@ fn a_trickle_does_not_extend_the_time_for_a_head() {
 }
 
 #[test]
+fn the_time_for_a_head_begins_with_its_first_byte_on_a_kept_connection_too() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "300ms").start();
+    let mut client = daemon.connect();
+    client.get("/first");
+    let (mut peer, _) = backend.take();
+    peer.answer("first");
+    client.response();
+    // Idle for longer than a head may take, and no harm done.
+    client.pause(Duration::from_millis(600));
+    client.get("/second");
+    peer.request();
+    peer.answer("second");
+    assert_eq!(client.response().text(), "second");
+    let until = Instant::now() + DEADLINE;
+    client.send("GET /third HTTP/1.1\r\nHost: a\r\nX: ");
+    while !client.has_come(Duration::from_millis(20)) {
+        client.send("x");
+        assert!(Instant::now() < until, "the time for a later head never ends");
+    }
+    client.response().assert_refusal(408, "client_header_timeout");
+    client.expect_end();
+    peer.expect_silence();
+}
+
+#[test]
+fn an_empty_line_begins_no_request() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "200ms").start();
+    // What old clients send behind a body.
+    let mut client = daemon.connect();
+    client.send("POST /form HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody\r\n");
+    let (mut peer, _) = backend.take();
+    peer.answer("taken");
+    assert_eq!(client.response().text(), "taken");
+    client.pause(Duration::from_millis(500));
+    client.send("\r\n\r\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(peer.request().head.line, "GET /next HTTP/1.1");
+    peer.answer("next");
+    assert_eq!(client.response().text(), "next");
+    client.send("\r\n");
+    client.half_close();
+    client.expect_end();
+    // Nor does it where there was none before, and it holds nobody off.
+    let mut blank = daemon.connect();
+    blank.send("\r\n");
+    blank.expect_end();
+    let mut endless = daemon.connect();
+    let until = Instant::now() + DEADLINE;
+    while endless.try_send("\r\n".repeat(1000)).is_ok() {
+        assert!(Instant::now() < until, "empty lines are read without an end");
+    }
+    // So many are a head that is too large.
+    daemon.record_of("header_too_large");
+    assert_eq!(daemon.lines(|line| line["target"] == "doorward::access").len(), 3);
+}
+
+#[test]
 fn a_client_that_stops_within_its_body_is_408() {
     let backend = Backend::new();
     let daemon = before(&backend).set("BODY_TIMEOUT", "200ms").start();
@@ -69,7 +127,8 @@ fn a_client_that_stops_within_its_body_is_408() {
 #[test]
 fn a_client_that_sends_slowly_is_waited_for_as_long_as_it_sends() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("BODY_TIMEOUT", "500ms").set("RESPONSE_TIMEOUT", "100ms").start();
+    let daemon =
+        before(&backend).set("BODY_TIMEOUT", "500ms").set("MIN_BODY_RATE", 10).set("RESPONSE_TIMEOUT", "100ms").start();
     let mut client = daemon.connect();
     client.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n");
     let mut peer = backend.accept();
