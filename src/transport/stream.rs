@@ -242,6 +242,26 @@ impl Stream {
         self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| send(fd, from))
     }
 
+    /// The same, but tried even if the socket does not count as writable for as long as it
+    /// was `prodded` and there is room.
+    ///
+    /// # Errors
+    /// Whatever `send(2)` or `sendmsg(2)` reports.
+    pub fn poll_write_prodded(
+        &self,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+        prodded: &mut bool,
+    ) -> Poll<io::Result<usize>> {
+        if *prodded {
+            if let Some(outcome) = self.write_anyway(from) {
+                return Poll::Ready(outcome);
+            }
+            *prodded = false;
+        }
+        self.poll_write(cx, from)
+    }
+
     /// One write whatever the runtime knows of readiness; `None` when there is no room.
     ///
     /// A full socket counts as writable again only once a third of its buffer is free,

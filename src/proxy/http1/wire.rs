@@ -343,8 +343,8 @@ impl Wire {
         let Some(input) = self.input.as_mut() else { return };
         if !self.holding {
             self.drop_decoded();
-        } else if input.spare().is_empty() && self.raw == input.len() {
-            // All is data; what lies before `lent` is consumed. It no longer fits.
+        } else if input.len() >= buffer::SIZE && self.raw == input.len() {
+            // All is data; what lies before `lent` is consumed. It is too much to hold.
             self.holding = false;
             self.drop_decoded();
         }
@@ -401,11 +401,8 @@ impl Source for Wire {
     }
 
     fn raw_source(&self) -> Option<Raw<'_>> {
-        let has_bytes = self.lent < self.data || self.has_input();
-        if self.holding || has_bytes {
-            return None;
-        }
-        self.decoder.plain().map(|left| Raw { io: &self.io, left, anyway: false })
+        let has_bytes = self.holding || self.lent < self.data || self.has_input();
+        self.decoder.plain().filter(|_| !has_bytes).map(|left| Raw { io: &self.io, left, anyway: false })
     }
 
     fn spliced_from(&mut self, n: usize) {
@@ -440,7 +437,7 @@ impl Sink for Wire {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
             let pending = self.output.pending().len();
             let slices = [IoSlice::new(self.output.pending()), IoSlice::new(data), IoSlice::new(ends_chunk)];
-            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
+            let n = ready!(self.io.poll_write_prodded(cx, &slices, &mut self.prodded)).map_err(|_| Fault::Reset)?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n.min(pending));
             let n = n.saturating_sub(pending);
@@ -465,7 +462,7 @@ impl Sink for Wire {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         while !self.output.pending().is_empty() {
             let slices = [IoSlice::new(self.output.pending())];
-            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
+            let n = ready!(self.io.poll_write_prodded(cx, &slices, &mut self.prodded)).map_err(|_| Fault::Reset)?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n);
         }
@@ -516,17 +513,6 @@ impl Sink for Wire {
             *left = left.saturating_sub(n);
         }
     }
-}
-
-/// Writes when the socket is writable or, for as long as there is room, was prodded.
-fn write(io: &Stream, cx: &mut Context<'_>, slices: &[IoSlice<'_>], prodded: &mut bool) -> Poll<Result<usize, Fault>> {
-    if *prodded {
-        if let Some(outcome) = io.write_anyway(slices) {
-            return Poll::Ready(outcome.map_err(|_| Fault::Reset));
-        }
-        *prodded = false;
-    }
-    io.poll_write(cx, slices).map_err(|_| Fault::Reset)
 }
 
 impl Output {
