@@ -87,6 +87,9 @@ pub struct Status {
     pub connections: u64,
     /// Requests answered since the start.
     pub requests: u64,
+    /// Bytes that were spliced since the start, in both directions; counted when the
+    /// request, tunnel or connection that they were of has ended.
+    pub bytes_spliced: u64,
     /// Requests a second, over the last second.
     pub requests_per_second: f64,
     /// Median time of an answer over the last second, in microseconds; 0 without any.

@@ -82,6 +82,7 @@ impl Daemon {
             queued: load.queued,
             connections: now.connections_open,
             requests: now.requests(),
+            bytes_spliced: now.bytes_spliced,
             requests_per_second: self.pulse.rates.requests_per_second,
             p50_us: micros(self.pulse.rates.p50),
             p99_us: micros(self.pulse.rates.p99),

@@ -187,6 +187,10 @@ impl<'a, C: Client> Exchange<'a, C> {
         })
         .await;
         self.timer.set(None);
+        let spliced = self.up.spliced + self.down.spliced;
+        if spliced > 0 {
+            self.worker.counters().bytes_spliced.add(spliced);
+        }
         outcome.map_err(|reason| Failure {
             reason,
             failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() && died(reason) },

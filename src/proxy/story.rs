@@ -352,6 +352,7 @@ impl<'a> Asked<'a> {
         let passed =
             tunnel::run(client, &mut upstream.connection, left, self.timer, Patience::of(&self.route.settings)).await;
         counters.tunnels_open.sub(1);
+        counters.bytes_spliced.add(passed.spliced);
         course.bytes_in = passed.up;
         course.reason = passed.cut;
         if passed.cut.is_some() {

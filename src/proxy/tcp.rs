@@ -106,6 +106,7 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
     backend.become_tunnel();
     let passed = tunnel::run(&mut client, &mut backend, left, &timer, Patience::of(&route.settings)).await;
     (course.up, course.down) = (passed.up, passed.down);
+    worker.counters().bytes_spliced.add(passed.spliced);
     match passed.cut {
         None => Ok(()),
         Some(reason) => {

@@ -23,6 +23,8 @@ pub struct Passed {
     pub up: u64,
     /// Bytes from the backend to the client.
     pub down: u64,
+    /// How many of both were spliced.
+    pub spliced: u64,
     /// Why it was cut.
     pub cut: Option<Reason>,
 }
@@ -104,5 +106,5 @@ where
     })
     .await;
     timer.set(None);
-    Passed { up: up.moved, down: down.moved, cut }
+    Passed { up: up.moved, down: down.moved, spliced: up.spliced + down.spliced, cut }
 }

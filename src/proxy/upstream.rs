@@ -15,7 +15,7 @@ use super::forwarded::Forwarded;
 use super::head::{Method, RequestHead, ResponseHead};
 use super::http1::encode;
 use super::http1::wire::Wire;
-use super::relay::{Fault, Piece, Sink, Source};
+use super::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::balance::endpoint::Endpoint;
 use crate::config::Target;
 use crate::telemetry::Reason;
@@ -124,7 +124,8 @@ impl Upstream {
 
     fn is_reusable(&self) -> bool {
         let Self::Http1(upstream) = self;
-        upstream.keep_alive && upstream.wire.is_read() && upstream.wire.is_finished() && !upstream.wire.has_input()
+        let wire = &upstream.wire;
+        upstream.keep_alive && wire.is_read() && wire.is_finished() && !wire.has_input() && !wire.io().has_input()
     }
 }
 
@@ -137,6 +138,16 @@ impl Source for Upstream {
     fn consume(&mut self, n: usize) {
         let Self::Http1(upstream) = self;
         upstream.wire.consume(n);
+    }
+
+    fn raw_source(&self) -> Option<Raw<'_>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.raw_source()
+    }
+
+    fn spliced_from(&mut self, n: usize) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.spliced_from(n);
     }
 
     fn trailers(&self) -> &[u8] {
@@ -164,6 +175,16 @@ impl Sink for Upstream {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let Self::Http1(upstream) = self;
         upstream.wire.poll_finish(cx)
+    }
+
+    fn raw_sink(&self) -> Option<Raw<'_>> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.raw_sink()
+    }
+
+    fn spliced_to(&mut self, n: usize) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.spliced_to(n);
     }
 }
 

@@ -31,12 +31,13 @@ use crate::telemetry::WorkerCounters;
 use crate::telemetry::events;
 use crate::transport::clock::Clock;
 use crate::transport::listeners::Listener;
+use crate::transport::splice;
 use crate::transport::stream::Socket;
 
 /// Connections that may wait to be taken over by another worker.
 pub const HANDED_MOST: usize = 1024;
 
-/// How often idle backend connections are looked through.
+/// How often idle backend connections and pipes are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// What all workers share.
@@ -257,7 +258,10 @@ impl Worker {
                     Some(arrival) => worker.serve(arrival),
                     None => handing = false,
                 },
-                _ = sweep.tick() => worker.idle.sweep(worker.clock.millis()),
+                _ = sweep.tick() => {
+                    worker.idle.sweep(worker.clock.millis());
+                    splice::trim();
+                }
                 () = worker.emptied.notified() => {}
             }
             if worker.is_draining() && worker.open.get() == 0 && !handing {

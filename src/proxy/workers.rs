@@ -21,6 +21,7 @@ use crate::telemetry::Log;
 use crate::telemetry::Snapshot;
 use crate::transport::clock;
 use crate::transport::listeners::Listener;
+use crate::transport::splice;
 
 /// A worker's thread ended unasked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +78,7 @@ impl Workers {
     /// When a descriptor can't be copied or a thread can't be started.
     pub fn start(count: usize, listeners: &[Listener], generation: Arc<Generation>, log: Log) -> io::Result<Self> {
         let count = count.max(1);
+        splice::provide();
         let shared = Arc::new(Shared::new(count, &generation.limits()));
         let (ways, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDED_MOST)).unzip();
         let mut members = Vec::with_capacity(count);

@@ -113,6 +113,9 @@ counters! {
     bytes_in,
     /// Bytes written to clients since the start.
     bytes_out,
+    /// Bytes of bodies, tunnels and relayed connections that were spliced, in both
+    /// directions, since the start.
+    bytes_spliced,
     /// Answers, tunnels and relayed connections cut before their end, since the start.
     cut,
 }

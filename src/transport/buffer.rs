@@ -13,8 +13,23 @@ pub const SIZE: usize = 16 * 1024;
 /// Buffers a thread keeps for reuse (8 MiB); more are returned to the allocator.
 const KEPT: usize = 512;
 
+/// Bytes in a wide buffer: one read takes what a bulk sender has put into the socket.
+pub const WIDE: usize = 64 * 1024;
+
+/// Wide buffers that a thread has at once (4 MiB); who gets none has to do with [`SIZE`].
+const WIDE_MOST: usize = 64;
+
 thread_local! {
     static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static WIDE_POOL: RefCell<Wide> = const { RefCell::new(Wide { kept: Vec::new(), made: 0 }) };
+}
+
+/// This thread's wide buffers.
+struct Wide {
+    /// Those that nobody has.
+    kept: Vec<Vec<u8>>,
+    /// How many there are in all.
+    made: usize,
 }
 
 /// Bytes that a scratch vector may keep allocated between uses.
@@ -60,6 +75,24 @@ impl Buffer {
     pub fn take() -> Self {
         let bytes = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_else(|| vec![0; SIZE]);
         Self { bytes, start: 0, end: 0 }
+    }
+
+    /// An empty buffer of [`WIDE`] bytes, or of [`SIZE`] when this thread has too many wide
+    /// ones in use.
+    #[must_use]
+    pub fn take_wide() -> Self {
+        let bytes = WIDE_POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            pool.kept.pop().or_else(|| {
+                let room = pool.made < WIDE_MOST;
+                pool.made += usize::from(room);
+                room.then(|| vec![0; WIDE])
+            })
+        });
+        match bytes.ok().flatten() {
+            Some(bytes) => Self { bytes, start: 0, end: 0 },
+            None => Self::take(),
+        }
     }
 
     /// The filled part.
@@ -109,7 +142,7 @@ impl Buffer {
     /// Moves a few filled bytes to where they take no more room than they need, for a long
     /// wait; [`Self::widen`] before more are read.
     pub fn rest(&mut self) {
-        if self.bytes.len() == SIZE && self.len() <= SIZE / 8 {
+        if self.bytes.len() >= SIZE && self.len() <= SIZE / 8 {
             let bytes = self.filled().to_vec();
             *self = Self { start: 0, end: bytes.len(), bytes };
         }
@@ -128,6 +161,9 @@ impl Buffer {
     /// pooled afterwards.
     pub fn grow(&mut self, size: usize) {
         if self.bytes.len() < size {
+            if self.bytes.len() == WIDE {
+                let _ = WIDE_POOL.try_with(|pool| pool.borrow_mut().made -= 1);
+            }
             self.bytes.resize(size, 0);
         }
     }
@@ -173,13 +209,21 @@ impl Drop for Buffer {
                     pool.push(bytes);
                 }
             });
+        } else if self.bytes.len() == WIDE {
+            let bytes = std::mem::take(&mut self.bytes);
+            let _ = WIDE_POOL.try_with(|pool| {
+                let mut pool = pool.borrow_mut();
+                if pool.kept.len() < pool.made {
+                    pool.kept.push(bytes);
+                }
+            });
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Buffer, SIZE};
+    use super::{Buffer, SIZE, WIDE, WIDE_MOST};
 
     #[test]
     fn bytes_go_in_behind_and_out_in_front() {
@@ -211,5 +255,18 @@ mod tests {
         assert_eq!(buffer.append(b"y"), 0);
         buffer.grow(SIZE + 1);
         assert_eq!(buffer.append(b"yz"), 1);
+    }
+
+    #[test]
+    fn wide_buffers_are_bounded_and_used_again() {
+        let taken: Vec<_> = (0..WIDE_MOST).map(|_| Buffer::take_wide()).collect();
+        assert!(taken.iter().all(|buffer| buffer.capacity() == WIDE));
+        assert_eq!(Buffer::take_wide().capacity(), SIZE);
+        drop(taken);
+        let mut grown = Buffer::take_wide();
+        grown.grow(WIDE + 1);
+        drop(grown);
+        let again: Vec<_> = (0..WIDE_MOST).map(|_| Buffer::take_wide()).collect();
+        assert!(again.iter().all(|buffer| buffer.capacity() == WIDE), "one that grew leaves room for another");
     }
 }

@@ -1,7 +1,9 @@
-//! What bytes travel on: listeners, streams, the buffers they fill, deadlines, and dialling.
+//! What bytes travel on: listeners, streams, the buffers they fill, deadlines, dialling, and
+//! splicing.
 
 pub mod buffer;
 pub mod clock;
 pub mod dial;
 pub mod listeners;
+pub mod splice;
 pub mod stream;

@@ -242,6 +242,26 @@ impl Stream {
         self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| send(fd, from))
     }
 
+    /// The same, but tried even if the socket does not count as writable for as long as it
+    /// was `prodded` and there is room.
+    ///
+    /// # Errors
+    /// Whatever `send(2)` or `sendmsg(2)` reports.
+    pub fn poll_write_prodded(
+        &self,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+        prodded: &mut bool,
+    ) -> Poll<io::Result<usize>> {
+        if *prodded {
+            if let Some(outcome) = self.write_anyway(from) {
+                return Poll::Ready(outcome);
+            }
+            *prodded = false;
+        }
+        self.poll_write(cx, from)
+    }
+
     /// One write whatever the runtime knows of readiness; `None` when there is no room.
     ///
     /// A full socket counts as writable again only once a third of its buffer is free,
@@ -250,7 +270,15 @@ impl Stream {
     /// # Errors
     /// Whatever `sendmsg(2)` reports.
     pub fn write_anyway(&self, from: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
-        match self.with(|fd| retry(|| send(fd, from))) {
+        self.move_anyway(&mut |fd| send(fd, from))
+    }
+
+    /// The same with another call.
+    ///
+    /// # Errors
+    /// Whatever the call reports, but `EAGAIN` and `EINTR`.
+    pub fn move_anyway(&self, call: &mut Call<'_>) -> Option<io::Result<usize>> {
+        match self.with(|fd| retry(|| call(fd))) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             outcome => Some(outcome),
         }
@@ -294,6 +322,16 @@ impl Stream {
             Some(watch) => on!(watch, socket => socket.try_io(Interest::READABLE, || Ok(()))).is_ok(),
             None => !matches!(self.peek(), Err(error) if error.kind() == io::ErrorKind::WouldBlock),
         }
+    }
+
+    /// The same, asked of the kernel where the runtime may be wrong: it takes a socket for
+    /// readable until a read finds less than it asked for, and one that took just what was
+    /// there does not. No system call where the runtime knows.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        let Some(watch) = self.watch.get() else { return self.stirred() };
+        let mut peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1);
+        watch.attempt(Interest::READABLE, 1, &mut peek).is_some()
     }
 
     /// Whether bytes have arrived that were not read: closing the socket would then send a
@@ -446,6 +484,26 @@ mod tests {
         assert!(left.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop(one);
         left.await;
+    }
+
+    #[tokio::test]
+    async fn a_read_of_just_what_was_there_leaves_no_input_behind() {
+        for (one, two) in [tcp(), unix()] {
+            two.join().unwrap();
+            write(&one, b"just this").await;
+            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
+            let mut bytes = [0; 9];
+            assert_eq!(poll_fn(|cx| two.poll_read(cx, &mut bytes)).await.unwrap(), 9);
+            assert!(two.stirred(), "the runtime can't know");
+            assert!(!two.has_input() && !two.stirred());
+            write(&one, b"more").await;
+            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
+            assert!(two.has_input() && two.has_input(), "nothing is taken");
+            assert_eq!(read(&two).await, b"more");
+            drop(one);
+            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
+            assert!(two.has_input(), "the end");
+        }
     }
 
     #[tokio::test]

@@ -175,6 +175,17 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// Bytes of the body that are still to come, where they stand on the wire without any
+    /// framing between them; `u64::MAX` when the body ends with its connection.
+    #[must_use]
+    pub fn plain(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            State::UntilClose => Some(u64::MAX),
+            _ => None,
+        }
+    }
+
     /// Bytes that are still to come, where the head said how many; `None` otherwise.
     #[must_use]
     pub fn announced(&self) -> Option<u64> {
@@ -182,6 +193,13 @@ impl Decoder {
             State::Done => Some(0),
             State::Length(left) => Some(left),
             _ => None,
+        }
+    }
+
+    /// Counts `n` bytes as taken past this decoder; at most as many as [`Self::plain`] said.
+    pub fn skip(&mut self, n: u64) {
+        if let State::Length(left) = self.state {
+            self.state = if n < left { State::Length(left - n) } else { State::Done };
         }
     }
 

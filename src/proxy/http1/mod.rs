@@ -20,7 +20,7 @@ use wire::Wire;
 
 use super::client::{Client, Own};
 use super::head::{Framing, Method, RequestHead, ResponseHead, Version};
-use super::relay::{Fault, Piece, Sink, Source};
+use super::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::transport::stream::Stream;
 
 /// A client's HTTP/1 connection.
@@ -127,6 +127,14 @@ impl Source for Http1 {
         self.wire.consume(n);
     }
 
+    fn raw_source(&self) -> Option<Raw<'_>> {
+        self.wire.raw_source()
+    }
+
+    fn spliced_from(&mut self, n: usize) {
+        self.wire.spliced_from(n);
+    }
+
     fn trailers(&self) -> &[u8] {
         self.wire.trailers()
     }
@@ -149,6 +157,14 @@ impl Sink for Http1 {
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         self.wire.poll_finish(cx)
+    }
+
+    fn raw_sink(&self) -> Option<Raw<'_>> {
+        self.wire.raw_sink()
+    }
+
+    fn spliced_to(&mut self, n: usize) {
+        self.wire.spliced_to(n);
     }
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use super::body::Decoder;
 use super::parse;
 use crate::proxy::head::{Framing, Method, RequestHead, ResponseHead};
-use crate::proxy::relay::{Fault, Piece, Sink, Source};
+use crate::proxy::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
@@ -316,7 +316,7 @@ impl Wire {
             // Wait first: a connection that waits owns no buffer.
             ready!(self.io.poll_readable(cx)).map_err(|_| Fault::Reset)?;
         }
-        let input = self.input.get_or_insert_with(Buffer::take);
+        let input = self.input.get_or_insert_with(Buffer::take_wide);
         let outcome = self.io.poll_read(cx, input.spare()).map_err(|_| Fault::Reset);
         if outcome.is_pending() && input.is_empty() {
             self.input = None;
@@ -343,8 +343,8 @@ impl Wire {
         let Some(input) = self.input.as_mut() else { return };
         if !self.holding {
             self.drop_decoded();
-        } else if input.spare().is_empty() && self.raw == input.len() {
-            // All is data; what lies before `lent` is consumed. It no longer fits.
+        } else if input.len() >= buffer::SIZE && self.raw == input.len() {
+            // All is data; what lies before `lent` is consumed. It is too much to hold.
             self.holding = false;
             self.drop_decoded();
         }
@@ -400,6 +400,16 @@ impl Source for Wire {
         self.lent = self.lent.saturating_add(n).min(self.data);
     }
 
+    fn raw_source(&self) -> Option<Raw<'_>> {
+        let has_bytes = self.holding || self.lent < self.data || self.has_input();
+        self.decoder.plain().filter(|_| !has_bytes).map(|left| Raw { io: &self.io, left, anyway: false })
+    }
+
+    fn spliced_from(&mut self, n: usize) {
+        self.drop_decoded();
+        self.decoder.skip(u64::try_from(n).unwrap_or(u64::MAX));
+    }
+
     fn trailers(&self) -> &[u8] {
         self.decoder.trailers()
     }
@@ -427,7 +437,7 @@ impl Sink for Wire {
             let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
             let pending = self.output.pending().len();
             let slices = [IoSlice::new(self.output.pending()), IoSlice::new(data), IoSlice::new(ends_chunk)];
-            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
+            let n = ready!(self.io.poll_write_prodded(cx, &slices, &mut self.prodded)).map_err(|_| Fault::Reset)?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n.min(pending));
             let n = n.saturating_sub(pending);
@@ -452,7 +462,7 @@ impl Sink for Wire {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         while !self.output.pending().is_empty() {
             let slices = [IoSlice::new(self.output.pending())];
-            let n = ready!(write(&self.io, cx, &slices, &mut self.prodded))?;
+            let n = ready!(self.io.poll_write_prodded(cx, &slices, &mut self.prodded)).map_err(|_| Fault::Reset)?;
             self.written += u64::try_from(n).unwrap_or(0);
             self.output.advance(n);
         }
@@ -484,17 +494,25 @@ impl Sink for Wire {
         }
         Poll::Ready(Ok(()))
     }
-}
 
-/// Writes when the socket is writable or, for as long as there is room, was prodded.
-fn write(io: &Stream, cx: &mut Context<'_>, slices: &[IoSlice<'_>], prodded: &mut bool) -> Poll<Result<usize, Fault>> {
-    if *prodded {
-        if let Some(outcome) = io.write_anyway(slices) {
-            return Poll::Ready(outcome.map_err(|_| Fault::Reset));
-        }
-        *prodded = false;
+    fn raw_sink(&self) -> Option<Raw<'_>> {
+        let left = match self.output.framing {
+            _ if self.output.finished || !self.output.pending().is_empty() => return None,
+            Framing::Length(left) if left > 0 => left,
+            Framing::UntilClose => u64::MAX,
+            _ => return None,
+        };
+        Some(Raw { io: &self.io, left, anyway: self.prodded })
     }
-    io.poll_write(cx, slices).map_err(|_| Fault::Reset)
+
+    fn spliced_to(&mut self, n: usize) {
+        self.prodded &= n > 0;
+        let n = u64::try_from(n).unwrap_or(0);
+        self.written += n;
+        if let Framing::Length(left) = &mut self.output.framing {
+            *left = left.saturating_sub(n);
+        }
+    }
 }
 
 impl Output {

@@ -36,6 +36,8 @@ mod routes;
 mod shortages;
 /// Messages that two readers could understand differently, as tables.
 mod smuggling;
+/// Large bodies and tunnels, which the kernel moves by itself.
+mod splice;
 /// Connections relayed without being read.
 mod tcp;
 /// How long each side may keep the other waiting.
