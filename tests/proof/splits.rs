@@ -128,7 +128,7 @@ async fn requests(data: &[u8], cuts: &[usize]) -> Seen {
         };
         let kind = Forwarding::XForwarded;
         let forwarded =
-            Forwarded { peer: "192.0.2.1", scheme: "http", host: "b", request_id: b"0", kind, trusted: false };
+            Forwarded { peer: b"192.0.2.1", scheme: "http", host: "b", request_id: b"0", kind, trusted: false };
         encode::request(onward.begin(head.framing), &head, &forwarded);
         if let Some(fault) = relay(&mut client, &mut backend, &mut wire, &mut onward).await {
             break Some(fault);

@@ -158,7 +158,8 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
         1 => ("2001:db8::1", "for=\"[2001:db8::1]\""),
         _ => ("unix:", "for=unknown"),
     };
-    let forwarded = Forwarded { peer, scheme: "http", host: "backend:8080", request_id: b"0a1b", kind, trusted };
+    let forwarded =
+        Forwarded { peer: peer.as_bytes(), scheme: "http", host: "backend:8080", request_id: b"0a1b", kind, trusted };
     let mut out = Vec::new();
     encode::request(&mut out, ours, &forwarded);
     let went = reference::request_head(&out).unwrap_or_else(|fault| panic!("{fault:?}: {}", text(&out)));
@@ -303,7 +304,7 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
             (framing, _) => framing,
         };
         let keep_alive = options & 4 == 0 && body != head::Framing::UntilClose;
-        encode::response(&mut out, ours, &Onward { version, framing: body, keep_alive });
+        encode::response(&mut out, ours, &Onward { version, framing: body, keep_alive, trailers: false });
         if !dated {
             wanted.push(line("Date", b""));
         }
