@@ -54,7 +54,7 @@ impl Upstream {
         let Self::Http1(upstream) = self;
         upstream.keep_alive = false;
         upstream.answered = false;
-        encode::request(upstream.wire.begin(head.framing), head, forwarded);
+        encode::request(upstream.wire.output_mut().begin(head.framing), head, forwarded);
     }
 
     /// Reads a response head, interim or final.
@@ -91,7 +91,7 @@ impl Upstream {
     /// Has all room filled even if the backend does not seem to take any more.
     pub fn prod(&mut self) {
         let Self::Http1(upstream) = self;
-        upstream.wire.prod();
+        upstream.wire.output_mut().prod();
     }
 
     /// Whether it has served a request before.
@@ -105,7 +105,7 @@ impl Upstream {
     #[must_use]
     pub fn has_written(&self) -> bool {
         let Self::Http1(upstream) = self;
-        upstream.wire.written > 0
+        upstream.wire.output().written() > 0
     }
 
     /// Whether any byte of a response has come.
@@ -125,7 +125,11 @@ impl Upstream {
     fn is_reusable(&self) -> bool {
         let Self::Http1(upstream) = self;
         let wire = &upstream.wire;
-        upstream.keep_alive && wire.is_read() && wire.is_finished() && !wire.has_input() && !wire.io().has_input()
+        upstream.keep_alive
+            && wire.is_read()
+            && wire.output().is_finished()
+            && !wire.has_input()
+            && !wire.io().has_input()
     }
 }
 

@@ -129,7 +129,7 @@ async fn requests(data: &[u8], cuts: &[usize]) -> Seen {
         let kind = Forwarding::XForwarded;
         let forwarded =
             Forwarded { peer: b"192.0.2.1", scheme: "http", host: "b", request_id: b"0", kind, trusted: false };
-        encode::request(onward.begin(head.framing), &head, &forwarded);
+        encode::request(onward.output_mut().begin(head.framing), &head, &forwarded);
         if let Some(fault) = relay(&mut client, &mut backend, &mut wire, &mut onward).await {
             break Some(fault);
         }
@@ -285,7 +285,7 @@ async fn written(body: &[u8], framing: head::Framing, sizes: &mut impl FnMut() -
     let (mut nobody, _unused) = Peer::new(b"", &[]);
     // The kernel's least, so that writes are cut short.
     rustix::net::sockopt::set_socket_send_buffer_size(&reader.stream, 1).unwrap();
-    wire.begin(framing);
+    wire.output_mut().begin(framing);
     let mut rest = body;
     while !rest.is_empty() {
         let (piece, _) = rest.split_at(sizes().clamp(1, rest.len()));

@@ -1,11 +1,12 @@
 //! HTTP/1.1 and 1.0 on the wire (RFC 9112).
 //!
-//! [`wire`] holds a connection's bytes, [`parse`] reads heads, [`body`] finds the ends
+//! [`wire`] reads a connection's bytes, [`output`] writes them, [`parse`] reads heads, [`body`] finds the ends
 //! of bodies, [`trailers`] keeps what stands behind them, [`encode`] writes heads.
 //! [`Http1`] is the client's side of it; the backend's side is in [`super::upstream`].
 
 pub mod body;
 pub mod encode;
+pub mod output;
 pub mod parse;
 pub mod trailers;
 pub mod wire;
@@ -108,7 +109,7 @@ impl Http1 {
     /// Whether the connection can serve another request.
     #[must_use]
     pub fn can_go_on(&self) -> bool {
-        self.keep_alive && self.wire.is_read() && self.wire.is_finished()
+        self.keep_alive && self.wire.is_read() && self.wire.output().is_finished()
     }
 
     fn onward(&mut self, framing: Framing, last: bool) -> Onward {
@@ -196,7 +197,7 @@ impl Client for Http1 {
     fn inform(&mut self, head: &ResponseHead) {
         // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
         if self.version == Version::Http11 {
-            encode::interim(self.wire.interim(), head);
+            encode::interim(self.wire.output_mut().lease(), head);
         }
     }
 
@@ -208,29 +209,29 @@ impl Client for Http1 {
         };
         let mut onward = self.onward(framing, last);
         onward.trailers = self.trailers && head.framing == Framing::Chunked && framing == Framing::Chunked;
-        encode::response(self.wire.begin(framing), head, &onward);
+        encode::response(self.wire.output_mut().begin(framing), head, &onward);
     }
 
     fn answer_own(&mut self, own: &Own<'_>, last: bool) {
         let framing = if self.method == Method::Head { Framing::Empty } else { Framing::Length(0) };
         let onward = self.onward(framing, last);
-        encode::own(self.wire.begin(Framing::Empty), own, &onward);
+        encode::own(self.wire.output_mut().begin(Framing::Empty), own, &onward);
     }
 
     fn retract(&mut self) -> bool {
-        self.unanswered |= self.wire.retract();
+        self.unanswered |= self.wire.output_mut().retract();
         self.unanswered
     }
 
     fn switch(&mut self, head: &ResponseHead) {
         self.keep_alive = false;
         self.unanswered = false;
-        encode::switching(self.wire.begin(Framing::Empty), head);
+        encode::switching(self.wire.output_mut().begin(Framing::Empty), head);
         self.wire.become_tunnel();
     }
 
     fn prod(&mut self) {
-        self.wire.prod();
+        self.wire.output_mut().prod();
     }
 
     fn close_write(&mut self) -> Result<(), Fault> {
@@ -261,6 +262,6 @@ impl Client for Http1 {
     }
 
     fn bytes_out(&self) -> u64 {
-        self.wire.written
+        self.wire.output().written()
     }
 }

@@ -1,24 +1,20 @@
 //! Wire: one HTTP/1 connection's bytes, in both roles.
 //!
-//! The read half finds heads and lends bodies; the write half frames bodies and sends
-//! head and first bytes in one `writev(2)`. A wire that waits for a peer owns no
+//! Here is the read half, which finds heads and lends bodies; the write half is
+//! [`super::output`]. A wire that waits for a peer owns no
 //! buffer: it takes one when there is something to read.
 
-use std::io::IoSlice;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use super::body::Decoder;
+use super::output::Output;
 use super::parse;
 use crate::proxy::head::{Framing, Method, RequestHead, ResponseHead};
 use crate::proxy::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
-
-/// Bytes of a piece that is copied behind a head instead of being sent from where it lies:
-/// one slice is cheaper to send than two.
-const GATHERED: usize = 2 * 1024;
 
 /// An HTTP/1 connection.
 #[derive(Debug)]
@@ -35,32 +31,17 @@ pub struct Wire {
     holding: bool,
     /// Bytes of a head that were searched for its end.
     searched: usize,
-    /// Writes are tried, until one fails, even if the socket does not count as writable.
-    prodded: bool,
     output: Output,
-    /// Bytes written since the last message began.
-    pub written: u64,
-}
-
-/// The write half: what is to go out before the next bytes of a body.
-#[derive(Debug)]
-struct Output {
-    prefix: Vec<u8>,
-    sent: usize,
-    framing: Framing,
-    /// Bytes of the current chunk that its size line promised and that are to come.
-    chunk: usize,
-    finished: bool,
-    /// Finishing ends our direction of the connection: it is a tunnel.
-    shuts: bool,
 }
 
 impl Wire {
     /// A wire over a connected stream.
     #[must_use]
     pub fn new(io: Stream) -> Self {
+        let io = Rc::new(io);
         Self {
-            io: Rc::new(io),
+            output: Output::new(Rc::clone(&io)),
+            io,
             input: None,
             lent: 0,
             data: 0,
@@ -68,16 +49,6 @@ impl Wire {
             decoder: Decoder::new(Framing::Empty),
             holding: false,
             searched: 0,
-            prodded: false,
-            output: Output {
-                prefix: Vec::new(),
-                sent: 0,
-                framing: Framing::Empty,
-                chunk: 0,
-                finished: true,
-                shuts: false,
-            },
-            written: 0,
         }
     }
 
@@ -264,9 +235,7 @@ impl Wire {
     pub fn become_tunnel(&mut self) {
         self.begin_body(Decoder::new(Framing::UntilClose));
         self.holding = false;
-        self.output.framing = Framing::UntilClose;
-        self.output.finished = false;
-        self.output.shuts = true;
+        self.output.become_tunnel();
     }
 
     /// Gives back what a body that was dealt with has left behind.
@@ -274,41 +243,15 @@ impl Wire {
         self.decoder.clear();
     }
 
-    /// The buffer to write the next head into. What follows is framed as `framing`.
-    pub fn begin(&mut self, framing: Framing) -> &mut Vec<u8> {
-        self.written = 0;
-        self.output.chunk = 0;
-        self.output.finished = false;
-        self.output.framing = framing;
-        self.output.lease()
-    }
-
-    /// The buffer to write an interim head into.
-    pub fn interim(&mut self) -> &mut Vec<u8> {
-        self.output.lease()
-    }
-
-    /// Drops the message being written if no byte of it has gone out. `false`: one has.
-    pub fn retract(&mut self) -> bool {
-        if self.written == 0 {
-            self.output.advance(usize::MAX);
-            self.output.chunk = 0;
-            self.output.finished = true;
-        }
-        self.written == 0
-    }
-
-    /// Whether the message being written has gone out whole.
+    /// What is to go out.
     #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.output.finished && self.output.prefix.is_empty()
+    pub fn output(&self) -> &Output {
+        &self.output
     }
 
-    /// Has writes tried even if the socket does not count as writable, until there is no
-    /// room at all: see [`Stream::write_anyway`]. Before a peer is given up for taking
-    /// nothing.
-    pub fn prod(&mut self) {
-        self.prodded = true;
+    /// What is to go out, to begin a message.
+    pub fn output_mut(&mut self) -> &mut Output {
+        &mut self.output
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
@@ -350,16 +293,6 @@ impl Wire {
         }
         if let Some(input) = self.input.as_mut() {
             input.compact();
-        }
-    }
-}
-
-impl Drop for Wire {
-    /// Where the end of the connection ends the message, an end before it was whole must
-    /// not look like one: also when a drain is cut short and every task is dropped.
-    fn drop(&mut self) {
-        if !self.output.finished && self.output.framing == Framing::UntilClose {
-            self.io.reset_on_close();
         }
     }
 }
@@ -417,155 +350,27 @@ impl Source for Wire {
 
 impl Sink for Wire {
     fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
-        let mut data = data;
-        if let Framing::Length(left) = self.output.framing {
-            // Never more than was announced, whatever the source says.
-            data = data.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(data);
-        }
-        if data.is_empty() || self.output.framing == Framing::Empty {
-            return Poll::Ready(Err(Fault::Truncated));
-        }
-        if self.output.gather(data) {
-            return Poll::Ready(Ok(data.len()));
-        }
-        let chunked = self.output.framing == Framing::Chunked;
-        if chunked {
-            self.output.open_chunk(data.len());
-            data = data.get(..self.output.chunk).unwrap_or(data);
-        }
-        loop {
-            let ends_chunk: &[u8] = if chunked && data.len() == self.output.chunk { b"\r\n" } else { b"" };
-            let pending = self.output.pending().len();
-            let slices = [IoSlice::new(self.output.pending()), IoSlice::new(data), IoSlice::new(ends_chunk)];
-            let n = ready!(self.io.poll_write_prodded(cx, &slices, &mut self.prodded)).map_err(|_| Fault::Reset)?;
-            self.written += u64::try_from(n).unwrap_or(0);
-            self.output.advance(n.min(pending));
-            let n = n.saturating_sub(pending);
-            if n == 0 {
-                continue;
-            }
-            let taken = n.min(data.len());
-            if chunked {
-                self.output.chunk -= taken;
-                if self.output.chunk == 0 {
-                    // What of the chunk's CRLF did not go out goes before the next bytes.
-                    let rest = ends_chunk.get(n - taken..).unwrap_or_default();
-                    self.output.prefix.extend_from_slice(rest);
-                }
-            } else if let Framing::Length(left) = &mut self.output.framing {
-                *left = left.saturating_sub(u64::try_from(taken).unwrap_or(0));
-            }
-            return Poll::Ready(Ok(taken));
-        }
+        self.output.poll_push(cx, data)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        while !self.output.pending().is_empty() {
-            let slices = [IoSlice::new(self.output.pending())];
-            let n = ready!(self.io.poll_write_prodded(cx, &slices, &mut self.prodded)).map_err(|_| Fault::Reset)?;
-            self.written += u64::try_from(n).unwrap_or(0);
-            self.output.advance(n);
-        }
-        Poll::Ready(Ok(()))
+        self.output.poll_flush(cx)
     }
 
     fn trail(&mut self, lines: &[u8]) {
-        if !lines.is_empty() && self.output.framing == Framing::Chunked && !self.output.finished {
-            let prefix = self.output.lease();
-            prefix.extend_from_slice(b"0\r\n");
-            prefix.extend_from_slice(lines);
-            prefix.extend_from_slice(b"\r\n");
-            self.output.finished = true;
-        }
+        self.output.trail(lines);
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        if !self.output.finished {
-            match self.output.framing {
-                Framing::Chunked => self.output.lease().extend_from_slice(b"0\r\n\r\n"),
-                Framing::Length(left) if left > 0 => return Poll::Ready(Err(Fault::Truncated)),
-                _ => {}
-            }
-            self.output.finished = true;
-        }
-        ready!(self.poll_flush(cx))?;
-        if std::mem::take(&mut self.output.shuts) {
-            self.io.shutdown_write().map_err(|_| Fault::Reset)?;
-        }
-        Poll::Ready(Ok(()))
+        self.output.poll_finish(cx)
     }
 
     fn raw_sink(&self) -> Option<Raw<'_>> {
-        let left = match self.output.framing {
-            _ if self.output.finished || !self.output.pending().is_empty() => return None,
-            Framing::Length(left) if left > 0 => left,
-            Framing::UntilClose => u64::MAX,
-            _ => return None,
-        };
-        Some(Raw { io: &self.io, left, anyway: self.prodded })
+        self.output.raw_sink()
     }
 
     fn spliced_to(&mut self, n: usize) {
-        self.prodded &= n > 0;
-        let n = u64::try_from(n).unwrap_or(0);
-        self.written += n;
-        if let Framing::Length(left) = &mut self.output.framing {
-            *left = left.saturating_sub(n);
-        }
-    }
-}
-
-impl Output {
-    fn pending(&self) -> &[u8] {
-        self.prefix.get(self.sent..).unwrap_or_default()
-    }
-
-    fn advance(&mut self, n: usize) {
-        self.sent = self.sent.saturating_add(n);
-        if self.sent >= self.prefix.len() {
-            self.sent = 0;
-            buffer::recycle(std::mem::take(&mut self.prefix));
-        }
-    }
-
-    /// The vector for what goes out next, taken from the pool if there is none.
-    fn lease(&mut self) -> &mut Vec<u8> {
-        if self.prefix.capacity() == 0 {
-            self.prefix = buffer::scratch();
-        }
-        &mut self.prefix
-    }
-
-    /// Takes a small piece in whole, to go out with what is to go before it and what comes
-    /// next. `false`: it is too large, or enough is waiting.
-    fn gather(&mut self, data: &[u8]) -> bool {
-        if data.len() > GATHERED || self.pending().len() > GATHERED || self.chunk > 0 {
-            return false;
-        }
-        let chunked = self.framing == Framing::Chunked;
-        if chunked {
-            self.open_chunk(data.len());
-            self.chunk = 0;
-        }
-        let prefix = self.lease();
-        prefix.extend_from_slice(data);
-        if chunked {
-            prefix.extend_from_slice(b"\r\n");
-        }
-        if let Framing::Length(left) = &mut self.framing {
-            *left = left.saturating_sub(u64::try_from(data.len()).unwrap_or(0));
-        }
-        true
-    }
-
-    /// Writes a size line unless a chunk is open already.
-    fn open_chunk(&mut self, bytes: usize) {
-        use std::io::Write;
-        if self.chunk == 0 {
-            // Writing into a vector can't fail.
-            let _ = write!(self.lease(), "{bytes:x}\r\n");
-            self.chunk = bytes;
-        }
+        self.output.spliced_to(n);
     }
 }
 
