@@ -26,6 +26,8 @@ pub struct Request {
     pub offers: Vec<Vec<u8>>,
     /// How often it may still be passed on, where that counts.
     pub hops: Option<u64>,
+    /// Fields behind the answer's body are taken.
+    pub trailers: bool,
 }
 
 /// What a response means.
@@ -45,6 +47,7 @@ pub fn request(head: &Head) -> Result<Request, &'static str> {
     let modern = version == b"HTTP/1.1";
     refuse(head.fields.len() > 100, "more than 100 fields")?;
     refuse(method == b"CONNECT", "CONNECT")?;
+    refuse(method.len() > 32, "a method that is nobody's")?;
     let expected = head.all("expect").iter().all(|value| value.eq_ignore_ascii_case(b"100-continue"));
     refuse(modern && !expected, "an unknown expectation")?;
     let coding = head.all("transfer-encoding");
@@ -58,9 +61,9 @@ pub fn request(head: &Head) -> Result<Request, &'static str> {
     let (asked, target) = if target.starts_with(b"/") || (target == b"*" && method == b"OPTIONS") {
         (None, target.clone())
     } else {
-        let scheme = target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"http://"));
-        refuse(!scheme, "a target of no form")?;
-        let rest = &target[7..];
+        let begins = |with: &&[u8]| target.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+        let scheme = [&b"http://"[..], b"https://"].into_iter().find(begins).ok_or("a target of no form")?;
+        let rest = &target[scheme.len()..];
         let end = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
         refuse(end == 0, "no authority")?;
         (Some(rest[..end].to_vec()), rest[end..].to_vec())
@@ -83,7 +86,10 @@ pub fn request(head: &Head) -> Result<Request, &'static str> {
     }
     let bodiless = matches!(framing, Framing::None | Framing::Length(0));
     refuse(!offers.is_empty() && !bodiless, "another protocol, and a body")?;
-    Ok(Request { target, authority: asked.or(host), framing, keep_alive: keeps_alive(head, modern), offers, hops })
+    let trailers =
+        modern && head.all("te").into_iter().flat_map(entries).any(|it| it.eq_ignore_ascii_case(b"trailers"));
+    let (authority, keep_alive) = (asked.or(host), keeps_alive(head, modern));
+    Ok(Request { target, authority, framing, keep_alive, offers, hops, trailers })
 }
 
 /// What to make of a response to `method`.
@@ -113,16 +119,8 @@ pub fn response(head: &Head, method: &[u8]) -> Result<Response, &'static str> {
 /// The fields that do not end here: hop-by-hop ones do (RFC 9110 §7.6.1), and those that
 /// `Connection` names, but for the ones that no sender may name.
 pub fn passed_on(head: &Head) -> Vec<Line> {
-    const HOP: [&[u8]; 8] = [
-        b"connection",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    ];
+    const HOP: [&[u8]; 7] =
+        [b"connection", b"http2-settings", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"];
     const KEPT: [&[u8]; 2] = [b"host", b"content-length"];
     let mut named = options(head);
     // An option, and the name of no field (RFC 9110 §16.3.1).
@@ -190,10 +188,11 @@ fn protocol(offer: &[u8]) -> bool {
 }
 
 /// `uri-host [ ":" port ]` (RFC 9110 §7.2, RFC 3986 §3.2.2), possibly empty; a port has
-/// five digits at most, and none stands alone.
+/// five digits at most and is below 2^16, and none stands alone.
 fn authority(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
-    let port = |text: &str| text.len() <= 5 && text.chars().all(|digit| digit.is_ascii_digit());
+    let port =
+        |text: &str| text.len() <= 5 && (text.is_empty() || number(text.as_bytes()).is_some_and(|it| it <= 65_535));
     if let Some(inner) = text.strip_prefix('[') {
         let Some((address, rest)) = inner.split_once(']') else { return false };
         let rest = rest.strip_prefix(':').map_or(rest.is_empty(), port);
