@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use super::head::ResponseHead;
 use super::relay::{Fault, Sink, Source};
+use crate::transport::stream::Gone;
 
 /// An answer of our own.
 #[derive(Debug, Clone, Copy)]
@@ -59,9 +60,6 @@ pub trait Client: Source + Sink {
     /// the sink carry bytes of another protocol.
     fn switch(&mut self, head: &ResponseHead);
 
-    /// Has all room filled even if the client does not seem to take any more.
-    fn prod(&mut self);
-
     /// Ends our direction once the answer, which was the last, has gone out: the client
     /// reads the end of the stream, while its body may still come.
     ///
@@ -76,8 +74,8 @@ pub trait Client: Source + Sink {
     /// only when a request takes its time.
     fn is_watched(&self) -> bool;
 
-    /// The same as a future that does not borrow the client.
-    fn left(&self) -> impl Future<Output = ()> + 'static;
+    /// How it left, as a future that does not borrow the client.
+    fn left(&self) -> impl Future<Output = Gone> + 'static;
 
     /// Makes the end of this exchange look like the failure it is.
     fn abort(&mut self);

@@ -174,6 +174,8 @@ async fn linger(client: &mut Http1, timer: &Timer) {
     if client.wire().io().shutdown_write().is_err() {
         return;
     }
+    // Reading what is there on a socket that is not watched would leave nobody else a turn.
+    let _ = client.wire().io().join();
     let wire = client.wire_mut();
     let (time, mut most) = match wire.announced() {
         Some(0) => (LINGER, LINGER_BYTES),

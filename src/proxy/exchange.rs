@@ -19,9 +19,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::client::Client;
-use super::head::{Known, RequestHead, ResponseHead};
+use super::head::{Known, RequestHead, ResponseHead, Version};
 use super::pace::{Pace, Terms};
-use super::relay::{End, Fault, Relay, Turn};
+use super::relay::{End, Fault, Relay, Sink, Turn};
 use super::upstream::Upstream;
 use super::worker::Worker;
 use crate::balance::retry::{Failed, Progress};
@@ -156,7 +156,8 @@ impl<'a, C: Client> Exchange<'a, C> {
             pace: Pace::default(),
             heard: 0,
             interims: 0,
-            asks: head.fields.first(Known::Expect).is_some(),
+            // The expectation of HTTP/1.0 is ignored (RFC 9110 §10.1.1).
+            asks: head.version != Version::Http10 && head.fields.first(Known::Expect).is_some(),
             status: 0,
         }
     }
@@ -204,17 +205,18 @@ impl<'a, C: Client> Exchange<'a, C> {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Finish, Reason>> {
-        let mut body_wanted = false;
+        let mut client_waits = false;
         if self.upload == Upload::Going {
             match self.up.turn(cx, self.client, self.upstream) {
                 Turn::Done => self.upload = Upload::Done,
-                Turn::Waits(end) => body_wanted = end == End::Source && self.may_send(),
+                Turn::Waits(end) => client_waits = end == End::Source,
                 Turn::Failed(..) if self.answer == Answer::Whole => self.upload = Upload::Stopped,
                 Turn::Failed(End::Source, Fault::Malformed(reason)) => return Poll::Ready(Err(reason)),
                 Turn::Failed(End::Source, _) => return Poll::Ready(Err(Reason::ClientLeft)),
                 Turn::Failed(End::Sink, _) => self.upload = Upload::Stopped,
             }
         }
+        let mut body_wanted = client_waits && self.may_send();
         if self.answer == Answer::Whole {
             return self.rest(cx, body_wanted);
         }
@@ -236,6 +238,9 @@ impl<'a, C: Client> Exchange<'a, C> {
                     self.interims += 1;
                     self.asks &= head.status != 100;
                     self.client.inform(&head);
+                    // The backend was not silent, and may have given the client leave to send.
+                    self.waiting = None;
+                    body_wanted = client_waits && self.may_send();
                 }
                 Poll::Ready(Ok(head)) if head.status == 101 => {
                     let agreed = head.agrees_to(self.head);
@@ -348,7 +353,9 @@ impl<'a, C: Client> Exchange<'a, C> {
     fn progress(&self) -> Progress {
         if self.answer != Answer::Awaited || self.upstream.has_answered() {
             Progress::Answered
-        } else if self.upstream.has_written() {
+        } else if self.upstream.has_written() || (self.up.moved > 0 && !self.client.is_held()) {
+            // Bytes of the body that are gone count as sent, also when they went nowhere:
+            // without them the request must not be made again.
             Progress::Sent
         } else {
             Progress::Unsent
@@ -371,5 +378,70 @@ fn backend(fault: Fault, answered: bool) -> Reason {
         Fault::Truncated if answered => Reason::BackendTruncated,
         Fault::Truncated => Reason::BackendClosed,
         Fault::Reset => Reason::BackendReset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::forwarded::Forwarded;
+    use super::super::http1::Http1;
+    use super::super::upstream;
+    use super::{Client, Exchange, Progress, Worker};
+    use crate::config::{Config, Forwarding};
+    use crate::state::Generation;
+    use crate::transport::stream::{Family, Socket, Stream};
+    use std::collections::BTreeMap;
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    /// A connection whose other end has reset it.
+    fn reset() -> Stream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut dialled = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        socket2::SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(accepted);
+        // Until it has arrived.
+        dialled.read(&mut [0]).unwrap_err();
+        dialled.set_nonblocking(true).unwrap();
+        Socket::new(dialled.into(), Family::Tcp).into()
+    }
+
+    /// Small pieces are taken over before anything is written, so that nothing was
+    /// written does not say that nothing was taken.
+    #[tokio::test]
+    async fn a_body_whose_start_is_gone_counts_as_sent_though_nothing_went_out() {
+        let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
+        let worker = Worker::alone(Generation::build(1, config, None));
+        let generation = worker.generation();
+        let settings = &generation.routes().last().unwrap().settings;
+        for (chunks, progress) in [(1, Progress::Unsent), (900, Progress::Sent)] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            theirs.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+            theirs.write_all("0000000000000001\r\nx\r\n".repeat(chunks).as_bytes()).unwrap();
+            let mut client = Http1::new(Socket::new(ours.into(), Family::Unix).into());
+            let head = poll_fn(|cx| client.poll_request(cx, 32_768)).await.unwrap().unwrap();
+            client.hold();
+            let mut upstream = upstream::http(reset());
+            upstream.begin(
+                &head,
+                &Forwarded {
+                    peer: b"unix:",
+                    scheme: "http",
+                    host: "a",
+                    request_id: b"x",
+                    kind: Forwarding::XForwarded,
+                    trusted: false,
+                },
+            );
+            let timer = worker.clock().timer();
+            let mut exchange = Exchange::new(&mut client, &mut upstream, &head, settings, &timer, u64::MAX, &worker);
+            let failure = exchange.run().await.unwrap_err();
+            assert_eq!(failure.failed.progress, progress, "{chunks} chunks: {:?}", failure.reason);
+        }
     }
 }

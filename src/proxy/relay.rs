@@ -109,6 +109,10 @@ pub trait Sink {
     /// still to come.
     fn trail(&mut self, _lines: &[u8]) {}
 
+    /// Has writes tried even if the peer does not count as ready for them, until there is
+    /// no room at all. Before it is given up for taking nothing.
+    fn prod(&mut self) {}
+
     /// Ends the body and sends everything.
     ///
     /// # Errors

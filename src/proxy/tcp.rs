@@ -85,20 +85,19 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
     let stream = Rc::clone(client.io());
     let mut left = pin!(async move { stream.left().await });
 
-    let _permit = admit(worker, &timer, left.as_mut(), &mut course.queue).await?;
+    let leaving = async { _ = left.as_mut().await };
+    let _permit = match admit(worker, &timer, leaving, &mut course.queue).await {
+        Ok(permit) => permit,
+        Err(reason) => return Err(unserved(&client, reason)),
+    };
     let dialled = tokio::select! {
         biased;
         dialled = dial(worker, route, &timer, course) => dialled,
-        () = left.as_mut() => Err(Reason::ClientLeft),
+        _ = left.as_mut() => Err(Reason::ClientLeft),
     };
     let backend = match dialled {
         Ok(backend) => backend,
-        Err(reason) => {
-            // A reset tells the client that nothing was served; an end would look like an
-            // empty answer.
-            client.io().reset_on_close();
-            return Err(reason);
-        }
+        Err(reason) => return Err(unserved(&client, reason)),
     };
     backend.keep_alive();
     let mut backend = Wire::new(backend);
@@ -112,10 +111,20 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
         Some(reason) => {
             worker.counters().cut.add(1);
             client.io().reset_on_close();
-            backend.io().reset_on_close();
+            // What was passed on whole stays so.
+            if !backend.output().is_finished() {
+                backend.io().reset_on_close();
+            }
             Err(reason)
         }
     }
+}
+
+/// Has the client's connection end by a reset, which tells that nothing was served; an
+/// end would look like an empty answer.
+fn unserved(client: &Wire, reason: Reason) -> Reason {
+    client.io().reset_on_close();
+    reason
 }
 
 /// Dials the backends in turn until one takes the connection or the rules say to stop.

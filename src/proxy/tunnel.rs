@@ -8,13 +8,14 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::relay::{End, Relay, Sink, Source, Turn};
 use crate::config::RouteSettings;
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
+use crate::transport::stream::Gone;
 
 /// What passed through a tunnel, and why it ended if not by itself.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +52,7 @@ impl Patience {
 pub async fn run<C, B>(
     client: &mut C,
     backend: &mut B,
-    mut left: Pin<&mut impl Future<Output = ()>>,
+    mut left: Pin<&mut impl Future<Output = Gone>>,
     timer: &Timer,
     patience: Patience,
 ) -> Passed
@@ -62,8 +63,9 @@ where
     let (mut up, mut down) = (Relay::default(), Relay::default());
     let (mut up_ended, mut down_ended) = (false, false);
     let mut up_waits = End::Source;
-    let (mut moved, mut refused) = (None, None);
-    let cut = poll_fn(|cx| {
+    let (mut moved, mut prodded, mut refused) = (None, None, None);
+    let mut closed = false;
+    let mut turn = |cx: &mut Context<'_>| loop {
         if !up_ended {
             match up.turn(cx, client, backend) {
                 Turn::Done => up_ended = true,
@@ -90,7 +92,15 @@ where
         }
         // Once we have ended our direction to the client, its end closes the connection
         // while bytes may still wait in it: that is no leaving.
-        if !down_ended && left.as_mut().poll(cx).is_ready() {
+        if !down_ended && !closed {
+            match left.as_mut().poll(cx) {
+                Poll::Ready(Gone::Reset) => return Poll::Ready(Some(Reason::ClientLeft)),
+                // What it sent before is still to be read.
+                Poll::Ready(Gone::Closed) => closed = true,
+                Poll::Pending => {}
+            }
+        }
+        if closed && up_ended && !down_ended {
             return Poll::Ready(Some(Reason::ClientLeft));
         }
         let client_alone = down_ended && up_waits == End::Source;
@@ -100,11 +110,17 @@ where
             let client = client_alone.then_some(patience.client);
             timer.set(client.into_iter().chain(patience.idle).min());
         }
-        timer
-            .poll(cx)
-            .map(|()| Some(if client_alone { Reason::ClientBodyTimeout } else { Reason::BackendStreamTimeout }))
-    })
-    .await;
+        ready!(timer.poll(cx));
+        if prodded == moved {
+            let silent = if client_alone { Reason::ClientBodyTimeout } else { Reason::BackendStreamTimeout };
+            return Poll::Ready(Some(silent));
+        }
+        // A socket that only seems full may have room: another turn will tell.
+        prodded = moved;
+        client.prod();
+        backend.prod();
+    };
+    let cut = poll_fn(&mut turn).await;
     timer.set(None);
     Passed { up: up.moved, down: down.moved, spliced: up.spliced + down.spliced, cut }
 }

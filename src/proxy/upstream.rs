@@ -88,12 +88,6 @@ impl Upstream {
         upstream.wire.poll_stirs(cx).map(drop)
     }
 
-    /// Has all room filled even if the backend does not seem to take any more.
-    pub fn prod(&mut self) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.output_mut().prod();
-    }
-
     /// Whether it has served a request before.
     #[must_use]
     pub fn is_reused(&self) -> bool {
@@ -169,6 +163,11 @@ impl Sink for Upstream {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let Self::Http1(upstream) = self;
         upstream.wire.poll_flush(cx)
+    }
+
+    fn prod(&mut self) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.prod();
     }
 
     fn trail(&mut self, lines: &[u8]) {

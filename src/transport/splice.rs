@@ -23,6 +23,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 
@@ -134,7 +135,11 @@ impl Pipe {
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &Stream, most: usize) -> Poll<io::Result<usize>> {
         let into = &self.into;
         let n = ready!(from.poll_move(cx, Interest::READABLE, ANY, &mut |socket| {
-            splice(socket, None, into, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)
+            match splice(socket, None, into, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
+                // At a mark of urgent data nothing can be spliced, though bytes are there.
+                Err(Errno::AGAIN) if has_bytes(socket) => Err(Errno::INVAL),
+                outcome => outcome,
+            }
         }))?;
         self.inside += n;
         Poll::Ready(Ok(n))
@@ -171,6 +176,10 @@ impl Pipe {
         self.inside = self.inside.saturating_sub(n);
         Poll::Ready(Ok(n))
     }
+}
+
+fn has_bytes(socket: BorrowedFd<'_>) -> bool {
+    matches!(rustix::net::recv(socket, &mut [0_u8], RecvFlags::PEEK), Ok((_, 1..)))
 }
 
 /// Whether an error of [`Pipe::poll_fill`] says that this socket can't be spliced from, and

@@ -47,6 +47,15 @@ impl Socket {
     }
 }
 
+/// How a peer left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// It reset the connection: nothing more can be read.
+    Reset,
+    /// It closed both directions: what it sent before may still wait to be read.
+    Closed,
+}
+
 /// A stream socket, connected or listening, waited for on this thread's runtime.
 #[derive(Debug)]
 pub struct Stream {
@@ -114,7 +123,8 @@ impl Watch {
     /// Whether both directions are closed (`EPOLLHUP`), by what the runtime knows.
     fn hung_up(&self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        let ready = std::pin::pin!(self.ready(Interest::WRITABLE | Interest::READABLE));
+        // A task that has spent its budget would be told that nothing is ready.
+        let ready = std::pin::pin!(tokio::task::unconstrained(self.ready(Interest::WRITABLE | Interest::READABLE)));
         matches!(ready.poll(&mut cx), Poll::Ready(Ok(ready)) if ready.is_write_closed() || ready.is_error())
     }
 }
@@ -356,18 +366,18 @@ impl Stream {
     ///
     /// A peer that only ended its own direction (a half-close) may still want its
     /// answer, and one that sent more than was read is still there: neither counts.
-    pub async fn left(&self) {
-        let Ok(watch) = self.watch() else { return };
+    pub async fn left(&self) -> Gone {
+        let Ok(watch) = self.watch() else { return Gone::Reset };
         let mut interest = Interest::READABLE | Interest::ERROR;
         loop {
             match watch.ready(interest).await {
-                Ok(ready) if ready.is_error() => return,
-                Ok(_) if watch.hung_up() => return,
+                Ok(ready) if ready.is_error() => return Gone::Reset,
+                Ok(_) if watch.hung_up() => return Gone::Closed,
                 Ok(ready) if ready.is_read_closed() => interest = Interest::ERROR,
                 // Bytes are there, so being readable says nothing more. The end still does:
                 // a Unix peer that closes brings no error with it.
                 Ok(_) => interest = Interest::PRIORITY | Interest::ERROR,
-                Err(_) => return,
+                Err(_) => return Gone::Reset,
             }
         }
     }

@@ -22,7 +22,7 @@ use wire::Wire;
 use super::client::{Client, Own};
 use super::head::{Framing, Method, RequestHead, ResponseHead, Version};
 use super::relay::{Fault, Piece, Raw, Sink, Source};
-use crate::transport::stream::Stream;
+use crate::transport::stream::{Gone, Stream};
 
 /// A client's HTTP/1 connection.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Http1 {
 /// The watch for the client's leaving, once something came of it that was not read: only
 /// then is there anything to tell apart.
 #[derive(Default)]
-struct Leaving(Option<Pin<Box<dyn Future<Output = ()>>>>);
+struct Leaving(Option<Pin<Box<dyn Future<Output = Gone>>>>);
 
 impl fmt::Debug for Leaving {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,6 +150,10 @@ impl Sink for Http1 {
         self.wire.poll_flush(cx)
     }
 
+    fn prod(&mut self) {
+        self.wire.prod();
+    }
+
     fn trail(&mut self, lines: &[u8]) {
         if self.trailers {
             self.wire.trail(lines);
@@ -230,10 +234,6 @@ impl Client for Http1 {
         self.wire.become_tunnel();
     }
 
-    fn prod(&mut self) {
-        self.wire.output_mut().prod();
-    }
-
     fn close_write(&mut self) -> Result<(), Fault> {
         self.wire.io().shutdown_write().map_err(|_| Fault::Reset)
     }
@@ -244,14 +244,14 @@ impl Client for Http1 {
             let io = Rc::clone(self.wire.io());
             self.leaving = Leaving(Some(Box::pin(async move { io.left().await })));
         }
-        self.leaving.0.as_mut().map_or(Poll::Ready(()), |left| left.as_mut().poll(cx))
+        self.leaving.0.as_mut().map_or(Poll::Ready(()), |left| left.as_mut().poll(cx).map(drop))
     }
 
     fn is_watched(&self) -> bool {
         self.wire.io().is_watched()
     }
 
-    fn left(&self) -> impl Future<Output = ()> + 'static {
+    fn left(&self) -> impl Future<Output = Gone> + 'static {
         let io: Rc<Stream> = Rc::clone(self.wire.io());
         async move { io.left().await }
     }

@@ -91,13 +91,6 @@ impl Output {
         self.finished && self.prefix.is_empty()
     }
 
-    /// Has writes tried even if the socket does not count as writable, until there is no
-    /// room at all: see [`Stream::write_anyway`]. Before a peer is given up for taking
-    /// nothing.
-    pub fn prod(&mut self) {
-        self.prodded = true;
-    }
-
     fn pending(&self) -> &[u8] {
         self.prefix.get(self.sent..).unwrap_or_default()
     }
@@ -217,6 +210,11 @@ impl Sink for Output {
             self.advance(n);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// See [`Stream::write_anyway`].
+    fn prod(&mut self) {
+        self.prodded = true;
     }
 
     fn trail(&mut self, lines: &[u8]) {

@@ -275,8 +275,14 @@ impl Facts {
             index.push(field);
         }
         let nominating = headers.iter().filter(|header| nominates && header.name.eq_ignore_ascii_case("connection"));
+        let mut options = 0;
         for header in nominating {
             for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                // Each is compared with every field: no more of them than of fields.
+                options += 1;
+                if options > MAX_FIELDS {
+                    return None;
+                }
                 facts.nominate(token, bytes, index);
             }
         }

@@ -357,6 +357,10 @@ impl Sink for Wire {
         self.output.poll_flush(cx)
     }
 
+    fn prod(&mut self) {
+        self.output.prod();
+    }
+
     fn trail(&mut self, lines: &[u8]) {
         self.output.trail(lines);
     }

@@ -99,7 +99,12 @@ pub struct Daemon {
 impl Daemon {
     /// A client connected to its listener.
     pub fn connect(&self) -> Peer {
-        Peer::connect(self.address.expect("a TCP listener"))
+        Peer::connect(self.address())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address.expect("a TCP listener")
     }
 
     fn ask(&self, command: &str) -> Value {

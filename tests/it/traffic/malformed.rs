@@ -435,3 +435,17 @@ fn a_refusal_reaches_a_client_that_has_sent_more() {
     client.response().assert_refusal(400, "bad_request");
     client.expect_end();
 }
+
+#[test]
+fn connection_may_list_no_more_options_than_there_may_be_fields() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let request =
+        |options: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: x{}\r\n\r\n", ",x".repeat(options - 1));
+    refused_here(&daemon, &backend, request(101), 400, "bad_request");
+    let mut client = daemon.connect();
+    client.send(request(100));
+    let (mut peer, _) = backend.take();
+    peer.answer("ok");
+    assert_eq!(client.response().text(), "ok");
+}

@@ -1,5 +1,6 @@
 //! Connections relayed without being read.
 
+use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
@@ -257,4 +258,62 @@ fn a_silent_connection_is_cut_after_stream_timeout() {
     client.expect_reset();
     peer.expect_gone();
     assert_eq!(daemon.record_of("backend_stream_timeout")["message"], "connection");
+}
+
+#[test]
+fn what_a_unix_client_sent_before_it_closed_arrives() {
+    let backend = Backend::new();
+    let setup = Setup::without_listener().set("MODE", "tcp").set("BACKEND_ADDRESS", &backend.address);
+    let door = setup.path("tcp.sock");
+    let socket = std::os::unix::net::UnixListener::bind(&door).unwrap();
+    let _daemon = setup.listener("http", socket).start();
+    let mut client = Peer::connect_unix(&door);
+    client.send("short");
+    drop(client);
+    assert_eq!(backend.accept().read_to_end(), b"short");
+    // More than the backend takes for now waits in the socket of the one who has closed.
+    let mut client = Peer::connect_unix(&door);
+    let mut peer = backend.accept();
+    let sent = client.send_until_full(Duration::from_millis(300));
+    drop(client);
+    assert_eq!(peer.read_to_end().len(), sent);
+}
+
+#[test]
+fn a_steady_reader_lives_on_in_a_tunnel_too() {
+    let backend = Backend::new();
+    let daemon = before(&backend.address).set("STREAM_TIMEOUT", "600ms").start();
+    let (mut client, peer) = open(&daemon, &backend);
+    client.shrink_to(64 * 1024);
+    let mut flood = peer.writer();
+    let sender = thread::spawn(move || while flood.try_send([b'x'; 65_536]).is_ok() {});
+    let mut quiet = peer;
+    // The kernel holds megabytes for it: within STREAM_TIMEOUT it takes too little of them
+    // for the socket to turn writable.
+    for _ in 0..60 {
+        quiet.pause(Duration::from_millis(50));
+        assert_ne!(client.sip(16_384).unwrap(), 0, "cut off");
+    }
+    client.reset();
+    sender.join().unwrap();
+}
+
+#[test]
+fn urgent_data_does_not_stall_what_is_spliced() {
+    let backend = Backend::new();
+    let daemon = before(&backend.address).start();
+    let mut client = std::net::TcpStream::connect(daemon.address()).unwrap();
+    let mut peer = backend.accept();
+    let (before, after) = (noise(16 << 20, 1), noise(16 << 20, 2));
+    let sender = thread::spawn({
+        let (before, after) = (before.clone(), after.clone());
+        move || {
+            client.write_all(&before).unwrap();
+            rustix::net::send(&client, b"!", rustix::net::SendFlags::OOB).unwrap();
+            client.write_all(&after).unwrap();
+        }
+    });
+    assert_same(&peer.read(before.len()), &before);
+    assert_same(&peer.read(after.len()), &after);
+    sender.join().unwrap();
 }

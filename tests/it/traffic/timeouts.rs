@@ -239,3 +239,32 @@ fn a_silent_tunnel_ends_where_a_limit_is_set() {
     peer.expect_gone();
     assert_eq!(daemon.record_of("backend_stream_timeout")["message"], "tunnel");
 }
+
+#[test]
+fn a_backend_that_sends_interim_responses_is_not_silent() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("RESPONSE_TIMEOUT", "1s").start();
+    let mut client = daemon.connect();
+    client.get("/long");
+    let (mut peer, _) = backend.take();
+    for _ in 0..4 {
+        peer.pause(Duration::from_millis(500));
+        peer.send("HTTP/1.1 102 Processing\r\n\r\n");
+        assert_eq!(client.head().status(), 102);
+    }
+    peer.answer("done");
+    assert_eq!(client.response().text(), "done");
+}
+
+#[test]
+fn a_client_that_was_given_leave_to_send_is_waited_for_no_longer_than_another() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("RESPONSE_TIMEOUT", "60s").set("BODY_TIMEOUT", "200ms").start();
+    let mut client = daemon.connect();
+    client.send("PUT /leave HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    let mut peer = backend.accept();
+    peer.head();
+    peer.send("HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(client.head().status(), 100);
+    client.response().assert_refusal(408, "client_body_timeout");
+}
