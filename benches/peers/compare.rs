@@ -21,9 +21,6 @@ use crate::rig::load::Plan;
 use crate::usage::Usage;
 use crate::workloads::{self, Unit, Workload};
 
-/// New connections to the backend that a run of kept ones may make once it is warm.
-const FEW: u64 = 16;
-
 /// Turns of each contender in a round.
 const TURNS: usize = 6;
 
@@ -250,7 +247,8 @@ fn take_turn(rig: &mut Rig, running: &Running, tally: &mut Tally, plan: &Plan, p
 impl Tally {
     fn sample(&self, workload: &Workload, reuses: bool) -> Result<Sample> {
         let answered = self.answered as f64;
-        if reuses && self.dialled > FEW {
+        // Each of the clients may once find all others busy.
+        if reuses && self.dialled > workload.clients() {
             bail!("opened {} connections to the backend for {answered} requests instead of reusing them", self.dialled);
         }
         let used = self.used;

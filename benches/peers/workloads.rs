@@ -100,6 +100,11 @@ pub const ALL: &[Workload] = &[
 ];
 
 impl Workload {
+    /// How many clients there are at once.
+    pub fn clients(&self) -> u64 {
+        self.connections as u64
+    }
+
     /// A turn of load for it; the first one of a proxy warms it up.
     pub fn plan(&self, quick: bool, first: bool) -> Plan {
         let warm = if first { 150 } else { 25 };
