@@ -301,7 +301,8 @@ impl Own<'_> {
                 assert_eq!(lines.next(), Some(&line("X-Forwarded-Host", &host)));
             }
         }
-        if let Some((name, value)) = lines.next() {
+        if matches!(self.kind, Forwarding::Rfc7239 | Forwarding::Both) {
+            let (name, value) = lines.next().unwrap();
             assert_eq!(name, b"Forwarded");
             let elements = model::elements(value);
             let mut last = self.node.as_bytes().to_vec();
@@ -314,6 +315,7 @@ impl Own<'_> {
             assert_eq!(elements.last().map(Vec::as_slice), Some(&last[..]), "{}", text(value));
             assert!(self.trusted || elements.len() == 1, "{}", text(value));
         }
+        assert_eq!(lines.next(), None, "told twice");
     }
 }
 
