@@ -3,7 +3,7 @@
 
 use super::inputs::{Input, backends, behind_a_choice, blame, clients, corpus};
 use super::reference::{self, Fault};
-use super::targets::TARGETS;
+use super::targets::{TARGETS, chunks};
 
 /// Bits turned over in each file, one after the other.
 const TURNED: usize = 200;
@@ -48,6 +48,31 @@ fn chunked_bodies_are_read_as_the_reference_reads_them() {
         }
     }
     pass("chunked_body", behind_a_choice(bodies));
+}
+
+#[test]
+fn the_bounds_of_a_chunked_body_are_where_they_are_said_to_be() {
+    let chunk = |size: usize, extension: usize| {
+        let name = if extension == 0 { String::new() } else { format!(";{}", "x".repeat(extension - 1)) };
+        format!("{size:x}{name}\r\n{}\r\n", "d".repeat(size))
+    };
+    let ended = |chunks: String| format!("{chunks}0\r\n\r\n");
+    let trailers = |lines: String| format!("0\r\n{lines}\r\n");
+    let long = |size, times| chunk(size, 1024).repeat(times);
+    for (taken, refused) in [
+        (ended(chunk(1, 1024)), ended(chunk(1, 1025))),
+        // 16 bytes of data pay for as many of extensions.
+        (ended(long(1, 16) + &chunk(1, 16)), ended(long(1, 16) + &chunk(1, 17))),
+        (ended(long(1024, 40)), ended(long(512, 40))),
+        // What came before is no credit for what comes then.
+        (ended(chunk(30_000, 0) + &long(1, 16)), ended(chunk(30_000, 0) + &long(1, 17))),
+        (trailers(format!("A:{}\r\n", "v".repeat(8190))), trailers(format!("A:{}\r\n", "v".repeat(8191)))),
+        (trailers("A:v\r\n".repeat(100)), trailers("A:v\r\n".repeat(101))),
+        (ended(format!("{:0>16}\r\nd\r\n", 1)), ended(format!("{:0>17}\r\nd\r\n", 1))),
+    ] {
+        assert!(chunks(taken.as_bytes()).is_ok(), "{taken}");
+        assert!(chunks(refused.as_bytes()).is_err(), "{refused}");
+    }
 }
 
 #[test]

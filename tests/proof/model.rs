@@ -8,6 +8,12 @@ use std::net::Ipv6Addr;
 
 use super::reference::{Framing, Head};
 
+/// Bytes of a method's name; a longer one is nobody's.
+pub const LONGEST_METHOD: usize = 32;
+
+/// Fields of a head.
+pub const MOST_FIELDS: usize = 100;
+
 /// A field line: name and value.
 pub type Line = (Vec<u8>, Vec<u8>);
 
@@ -24,10 +30,10 @@ pub struct Request {
     pub keep_alive: bool,
     /// The protocols it offers in place of HTTP.
     pub offers: Vec<Vec<u8>>,
+    /// Whoever sent it takes trailer fields behind the answer.
+    pub trailers: bool,
     /// How often it may still be passed on, where that counts.
     pub hops: Option<u64>,
-    /// Fields behind the answer's body are taken.
-    pub trailers: bool,
 }
 
 /// What a response means.
@@ -45,9 +51,9 @@ pub struct Response {
 pub fn request(head: &Head) -> Result<Request, &'static str> {
     let [method, target, version] = &head.line;
     let modern = version == b"HTTP/1.1";
-    refuse(head.fields.len() > 100, "more than 100 fields")?;
+    refuse(head.fields.len() > MOST_FIELDS, "more than 100 fields")?;
+    refuse(method.len() > LONGEST_METHOD, "a method that is too long")?;
     refuse(method == b"CONNECT", "CONNECT")?;
-    refuse(method.len() > 32, "a method that is nobody's")?;
     let expected = head.all("expect").iter().all(|value| value.eq_ignore_ascii_case(b"100-continue"));
     refuse(modern && !expected, "an unknown expectation")?;
     let coding = head.all("transfer-encoding");
@@ -61,9 +67,11 @@ pub fn request(head: &Head) -> Result<Request, &'static str> {
     let (asked, target) = if target.starts_with(b"/") || (target == b"*" && method == b"OPTIONS") {
         (None, target.clone())
     } else {
-        let begins = |with: &&[u8]| target.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
-        let scheme = [&b"http://"[..], b"https://"].into_iter().find(begins).ok_or("a target of no form")?;
-        let rest = &target[scheme.len()..];
+        // RFC 9110 §4.2 has two schemes, of which case does not matter (RFC 3986 §3.1).
+        let colon = target.iter().position(|byte| *byte == b':').ok_or("a target of no form")?;
+        let scheme = target[..colon].to_ascii_lowercase();
+        refuse(scheme != b"http" && scheme != b"https", "another scheme")?;
+        let rest = target[colon + 1..].strip_prefix(b"//").ok_or("no authority")?;
         let end = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
         refuse(end == 0, "no authority")?;
         (Some(rest[..end].to_vec()), rest[end..].to_vec())
@@ -86,17 +94,18 @@ pub fn request(head: &Head) -> Result<Request, &'static str> {
     }
     let bodiless = matches!(framing, Framing::None | Framing::Length(0));
     refuse(!offers.is_empty() && !bodiless, "another protocol, and a body")?;
+    // Its own option of `Connection` may be missing: what is asked for is plain without.
     let trailers =
-        modern && head.all("te").into_iter().flat_map(entries).any(|it| it.eq_ignore_ascii_case(b"trailers"));
+        modern && head.all("te").into_iter().flat_map(entries).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     let (authority, keep_alive) = (asked.or(host), keeps_alive(head, modern));
-    Ok(Request { target, authority, framing, keep_alive, offers, hops, trailers })
+    Ok(Request { target, authority, framing, keep_alive, offers, trailers, hops })
 }
 
 /// What to make of a response to `method`.
 pub fn response(head: &Head, method: &[u8]) -> Result<Response, &'static str> {
     let [version, status, _] = &head.line;
     let modern = version == b"HTTP/1.1";
-    refuse(head.fields.len() > 100, "more than 100 fields")?;
+    refuse(head.fields.len() > MOST_FIELDS, "more than 100 fields")?;
     let coding = head.all("transfer-encoding");
     let stated = one_length(head)?;
     refuse(!modern && !coding.is_empty(), "a coding in 1.0")?;
@@ -116,11 +125,39 @@ pub fn response(head: &Head, method: &[u8]) -> Result<Response, &'static str> {
     Ok(Response { framing, length, keep_alive })
 }
 
-/// The fields that do not end here: hop-by-hop ones do (RFC 9110 §7.6.1), and those that
-/// `Connection` names, but for the ones that no sender may name.
+/// Fields of one connection (RFC 9110 §7.6.1). `Trailer` is none of them: it says what
+/// stands behind the body (§6.6.2), wherever that goes on.
+const HOP: [&[u8]; 7] =
+    [b"connection", b"http2-settings", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"];
+
+/// The trailer fields that go on behind a chunked body whose head is `head`, if there was
+/// one: those that a reader may merge with the head without harm (RFC 9110 §6.5.1).
+pub fn trailing(trailers: &[Line], head: Option<&Head>) -> Vec<Line> {
+    // By the kinds that the section names; RFC 7230 §4.1.2 said which fields these are.
+    const FRAMING: &str = "content-length trailer transfer-encoding";
+    const ROUTING: &str = "host via";
+    const CONTROLS: &str = "cache-control expect max-forwards pragma range te";
+    const WHO_ASKS: &str =
+        "authorization cookie proxy-authenticate proxy-authorization realm set-cookie www-authenticate";
+    const RESPONSE: &str = "age cache-control date expires location proxy-status retry-after vary warning";
+    const CONTENT: &str = "content-encoding content-range content-type";
+    // What doorward says of a request, and nobody else in its name.
+    const OURS: &str = "x-request-id";
+    let kinds = [FRAMING, ROUTING, CONTROLS, WHO_ASKS, RESPONSE, CONTENT, OURS];
+    let mut named = head.map(options).unwrap_or_default();
+    named.retain(|option| option != b"close");
+    let ends = |name: &[u8]| {
+        let name = name.to_ascii_lowercase();
+        let listed = kinds.iter().flat_map(|kind| kind.split(' ')).any(|field| field.as_bytes() == name);
+        let conditional = name.starts_with(b"if-");
+        listed || conditional || is_forwarding(&name) || HOP.contains(&&name[..]) || named.contains(&name)
+    };
+    trailers.iter().filter(|(name, _)| !ends(name)).cloned().collect()
+}
+
+/// The fields that do not end here: hop-by-hop ones do, and those that `Connection`
+/// names, but for the ones that no sender may name.
 pub fn passed_on(head: &Head) -> Vec<Line> {
-    const HOP: [&[u8]; 7] =
-        [b"connection", b"http2-settings", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"];
     const KEPT: [&[u8]; 2] = [b"host", b"content-length"];
     let mut named = options(head);
     // An option, and the name of no field (RFC 9110 §16.3.1).
@@ -150,6 +187,27 @@ pub fn number(value: &[u8]) -> Option<u64> {
 pub fn entries(value: &[u8]) -> Vec<Vec<u8>> {
     let parts = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     parts.filter(|part| !part.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+/// The elements of a `Forwarded` field, read from the left as a backend does; all
+/// quotation marks are closed.
+pub fn elements(value: &[u8]) -> Vec<Vec<u8>> {
+    let (mut elements, mut quoted, mut escaped) = (vec![Vec::new()], false, false);
+    for byte in value {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => {
+                elements.push(Vec::new());
+                continue;
+            }
+            _ => {}
+        }
+        elements.last_mut().unwrap().push(*byte);
+    }
+    assert!(!quoted, "an open quotation mark: {}", value.escape_ascii());
+    elements.iter().map(|element| element.trim_ascii().to_vec()).collect()
 }
 
 fn refuse(fault: bool, why: &'static str) -> Result<(), &'static str> {
@@ -187,12 +245,14 @@ fn protocol(offer: &[u8]) -> bool {
     parts.len() <= 2 && parts.iter().all(|part| tchars(part)) && !parts[0].eq_ignore_ascii_case(b"h2c")
 }
 
-/// `uri-host [ ":" port ]` (RFC 9110 §7.2, RFC 3986 §3.2.2), possibly empty; a port has
-/// five digits at most and is below 2^16, and none stands alone.
-fn authority(text: &[u8]) -> bool {
+/// `uri-host [ ":" port ]` (RFC 9110 §7.2, RFC 3986 §3.2.2), possibly empty; a port is one
+/// of TCP's in five digits at most, and none stands alone.
+pub fn authority(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
-    let port =
-        |text: &str| text.len() <= 5 && (text.is_empty() || number(text.as_bytes()).is_some_and(|it| it <= 65_535));
+    let port = |text: &str| {
+        let digits = text.len() <= 5 && text.chars().all(|digit| digit.is_ascii_digit());
+        text.is_empty() || (digits && text.parse::<u16>().is_ok())
+    };
     if let Some(inner) = text.strip_prefix('[') {
         let Some((address, rest)) = inner.split_once(']') else { return false };
         let rest = rest.strip_prefix(':').map_or(rest.is_empty(), port);

@@ -136,25 +136,34 @@ pub fn response_head(bytes: &[u8]) -> Read<Head> {
     Ok(Head { line: [version, status, phrase], fields, length: text.at })
 }
 
-/// What a reader of chunks takes.
+/// How much a reader of chunks takes of what the grammar has.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
     /// Digits in a size.
     pub digits: usize,
     /// Bytes of extensions behind a size.
     pub extension: usize,
-    /// Extensions may be any text with quotation marks in pairs.
-    pub any_extension: bool,
+    /// Bytes of extensions beyond those of data, in any stretch of the body.
+    pub excess: usize,
+    /// Trailer fields.
+    pub trailers: usize,
+    /// Bytes of one trailer field, without its line's end.
+    pub trailer: usize,
 }
 
-/// No bounds, and nothing that the grammar does not have.
-pub const GRAMMAR: Rules = Rules { digits: usize::MAX, extension: usize::MAX, any_extension: false };
+/// No bounds.
+pub const GRAMMAR: Rules =
+    Rules { digits: usize::MAX, extension: usize::MAX, excess: usize::MAX, trailers: usize::MAX, trailer: usize::MAX };
 
-/// Reads a chunked body from the front of `bytes`; also says how many it took.
-pub fn chunked(bytes: &[u8], rules: Rules) -> Read<(Vec<u8>, usize)> {
+/// A field line: name and value.
+type Line = (Vec<u8>, Vec<u8>);
+
+/// Reads a chunked body from the front of `bytes`: its data, its trailer fields, and how
+/// many bytes it took.
+pub fn chunked(bytes: &[u8], rules: Rules) -> Read<(Vec<u8>, Vec<Line>, usize)> {
     let mut text = Text { bytes, at: 0 };
-    let (body, _) = chunks(&mut text, rules)?;
-    Ok((body, text.at))
+    let (body, trailers) = chunks(&mut text, rules)?;
+    Ok((body, trailers, text.at))
 }
 
 struct Text<'a> {
@@ -280,6 +289,8 @@ fn body(text: &mut Text<'_>, framing: Framing, ended: bool) -> Read<Body> {
 /// `*chunk last-chunk trailer-section CRLF` (RFC 9112 §7.1).
 fn chunks(text: &mut Text<'_>, rules: Rules) -> Read<Body> {
     let mut body = Vec::new();
+    // Bytes of extensions so far, and the largest lead that the data had on them.
+    let (mut extra, mut lead) = (0, 0);
     loop {
         let digits = text.while_of(|byte| byte.is_ascii_hexdigit());
         text.need(!digits.is_empty(), "no chunk size")?;
@@ -289,20 +300,37 @@ fn chunks(text: &mut Text<'_>, rules: Rules) -> Read<Body> {
         let size = std::str::from_utf8(&digits).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
         let size = size.ok_or(Fault::Wrong("a chunk size beyond all bounds"))?;
         let begin = text.at;
-        let extended = if rules.any_extension { any_extension(text) } else { extensions(text) };
-        if text.at - begin > rules.extension {
+        let extended = extensions(text);
+        extra += text.at - begin;
+        if text.at - begin > rules.extension || extra + lead > body.len().saturating_add(rules.excess) {
             return Err(Fault::Wrong("chunk extensions that are too long"));
         }
         extended?;
         text.expect(b"\r\n", "no CRLF behind a chunk size")?;
         if size == 0 {
-            return Ok((body, fields(text)?));
+            return Ok((body, trailers(text, rules)?));
         }
         let data = text.bytes[text.at..].get(..size).ok_or(Fault::Partial)?;
         body.extend_from_slice(data);
+        lead = lead.max(body.len().saturating_sub(extra));
         text.at += size;
         text.expect(b"\r\n", "no CRLF behind a chunk")?;
     }
+}
+
+/// `trailer-section` (RFC 9112 §7.1.2). Too many lines, or a line too long, are a breach
+/// also before the section has ended.
+fn trailers(text: &mut Text<'_>, rules: Rules) -> Read<Vec<Line>> {
+    let begin = text.at;
+    let read = fields(text);
+    let lines = || text.bytes[begin..text.at].split_inclusive(|byte| *byte == b'\n');
+    if lines().filter(|line| *line != b"\r\n" && line.ends_with(b"\n")).count() > rules.trailers {
+        return Err(Fault::Wrong("too many trailer fields"));
+    }
+    if lines().any(|line| line.strip_suffix(b"\r\n").unwrap_or(line).len() > rules.trailer) {
+        return Err(Fault::Wrong("a trailer field that is too long"));
+    }
+    read
 }
 
 /// `*( BWS ";" BWS name [ BWS "=" BWS value ] )` (RFC 9112 §7.1.1).
@@ -342,27 +370,5 @@ fn extensions(text: &mut Text<'_>) -> Read<()> {
             text.need(escaped == b'\t' || escaped == b' ' || vchar(escaped), "an escaped control character")?;
             text.at += 1;
         }
-    }
-}
-
-/// Text that begins like an extension, up to a CR that no quotation mark hides.
-fn any_extension(text: &mut Text<'_>) -> Read<()> {
-    let mut quoted = false;
-    if !(text.sees(b';') || text.sees(b' ') || text.sees(b'\t')) {
-        return Ok(());
-    }
-    loop {
-        match text.bytes.get(text.at) {
-            None => return Err(Fault::Partial),
-            Some(b'\r') if !quoted => return Ok(()),
-            Some(b'"') => quoted = !quoted,
-            Some(b'\\') if quoted => {
-                text.at += 1;
-                let escaped = text.bytes.get(text.at).copied().ok_or(Fault::Partial)?;
-                text.need(escaped == b'\t' || escaped == b' ' || vchar(escaped), "an escaped control character")?;
-            }
-            Some(byte) => text.need(*byte == b'\t' || *byte == b' ' || vchar(*byte), "a control character")?,
-        }
-        text.at += 1;
     }
 }

@@ -242,7 +242,8 @@ fn any_split_of_a_response_over_reads_gives_the_same_response() {
     heads.iter_mut().filter(|input| !input.bytes.is_empty()).for_each(|input| input.bytes = input.bytes.split_off(1));
     for (places, inputs) in [(400, heads), (4, backends())] {
         for input in inputs.iter().filter(|input| !input.bytes.is_empty()) {
-            for method in [&b"GET"[..], b"HEAD"] {
+            // A head is read the same way after HEAD; what follows it is not.
+            for (method, places) in [(&b"GET"[..], places), (b"HEAD", 4)] {
                 check(input, places, |cuts| runtime.block_on(responses(&input.bytes, cuts, method)));
             }
         }
@@ -311,7 +312,7 @@ fn what_is_written_in_any_pieces_is_read_back_as_one_body() {
         assert!(plain == body, "seed {seed}: a body of stated length differs");
         let chunks = runtime.block_on(written(&body, head::Framing::Chunked, &mut sizes, 999));
         let read = reference::chunked(&chunks, GRAMMAR).unwrap_or_else(|fault| panic!("seed {seed}: {fault:?}"));
-        assert!(read == (body.clone(), chunks.len()), "seed {seed}: chunks differ");
+        assert!(read == (body.clone(), Vec::new(), chunks.len()), "seed {seed}: chunks differ");
         let mut bytes = chunks;
         let decoded = Decoder::new(head::Framing::Chunked).decode(&mut bytes).unwrap();
         assert!(bytes[..decoded.data] == body, "seed {seed}: the decoder differs");

@@ -19,6 +19,10 @@ use super::reference::{self, Fault, Framing, Head, Rules};
 /// Bytes that a request's head may have here.
 const LIMIT: usize = 4096;
 
+/// The bounds of a chunked body.
+const RULES: Rules =
+    Rules { digits: 16, extension: 1024, excess: 16 * 1024, trailers: model::MOST_FIELDS, trailer: 8 * 1024 };
+
 /// Bytes that one input may have.
 const LONGEST: usize = 8000;
 
@@ -57,14 +61,27 @@ pub fn request_head(data: &[u8]) {
             assert_eq!(ours.keep_alive, meant.keep_alive);
             assert_eq!(ours.upgrade, !meant.offers.is_empty());
             assert!(!ours.upgrade || ours.offers().eq(meant.offers.iter().map(Vec::as_slice)), "offers");
-            assert_eq!(ours.max_forwards, meant.hops);
             assert_eq!(ours.trailers, meant.trailers);
+            assert_eq!(ours.max_forwards, meant.hops);
             same_fields(&ours.fields, &theirs, true);
+            if meant.framing == Framing::Chunked {
+                trailers_go_on(Decoder::behind(ours.framing, &ours.fields), &data[length..], &theirs);
+            }
         }
         (Ok(Some(_)), Err(fault)) => panic!("taken in spite of {fault:?}"),
         (Ok(None), Ok(theirs)) => panic!("waits for more of a head of {} bytes", theirs.length),
         (Err(reason), Ok(theirs)) if empty + theirs.length <= LIMIT => {
             assert!(model::request(&theirs).is_err(), "refused for {reason:?} for nothing");
+            let many = theirs.fields.len() > model::MOST_FIELDS;
+            assert_eq!(reason == Reason::HeaderTooLarge, many, "{reason:?}");
+            assert_eq!(reason == Reason::MethodTooLong, !many && theirs.line[0].len() > model::LONGEST_METHOD);
+        }
+        // A method is too long as soon as it is, whatever follows.
+        (came, Err(Fault::Partial)) => {
+            let end = data[empty..].iter().position(|byte| *byte == b' ').unwrap_or(data.len() - empty);
+            let long = end > model::LONGEST_METHOD;
+            assert!(!long || came.is_err(), "waits for more of a method of {end} bytes");
+            assert!(long || !matches!(came, Err(Reason::MethodTooLong)), "a method of {end} bytes is too long");
         }
         (Ok(None) | Err(_), _) => {}
     }
@@ -91,11 +108,16 @@ pub fn response_head(data: &[u8]) {
             assert_eq!(ours.stated_length.map(|length| length as usize), meant.length);
             assert_eq!(ours.keep_alive, meant.keep_alive);
             same_fields(&ours.fields, &theirs, true);
+            if meant.framing == Framing::Chunked {
+                trailers_go_on(Decoder::behind(ours.framing, &ours.fields), &data[length..], &theirs);
+            }
         }
         (Ok(Some(_)), Err(fault)) => panic!("taken in spite of {fault:?}"),
         (Ok(None), Ok(theirs)) => panic!("waits for more of a head of {} bytes", theirs.length),
         (Err(reason), Ok(theirs)) => {
             assert!(model::response(&theirs, method).is_err(), "refused for {reason:?} for nothing");
+            let many = theirs.fields.len() > model::MOST_FIELDS;
+            assert_eq!(reason, if many { Reason::BackendHeaderTooLarge } else { Reason::BackendMalformed });
         }
         (Ok(None) | Err(_), Err(_)) => {}
     }
@@ -106,22 +128,45 @@ pub fn response_head(data: &[u8]) {
 pub fn chunked_body(data: &[u8]) {
     let Some((first, data)) = data.split_first() else { return };
     if data.len() > LONGEST {
-        // Beyond this the bound of trailers may be reached, which the reference has not.
+        // Beyond this many small trailers may reach their bound in all, which the reference
+        // has not.
         return;
     }
-    let rules = Rules { digits: 16, extension: 1024, any_extension: false };
-    let whole = decoded(data, &mut || usize::MAX);
-    match (&whole, reference::chunked(data, rules)) {
-        (Ok((body, length)), Ok(theirs)) => assert_eq!((body, *length), (&theirs.0, theirs.1)),
-        (Err(Broken::Truncated), Err(Fault::Partial)) | (Err(Broken::Malformed(_)), Err(Fault::Wrong(_))) => {}
-        (ours, theirs) => panic!("{ours:?} is not {theirs:?}"),
-    }
+    let whole = chunks(data);
     let mut state = u32::from(*first) | 0x100;
     let mut some = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         1 + (state >> 24) as usize % (1 + usize::from(*first >> 2))
     };
-    assert_eq!(decoded(data, &mut some), whole, "split over reads");
+    assert_eq!(decoded(Decoder::new(head::Framing::Chunked), data, &mut some), whole, "split over reads");
+}
+
+/// Decodes chunks in one piece, as the reference does; of any length, with one trailer
+/// field at most when longer than [`LONGEST`].
+pub fn chunks(data: &[u8]) -> Result<Chunks, Broken> {
+    let ours = decoded(Decoder::new(head::Framing::Chunked), data, &mut || usize::MAX);
+    match (&ours, reference::chunked(data, RULES)) {
+        (Ok(ours), Ok((body, trailers, length))) => {
+            assert!(ours.body == body && ours.length == length, "another body, or another end");
+            assert_eq!(text(&ours.trailers), text(&lines(&model::trailing(&trailers, None))));
+        }
+        (Err(Broken::Truncated), Err(Fault::Partial)) | (Err(Broken::Malformed(_)), Err(Fault::Wrong(_))) => {}
+        (ours, theirs) => panic!("{ours:?} is not {theirs:?}"),
+    }
+    ours
+}
+
+/// Behind a head, those trailer fields go on that it lets pass, and as they came.
+fn trailers_go_on(decoder: Decoder, body: &[u8], head: &Head) {
+    let ours = decoded(decoder, body, &mut || usize::MAX);
+    if let (Ok(ours), Ok((_, trailers, _))) = (ours, reference::chunked(body, RULES)) {
+        assert_eq!(text(&ours.trailers), text(&lines(&model::trailing(&trailers, Some(head)))));
+    }
+}
+
+/// Field lines as doorward writes them.
+fn lines(fields: &[model::Line]) -> Vec<u8> {
+    fields.iter().flat_map(|(name, value)| [name, &b": "[..], value, b"\r\n"].concat()).collect()
 }
 
 /// What goes on says the same as what came, by the reference, with only those fields
@@ -174,6 +219,7 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
     // The fields.
     let authority = meant.authority.as_deref().unwrap_or(b"backend:8080");
     let old = came.line[2] == b"HTTP/1.0";
+    let chunked = meant.framing == Framing::Chunked;
     let mut wanted = vec![line("Host", authority)];
     wanted.extend(model::passed_on(came).into_iter().filter(|(name, _)| {
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
@@ -181,29 +227,35 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
         let kept = trusted && matches!(kind, Forwarding::XForwarded | Forwarding::Both) && !name.contains(&b'_');
         let forwarding = model::is_forwarding(name) && (!kept || named.iter().any(|other| is(other)));
         let ours = is("host") || is("content-length") || is("x-request-id");
-        !(forwarding
-            || ours
-            || (is("expect") && old)
-            || (is("max-forwards") && meant.hops.is_some())
-            || (is("trailer") && meant.framing != Framing::Chunked))
+        // It announces what can stand only behind chunks (RFC 9110 §6.6.2).
+        let announces = is("trailer") && !chunked;
+        !(forwarding || ours || announces || (is("expect") && old) || (is("max-forwards") && meant.hops.is_some()))
     }));
+    let own = Own { peer, node, authority: meant.authority.as_deref(), trusted, kind };
+    let mut told = 0;
+    if matches!(kind, Forwarding::XForwarded | Forwarding::Both) {
+        told += if own.asked(came).is_some() { 3 } else { 2 };
+    }
+    if matches!(kind, Forwarding::Rfc7239 | Forwarding::Both) {
+        told += 1;
+    }
     let (before, rest) = went.fields.split_at(wanted.len().min(went.fields.len()));
     assert_eq!(before, wanted, "fields that go on: {}", text(&out));
-    let told = rest.iter().take_while(|(name, _)| model::is_forwarding(name)).count();
     let (forwarding, last) = rest.split_at(told);
-    let own = Own { peer, node, authority: meant.authority.as_deref(), trusted, kind };
     own.told(forwarding, came);
     let mut wanted = vec![line("X-Request-Id", b"0a1b")];
     wanted.push(line("Via", if old { b"1.0 doorward" } else { b"1.1 doorward" }));
     wanted.extend(meant.hops.map(|hops| line("Max-Forwards", hops.saturating_sub(1).to_string().as_bytes())));
-    let upgrades = !meant.offers.is_empty();
-    if meant.trailers {
-        wanted.push(line("TE", b"trailers"));
-        wanted.push(line("Connection", if upgrades { b"upgrade, TE" } else { b"TE" }));
-    } else if upgrades {
-        wanted.push(line("Connection", b"upgrade"));
-    }
-    if upgrades {
+    // Both are of this connection, so that `Connection` names them (RFC 9110 §7.8, §10.1.4).
+    let options = match (meant.offers.is_empty(), meant.trailers) {
+        (true, false) => None,
+        (true, true) => Some("TE"),
+        (false, true) => Some("upgrade, TE"),
+        (false, false) => Some("upgrade"),
+    };
+    wanted.extend(meant.trailers.then(|| line("TE", b"trailers")));
+    wanted.extend(options.map(|options| line("Connection", options.as_bytes())));
+    if !meant.offers.is_empty() {
         wanted.push(line("Upgrade", &meant.offers.join(&b", "[..])));
     }
     wanted.extend(frame(meant.framing));
@@ -222,9 +274,19 @@ struct Own<'a> {
 }
 
 impl Own<'_> {
+    /// Whom was asked for: what a trusted peer says of that, if it says one thing, else what
+    /// the request says. An HTTP/1.0 request may say nothing.
+    fn asked(&self, came: &Head) -> Option<Vec<u8>> {
+        let told = match came.all("x-forwarded-host").as_slice() {
+            [host] if self.trusted && !host.is_empty() && model::authority(host) => Some(*host),
+            _ => None,
+        };
+        told.or(self.authority).map(<[u8]>::to_vec)
+    }
+
     fn told(&self, lines: &[model::Line], came: &Head) {
         let mut lines = lines.iter();
-        let (proto, host) = (came.all("x-forwarded-proto"), came.all("x-forwarded-host"));
+        let proto = came.all("x-forwarded-proto");
         if matches!(self.kind, Forwarding::XForwarded | Forwarding::Both) {
             let mut chain = Vec::new();
             if self.trusted {
@@ -235,20 +297,14 @@ impl Own<'_> {
             let (name, value) = lines.next().unwrap();
             assert_eq!(name, b"X-Forwarded-Proto");
             assert!(value == b"http" || (self.trusted && proto == [value.as_slice()]), "{}", text(value));
-            // Without a host that was asked for there is none to tell of.
-            match lines.as_slice().first().filter(|(name, _)| name == b"X-Forwarded-Host") {
-                Some((_, value)) => {
-                    lines.next();
-                    let kept = self.trusted && host == [value.as_slice()];
-                    assert!(kept || self.authority == Some(value.as_slice()), "{}", text(value));
-                }
-                None => assert_eq!(self.authority, None, "X-Forwarded-Host"),
+            if let Some(host) = self.asked(came) {
+                assert_eq!(lines.next(), Some(&line("X-Forwarded-Host", &host)));
             }
         }
         if matches!(self.kind, Forwarding::Rfc7239 | Forwarding::Both) {
             let (name, value) = lines.next().unwrap();
             assert_eq!(name, b"Forwarded");
-            let elements = elements(value);
+            let elements = model::elements(value);
             let mut last = self.node.as_bytes().to_vec();
             if let Some(host) = self.authority.filter(|host| !host.is_empty()) {
                 let token = host.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b));
@@ -263,32 +319,11 @@ impl Own<'_> {
     }
 }
 
-/// The elements of a `Forwarded` field, read from the left as a backend does; all
-/// quotation marks are closed.
-fn elements(value: &[u8]) -> Vec<Vec<u8>> {
-    let (mut elements, mut quoted, mut escaped) = (vec![Vec::new()], false, false);
-    for byte in value {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b',' if !quoted => {
-                elements.push(Vec::new());
-                continue;
-            }
-            _ => {}
-        }
-        elements.last_mut().unwrap().push(*byte);
-    }
-    assert!(!quoted, "an open quotation mark: {}", text(value));
-    elements.iter().map(|element| element.trim_ascii().to_vec()).collect()
-}
-
 fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &Head) {
     let to: &[u8] = if method == Method::Head { b"HEAD" } else { b"POST" };
     let meant = model::response(came, to).unwrap();
     let mut wanted = model::passed_on(came);
-    wanted.retain(|(name, _)| ![&b"content-length"[..], b"trailer"].contains(&&name.to_ascii_lowercase()[..]));
+    wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(b"content-length"));
     let dated = wanted.iter().any(|(name, _)| name.eq_ignore_ascii_case(b"date"));
     let mut out = Vec::new();
     if ours.status == 101 {
@@ -299,10 +334,13 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
             return;
         }
         assert!(agreed.iter().all(|one| [&b"websocket"[..], b"a/1", b"b"].contains(&&one.to_ascii_lowercase()[..])));
+        wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(b"trailer"));
         encode::switching(&mut out, ours);
         let agreed = agreed.join(&b", "[..]);
         wanted.splice(0..0, [line("Connection", b"upgrade"), line("Upgrade", &agreed)]);
     } else if ours.is_interim() {
+        // It has no body, and nothing behind it.
+        wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(b"trailer"));
         encode::interim(&mut out, ours);
     } else {
         let version = if options & 2 == 0 { Version::Http11 } else { Version::Http10 };
@@ -312,7 +350,9 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
             (framing, _) => framing,
         };
         let keep_alive = options & 4 == 0 && body != head::Framing::UntilClose;
-        encode::response(&mut out, ours, &Onward { version, framing: body, keep_alive, trailers: false });
+        let trailers = options & 16 != 0 && body == head::Framing::Chunked;
+        wanted.retain(|(name, _)| trailers || !name.eq_ignore_ascii_case(b"trailer"));
+        encode::response(&mut out, ours, &Onward { version, framing: body, keep_alive, trailers });
         if !dated {
             wanted.push(line("Date", b""));
         }
@@ -365,9 +405,19 @@ fn whole_only_at_its_end(bytes: &[u8], parse: impl Fn(&mut Option<Buffer>) -> Re
     }
 }
 
+/// What a chunked body has.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chunks {
+    /// Its data.
+    pub body: Vec<u8>,
+    /// The lines behind it that go on.
+    pub trailers: Vec<u8>,
+    /// Bytes that it took.
+    pub length: usize,
+}
+
 /// Decodes a body given in reads of the sizes that `next` says.
-fn decoded(data: &[u8], next: &mut impl FnMut() -> usize) -> Result<(Vec<u8>, usize), Broken> {
-    let mut decoder = Decoder::new(head::Framing::Chunked);
+fn decoded(mut decoder: Decoder, data: &[u8], next: &mut impl FnMut() -> usize) -> Result<Chunks, Broken> {
     let (mut body, mut at) = (Vec::new(), 0);
     while at < data.len() && !decoder.is_done() {
         let end = data.len().min(at.saturating_add(next()));
@@ -378,7 +428,7 @@ fn decoded(data: &[u8], next: &mut impl FnMut() -> usize) -> Result<(Vec<u8>, us
         at += decoded.taken;
     }
     decoder.end()?;
-    Ok((body, at))
+    Ok(Chunks { body, trailers: decoder.trailers().to_vec(), length: at })
 }
 
 /// Reads a response's head, also one whose line ends behind the status: many backends

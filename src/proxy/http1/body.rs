@@ -15,10 +15,10 @@ use crate::telemetry::Reason;
 /// Bytes of chunk extensions in one line.
 const EXTENSION_LIMIT: u32 = 1024;
 
-/// Bytes of chunk extensions that a body may have in all beyond as many as it has of data:
-/// they are read for nothing, and chunks of a byte with a long extension each would be read
-/// for nothing without end (CVE-2023-39326 and its like). Signed uploads have some 90
-/// bytes for each 64 KiB.
+/// Bytes of chunk extensions that any stretch of a body may have beyond as many as it has
+/// of data; a long chunk is no credit for later. They are read for nothing, and chunks of
+/// a byte with a long extension each would be read for nothing without end
+/// (CVE-2023-39326 and its like). Signed uploads have some 90 bytes for each 64 KiB.
 const EXTENSIONS_LIMIT: u64 = 16 * 1024;
 
 /// Bytes of trailer fields in all.
@@ -28,7 +28,7 @@ const TRAILER_LIMIT: u32 = 8 * 1024;
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
-    /// Bytes of extensions so far, less those of data.
+    /// Bytes of extensions, less those of data, since the data last made up for them.
     excess: u64,
     /// The trailer fields, once there is something to say of them.
     trailers: Option<Box<Trailers>>,
