@@ -13,6 +13,8 @@ pub const LONGEST_METHOD: usize = 32;
 
 /// Fields of a head.
 pub const MOST_FIELDS: usize = 100;
+/// Options that `Connection` may list in all: each may name a field.
+const MOST_OPTIONS: usize = 100;
 
 /// A field line: name and value.
 pub type Line = (Vec<u8>, Vec<u8>);
@@ -52,6 +54,7 @@ pub fn request(head: &Head) -> Result<Request, &'static str> {
     let [method, target, version] = &head.line;
     let modern = version == b"HTTP/1.1";
     refuse(head.fields.len() > MOST_FIELDS, "more than 100 fields")?;
+    refuse(options(head).len() > MOST_OPTIONS, "more than 100 options")?;
     refuse(method.len() > LONGEST_METHOD, "a method that is too long")?;
     refuse(method == b"CONNECT", "CONNECT")?;
     let expected = head.all("expect").iter().all(|value| value.eq_ignore_ascii_case(b"100-continue"));
@@ -106,6 +109,7 @@ pub fn response(head: &Head, method: &[u8]) -> Result<Response, &'static str> {
     let [version, status, _] = &head.line;
     let modern = version == b"HTTP/1.1";
     refuse(head.fields.len() > MOST_FIELDS, "more than 100 fields")?;
+    refuse(options(head).len() > MOST_OPTIONS, "more than 100 options")?;
     let coding = head.all("transfer-encoding");
     let stated = one_length(head)?;
     refuse(!modern && !coding.is_empty(), "a coding in 1.0")?;

@@ -279,7 +279,7 @@ impl Facts {
         for header in nominating {
             for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 // Each is compared with every field: no more of them than of fields.
-                options += 1;
+                options += usize::from(!token.is_empty());
                 if options > MAX_FIELDS {
                     return None;
                 }
