@@ -146,7 +146,7 @@ fn is_scheme(value: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::Forwarded;
     use crate::config::Forwarding;
     use crate::proxy::head::RequestHead;
@@ -154,7 +154,7 @@ mod tests {
     use crate::transport::buffer::Buffer;
 
     /// A request with these fields, each with its line end.
-    fn head(fields: &str) -> RequestHead {
+    pub fn head(fields: &str) -> RequestHead {
         let mut buffer = Buffer::take();
         let text = format!("GET / HTTP/1.1\r\nHost: door.test:81\r\n{fields}\r\n");
         assert_eq!(buffer.append(text.as_bytes()), text.len());

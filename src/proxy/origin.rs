@@ -177,19 +177,9 @@ pub fn sound(value: &[u8]) -> (&[u8], bool) {
 mod tests {
     use super::Origin;
     use crate::config::{Config, Forwarding, PeerPattern};
-    use crate::proxy::head::RequestHead;
-    use crate::proxy::http1::parse;
+    use crate::proxy::forwarded::tests::head;
     use crate::telemetry::Peer;
-    use crate::transport::buffer::Buffer;
     use std::collections::BTreeMap;
-
-    /// A request with these fields, each with its line end.
-    fn head(fields: &str) -> RequestHead {
-        let mut buffer = Buffer::take();
-        let text = format!("GET / HTTP/1.1\r\nHost: door.test:81\r\n{fields}\r\n");
-        assert_eq!(buffer.append(text.as_bytes()), text.len());
-        parse::request(&mut Some(buffer), 60 * 1024).unwrap().unwrap()
-    }
 
     fn trusted() -> Vec<PeerPattern> {
         let key = ("TRUSTED_PROXIES".into(), "10.0.0.0/8,fd00::/8,unix:".into());
