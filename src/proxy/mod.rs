@@ -6,11 +6,13 @@
 //! ```
 //!
 //! [`worker`] is a thread that owns its connections, [`accept`] takes them in,
-//! [`connection`] reads requests off one, [`story`] tells what becomes of each. What is
-//! HTTP/1 on the wire is in [`http1`] alone.
+//! [`connection`] reads requests off one, [`story`] tells what becomes of each, and
+//! `attempts` has backends asked until one answers. What is HTTP/1 on the wire is in
+//! [`http1`] alone.
 
 pub mod accept;
 pub mod admit;
+mod attempts;
 pub mod client;
 pub mod connection;
 mod echo;
