@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Pool;
-use crate::config::{Auto, Config, Daemon, Mode, RouteSettings};
+use crate::config::{Auto, Config, Daemon, Mode, RouteSettings, SentPath};
 use crate::routing::Table;
 
 /// Descriptors kept back for logs, epoll, reloads and the admin socket.
@@ -69,7 +69,7 @@ impl Generation {
 
     /// The route of an HTTP request.
     #[must_use]
-    pub fn route(&self, host: Option<&[u8]>, path: &[u8], listener: &str) -> Option<&Route> {
+    pub fn route(&self, host: Option<&[u8]>, path: &SentPath<'_>, listener: &str) -> Option<&Route> {
         self.table.find(host, path, listener).and_then(|index| self.routes.get(index))
     }
 

@@ -14,13 +14,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use doorward::config::{Config, Text};
+use doorward::config::{Config, SentPath, Text};
 use doorward::proxy::forwarded::Forwarded;
 use doorward::proxy::head::{Fields, Framing, Method, Version};
 use doorward::proxy::http1::body::Decoder;
 use doorward::proxy::http1::encode::{self, Onward};
 use doorward::proxy::http1::parse;
 use doorward::proxy::origin::Origin;
+use doorward::proxy::rewrite::Rewrite;
 use doorward::state::Generation;
 use doorward::telemetry::Peer;
 use doorward::transport::buffer::{self, Buffer};
@@ -82,7 +83,8 @@ fn request(bytes: &[u8], name: &str, generation: &Generation) -> Result<()> {
     input.append(bytes);
     let parsed = parse::request(&mut Some(input), 16 * 1024).ok().flatten();
     let head = parsed.context("the request is refused")?;
-    let route = generation.route(head.authority(), head.path(), "http").context("no route")?;
+    let path = SentPath::of(head.path());
+    let route = generation.route(head.authority(), &path, "http").context("no route")?;
     ensure!(&*route.name == name, "taken by {}", route.name);
     let peer = Peer::Ip(([192, 0, 2, 1], 4711).into());
     let kind = route.settings.forwarded;
@@ -96,7 +98,8 @@ fn request(bytes: &[u8], name: &str, generation: &Generation) -> Result<()> {
         trusted: origin.trusted,
     };
     let mut out = buffer::scratch();
-    encode::request(&mut out, &head, &forwarded);
+    let rewrite = Rewrite { path: path.changed() };
+    encode::request(&mut out, &head, &forwarded, &rewrite);
     ensure!(black_box(&out).ends_with(b"\r\n\r\n"), "no head came out");
     buffer::recycle(out);
     Ok(())

@@ -135,8 +135,9 @@ const DESCRIPTION: &[&str] = &[
     "Of the routes that match a request the most specific one takes it: an exact host before the longest `*.` one \
      before none; then an exact path before the longest prefix before none; then a named listener before none. Hosts \
      are compared without case, port and final dot; paths without the query, with unreserved characters decoded and \
-     dot segments resolved, while `%2F` and `//` stay what they are. What the backend receives is not changed by this. \
-     What no route matches goes to the backends of `config.env`.",
+     dot segments resolved, while `%2F` and `//` stay what they are. The backend receives the path as the client wrote \
+     it, so that signatures over it hold; only one that has dot segments, also written `%2e`, goes on in the form that \
+     is compared. What no route matches goes to the backends of `config.env`.",
     "A listener speaks either HTTP or, with `MODE=tcp`, anything. A listener that routes name takes their mode; every \
      other one takes the mode of `config.env`.",
 ];

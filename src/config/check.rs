@@ -119,7 +119,8 @@ fn mode<'a>(
         if first.settings.mode != mine {
             let message = format!(
                 "listener `{listener}` has `MODE={}` in {} and `MODE={mine}` here",
-                first.settings.mode, first.origin
+                first.settings.mode,
+                place(first, "MATCH_LISTENER")
             );
             problems.push(at(route, "MATCH_LISTENER", listener, message));
         }
@@ -155,16 +156,21 @@ fn duplicate<'a>(
                 .into_iter()
                 .flatten()
                 .collect();
-                let message = format!("{} is matched by {} too", words.join(", "), first.origin);
                 let key = match (host, path) {
                     (Some(_), _) => "MATCH_HOST",
                     (None, Some(_)) => "MATCH_PATH",
                     (None, None) => "MATCH_LISTENER",
                 };
+                let message = format!("{} is matched by {} too", words.join(", "), place(first, key));
                 problems.push(at(route, key, "", message));
             }
         }
     }
+}
+
+/// Where a route says `key`.
+fn place<'a>(route: &'a RouteConfig, key: &str) -> &'a Origin {
+    route.setting(key).map_or(&route.origin, |setting| &setting.origin)
 }
 
 /// A problem at the line of `key`, under `part` of its value.

@@ -1,12 +1,12 @@
-//! What a route matches, and the normal form in which hosts and paths are compared.
+//! What a route matches.
 //!
-//! Patterns and requests are brought into one normal form, so that two spellings
-//! of one thing meet the same route. Only the copy that is compared is changed:
-//! what the backend receives stays as the client wrote it.
+//! Patterns are kept in the normal form of [`super::normal`], which requests are
+//! brought into before they are compared.
 
-use std::borrow::Cow;
 use std::fmt;
+use std::net::Ipv6Addr;
 
+use super::normal::{SentPath, normal_host};
 use super::values::{Form, Wrong};
 
 /// Listener names that a route can't match: they stand for other services.
@@ -75,7 +75,7 @@ impl Form for Host {
         let normal = String::from_utf8_lossy(&normal);
         if host.starts_with('[') {
             let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-            return match inner.and_then(|inner| inner.parse::<std::net::Ipv6Addr>().ok()) {
+            return match inner.and_then(|inner| inner.parse::<Ipv6Addr>().ok()) {
                 Some(_) if !below => Ok(HostPattern::Exact(normal.into_owned())),
                 _ => Err(Wrong::new(format!("`{text}` is not {}", self.describe()))),
             };
@@ -114,7 +114,7 @@ impl Form for Path {
         if !path.starts_with('/') || !printable || path.contains(['?', '#', '*']) {
             return Err(Wrong::new(format!("`{text}` is not {}", self.describe())));
         }
-        let normal = String::from_utf8_lossy(&normal_path(path.as_bytes())).into_owned();
+        let normal = String::from_utf8_lossy(&SentPath::of(path.as_bytes()).normal()).into_owned();
         Ok(if exact {
             PathPattern::Exact(normal)
         } else {
@@ -153,167 +153,9 @@ impl Form for ListenerName {
     }
 }
 
-/// The normal form of a `Host` field or an authority: lower case, without port and final dot.
-///
-/// Borrows when there is nothing to change but the ends. Not a validator: what is
-/// no host comes back as something that no pattern equals.
-pub fn normal_host(host: &[u8]) -> Cow<'_, [u8]> {
-    let bare = match host.first() {
-        Some(b'[') => match memchr::memchr(b']', host) {
-            Some(end) => host.get(..=end).unwrap_or(host),
-            None => host,
-        },
-        _ => match memchr::memrchr(b':', host) {
-            Some(colon) => host.get(..colon).unwrap_or(host),
-            None => host,
-        },
-    };
-    let bare = bare.strip_suffix(b".").unwrap_or(bare);
-    if bare.iter().any(u8::is_ascii_uppercase) { Cow::Owned(bare.to_ascii_lowercase()) } else { Cow::Borrowed(bare) }
-}
-
-/// The normal form of a request's path: without query, unreserved characters
-/// decoded, other escapes in capitals, dot segments resolved.
-///
-/// `%2F` stays what it is and `//` stays two slashes, since backends tell them
-/// apart. Borrows when there is nothing to change, which is nearly always.
-///
-/// Source: RFC 3986 §6.2.2.1 to §6.2.2.3 and §5.2.4.
-pub fn normal_path(target: &[u8]) -> Cow<'_, [u8]> {
-    let end = memchr::memchr2(b'?', b'#', target).unwrap_or(target.len());
-    let path = target.get(..end).unwrap_or(target);
-    if path.is_empty() {
-        return Cow::Borrowed(b"/");
-    }
-    if memchr::memchr(b'%', path).is_some() {
-        let decoded = decode_unreserved(path);
-        return Cow::Owned(if has_dot_segment(&decoded) { remove_dot_segments(&decoded) } else { decoded });
-    }
-    if has_dot_segment(path) {
-        return Cow::Owned(remove_dot_segments(path));
-    }
-    Cow::Borrowed(path)
-}
-
-fn decode_unreserved(path: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        let escape = match (byte, after) {
-            (b'%', [high, low, tail @ ..]) => {
-                hex(*high).zip(hex(*low)).map(|(first, second)| (first * 16 + second, [*high, *low], tail))
-            }
-            _ => None,
-        };
-        match escape {
-            Some((plain, digits, tail)) => {
-                rest = tail;
-                if plain.is_ascii_alphanumeric() || b"-._~".contains(&plain) {
-                    out.push(plain);
-                } else {
-                    out.push(b'%');
-                    out.extend(digits.map(|digit| digit.to_ascii_uppercase()));
-                }
-            }
-            None => out.push(byte),
-        }
-    }
-    out
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
-}
-
-fn has_dot_segment(path: &[u8]) -> bool {
-    memchr::memchr(b'.', path).is_some()
-        && path.split(|byte| *byte == b'/').any(|segment| segment == b"." || segment == b"..")
-}
-
-fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
-    let mut kept: Vec<&[u8]> = Vec::new();
-    let mut open = false; // whether the path ends with a slash
-    for segment in path.strip_prefix(b"/").unwrap_or(path).split(|byte| *byte == b'/') {
-        open = segment == b"." || segment == b"..";
-        if segment == b".." {
-            kept.pop();
-        } else if segment != b"." {
-            kept.push(segment);
-        }
-    }
-    let mut out = Vec::with_capacity(path.len());
-    for segment in kept {
-        out.push(b'/');
-        out.extend_from_slice(segment);
-    }
-    if open || out.is_empty() {
-        out.push(b'/');
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hosts_have_one_normal_form() {
-        for (host, normal) in [
-            ("example.com", "example.com"),
-            ("Example.COM:8080", "example.com"),
-            ("example.com.", "example.com"),
-            ("example.com.:80", "example.com"),
-            ("10.0.0.1:80", "10.0.0.1"),
-            ("[::1]:80", "[::1]"),
-            ("[FE80::1]", "[fe80::1]"),
-            ("[::1", "[::1"),
-            ("", ""),
-            (":80", ""),
-        ] {
-            assert_eq!(normal_host(host.as_bytes()), normal.as_bytes(), "{host}");
-        }
-        assert!(matches!(normal_host(b"example.com:80"), Cow::Borrowed(_)));
-    }
-
-    #[test]
-    fn paths_have_one_normal_form() {
-        for (path, normal) in [
-            ("/", "/"),
-            ("", "/"),
-            ("?q", "/"),
-            ("*", "*"),
-            ("/a/b?c=/../d", "/a/b"),
-            ("/a#b", "/a"),
-            ("/%61pi/%7euser", "/api/~user"),
-            ("/a%2fb", "/a%2Fb"),
-            ("/a%2Fb", "/a%2Fb"),
-            ("/a%", "/a%"),
-            ("/a%4", "/a%4"),
-            ("/a%zz%61", "/a%zza"),
-            ("/%%41", "/%A"),
-            ("/%2541", "/%2541"),
-            ("/a/./b", "/a/b"),
-            ("/a/../b", "/b"),
-            ("/a/%2e%2E/b", "/b"),
-            ("/a/..", "/"),
-            ("/a/b/..", "/a/"),
-            ("/a/.", "/a/"),
-            ("/../../a", "/a"),
-            ("/..", "/"),
-            ("/a//b", "/a//b"),
-            ("//a", "//a"),
-            ("//a/..", "//"),
-            ("/a//../b", "/a/b"),
-            ("/a/.well-known/...", "/a/.well-known/..."),
-            ("/a%00b", "/a%00b"),
-        ] {
-            assert_eq!(String::from_utf8_lossy(&normal_path(path.as_bytes())), normal, "{path}");
-        }
-        for path in ["/", "/a/b.html?x=%41", "/.well-known/x", "//a"] {
-            assert!(matches!(normal_path(path.as_bytes()), Cow::Borrowed(_)), "{path}");
-        }
-    }
 
     #[test]
     fn patterns_are_kept_in_normal_form() {

@@ -11,6 +11,7 @@ use super::client::Client;
 use super::exchange::{Exchange, Failure, Finish};
 use super::forwarded::Forwarded;
 use super::head::{RequestHead, ResponseHead};
+use super::rewrite::Rewrite;
 use super::story::{Course, Source};
 use super::upstream::{self, Upstream};
 use super::worker::{Worker, report};
@@ -29,6 +30,8 @@ pub(super) struct Asked<'a> {
     pub head: &'a RequestHead,
     pub timer: &'a Timer,
     pub route: &'a Route,
+    /// What is sent on in place of what came.
+    pub rewrite: Rewrite<'a>,
     pub request_id: &'a Text<64>,
     /// What the peer says of others is kept.
     pub trusted: bool,
@@ -159,7 +162,7 @@ impl<'a> Asked<'a> {
             kind: self.route.settings.forwarded,
             trusted: self.trusted,
         };
-        connection.begin(self.head, &forwarded);
+        connection.begin(self.head, &forwarded, &self.rewrite);
     }
 
     /// Sleeps before the next attempt. `Err(None)`: too many sleep already.

@@ -385,6 +385,7 @@ fn backend(fault: Fault, answered: bool) -> Reason {
 mod tests {
     use super::super::forwarded::Forwarded;
     use super::super::http1::Http1;
+    use super::super::rewrite::Rewrite;
     use super::super::upstream;
     use super::{Client, Exchange, Progress, Worker};
     use crate::config::{Config, Forwarding};
@@ -437,6 +438,7 @@ mod tests {
                     kind: Forwarding::XForwarded,
                     trusted: false,
                 },
+                &Rewrite::default(),
             );
             let timer = worker.clock().timer();
             let mut exchange = Exchange::new(&mut client, &mut upstream, &head, settings, &timer, u64::MAX, &worker);

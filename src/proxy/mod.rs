@@ -23,6 +23,7 @@ pub mod http1;
 pub mod origin;
 pub mod pace;
 pub mod relay;
+pub mod rewrite;
 pub mod story;
 pub mod tcp;
 pub mod tunnel;

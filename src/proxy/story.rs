@@ -22,9 +22,10 @@ use super::client::{Client, Own};
 use super::head::{Method, RequestHead};
 use super::http1::encode::phrase;
 use super::origin::Origin;
+use super::rewrite::Rewrite;
 use super::tunnel::{self, Patience};
 use super::worker::Worker;
-use crate::config::{AccessLog, Forwarding};
+use crate::config::{AccessLog, Forwarding, SentPath};
 use crate::telemetry::Text;
 use crate::telemetry::{Kind, Peer, Record};
 use crate::telemetry::{Reason, Side};
@@ -83,11 +84,12 @@ pub async fn story<C: Client>(
     let started = Instant::now();
     let generation = worker.generation();
     let request_id = request_id(head);
+    let path = SentPath::of(head.path());
     let mut course = Course::default();
     let counters = worker.counters();
     counters.in_flight.add(1);
 
-    let route = generation.route(head.authority(), head.path(), &source.listener);
+    let route = generation.route(head.authority(), &path, &source.listener);
     let kind = route.or(generation.routes().last()).map_or(Forwarding::Off, |route| route.settings.forwarded);
     let origin = Origin::of(source.peer, &generation.config.daemon.trusted_proxies, kind, &head.fields);
     let outcome = match route {
@@ -102,7 +104,8 @@ pub async fn story<C: Client>(
         }
         Some(route) => {
             let trusted = origin.trusted;
-            let request = Asked { worker, source, head, timer, route, request_id: &request_id, trusted };
+            let rewrite = Rewrite { path: path.changed() };
+            let request = Asked { worker, source, head, timer, route, rewrite, request_id: &request_id, trusted };
             request.serve(client, &mut course).await
         }
     };

@@ -16,6 +16,7 @@ use super::head::{Method, RequestHead, ResponseHead};
 use super::http1::encode;
 use super::http1::wire::Wire;
 use super::relay::{Fault, Piece, Raw, Sink, Source};
+use super::rewrite::Rewrite;
 use crate::balance::endpoint::Endpoint;
 use crate::config::Target;
 use crate::telemetry::Reason;
@@ -50,11 +51,11 @@ pub struct Http1Upstream {
 
 impl Upstream {
     /// Queues a request head; the body follows through the sink.
-    pub fn begin(&mut self, head: &RequestHead, forwarded: &Forwarded<'_>) {
+    pub fn begin(&mut self, head: &RequestHead, forwarded: &Forwarded<'_>, rewrite: &Rewrite<'_>) {
         let Self::Http1(upstream) = self;
         upstream.keep_alive = false;
         upstream.answered = false;
-        encode::request(upstream.wire.output_mut().begin(head.framing), head, forwarded);
+        encode::request(upstream.wire.output_mut().begin(head.framing), head, forwarded, rewrite);
     }
 
     /// Reads a response head, interim or final.

@@ -157,16 +157,16 @@ fn routes_that_contradict_each_other_are_refused() {
         ),
         (
             &[("routes.d/a.env", HOST), ("routes.d/b.env", SAME), ("config.env", "")],
-            &["routes.d/b.env:2: `MATCH_HOST`: host `b.example`, path `/x` is matched by routes.d/a.env too"],
+            &["routes.d/b.env:2: `MATCH_HOST`: host `b.example`, path `/x` is matched by routes.d/a.env:1 too"],
         ),
         (
             &[("routes.d/a.env", TCP), ("routes.d/b.env", TCP), ("config.env", "")],
-            &["routes.d/b.env:2: `MATCH_LISTENER`: listener `db` is matched by routes.d/a.env too"],
+            &["routes.d/b.env:2: `MATCH_LISTENER`: listener `db` is matched by routes.d/a.env:2 too"],
         ),
         (
             &[("routes.d/a.env", TCP), ("routes.d/b.env", "MATCH_LISTENER=db\nMATCH_PATH=/\n"), ("config.env", "")],
             &[
-                "routes.d/b.env:1: `MATCH_LISTENER`: listener `db` has `MODE=tcp` in routes.d/a.env and `MODE=http` here",
+                "routes.d/b.env:1: `MATCH_LISTENER`: listener `db` has `MODE=tcp` in routes.d/a.env:2 and `MODE=http` here",
             ],
         ),
         (

@@ -271,3 +271,40 @@ pub fn authority(text: &[u8]) -> bool {
     let coded = |text: &str| text.len() >= 2 && text.chars().take(2).all(|c| c.is_ascii_hexdigit());
     parts.next().is_some_and(plain) && parts.all(|part| coded(part) && plain(part)) && port(rest)
 }
+
+/// The target as it goes on: what came, or, where its path has dot segments, the path's
+/// normal form by the letter of RFC 3986 §5.2.4.
+pub fn sent_target(target: &[u8]) -> Vec<u8> {
+    let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    let (path, query) = target.split_at(end);
+    let mut normal = String::new();
+    let mut rest = std::str::from_utf8(path).expect("targets are ASCII");
+    while let Some(first) = rest.chars().next() {
+        let digits = rest.get(1..3).filter(|digits| first == '%' && digits.chars().all(|c| c.is_ascii_hexdigit()));
+        let plain = digits.map(|digits| char::from(u8::from_str_radix(digits, 16).unwrap()));
+        match (plain, digits) {
+            (Some(plain), _) if plain.is_ascii_alphanumeric() || "-._~".contains(plain) => normal.push(plain),
+            (_, Some(digits)) => normal.push_str(&format!("%{}", digits.to_uppercase())),
+            _ if first == '%' => normal.push_str("%25"),
+            _ => normal.push(first),
+        }
+        rest = &rest[if digits.is_some() { 3 } else { 1 }..];
+    }
+    if !normal.split('/').skip(1).any(|segment| matches!(segment, "." | "..")) {
+        return target.to_vec();
+    }
+    let (mut input, mut output) = (normal, String::new());
+    while !input.is_empty() {
+        if input.starts_with("/./") || input == "/." {
+            input = format!("/{}", input.get(3..).unwrap_or_default());
+        } else if input.starts_with("/../") || input == "/.." {
+            input = format!("/{}", input.get(4..).unwrap_or_default());
+            output.truncate(output.rfind('/').unwrap_or(0));
+        } else {
+            let end = input.get(1..).and_then(|rest| rest.find('/')).map_or(input.len(), |at| at + 1);
+            output.push_str(&input[..end]);
+            input.drain(..end);
+        }
+    }
+    [output.as_bytes(), query].concat()
+}

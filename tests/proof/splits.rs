@@ -20,6 +20,7 @@ use doorward::proxy::http1::body::Decoder;
 use doorward::proxy::http1::wire::Wire;
 use doorward::proxy::http1::{Http1, encode, parse};
 use doorward::proxy::relay::{End, Fault, Relay, Sink, Source, Turn};
+use doorward::proxy::rewrite::Rewrite;
 use doorward::transport::stream::{Family, Socket, Stream};
 
 use super::inputs::{Input, backends, blame, clients, corpus};
@@ -129,7 +130,7 @@ async fn requests(data: &[u8], cuts: &[usize]) -> Seen {
         let kind = Forwarding::XForwarded;
         let forwarded =
             Forwarded { peer: b"192.0.2.1", scheme: "http", host: "b", request_id: b"0", kind, trusted: false };
-        encode::request(onward.output_mut().begin(head.framing), &head, &forwarded);
+        encode::request(onward.output_mut().begin(head.framing), &head, &forwarded, &Rewrite::default());
         if let Some(fault) = relay(&mut client, &mut backend, &mut wire, &mut onward).await {
             break Some(fault);
         }

@@ -3,13 +3,14 @@
 //!
 //! `cargo fuzz` runs them on what it finds, the tests beside them on the committed corpus.
 
-use doorward::config::Forwarding;
+use doorward::config::{Forwarding, SentPath};
 use doorward::proxy::forwarded::Forwarded;
 use doorward::proxy::head::{self, Fields, Method, RequestHead, ResponseHead, Version};
 use doorward::proxy::http1::body::Decoder;
 use doorward::proxy::http1::encode::{self, Onward};
 use doorward::proxy::http1::parse;
 use doorward::proxy::relay::Fault as Broken;
+use doorward::proxy::rewrite::Rewrite;
 use doorward::telemetry::Reason;
 use doorward::transport::buffer::Buffer;
 
@@ -203,7 +204,8 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
     let forwarded =
         Forwarded { peer: peer.as_bytes(), scheme: "http", host: "backend:8080", request_id: b"0a1b", kind, trusted };
     let mut out = Vec::new();
-    encode::request(&mut out, ours, &forwarded);
+    let path = SentPath::of(ours.path());
+    encode::request(&mut out, ours, &forwarded, &Rewrite { path: path.changed() });
     let went = reference::request_head(&out).unwrap_or_else(|fault| panic!("{fault:?}: {}", text(&out)));
     assert_eq!(went.length, out.len(), "one head and nothing else: {}", text(&out));
 
@@ -212,7 +214,7 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
         (b"", Method::Options) => b"*".to_vec(),
         (b"", _) => b"/".to_vec(),
         ([b'?', ..], _) => [b"/", meant.target.as_slice()].concat(),
-        (target, _) => target.to_vec(),
+        (target, _) => model::sent_target(target),
     };
     assert_eq!(went.line, [came.line[0].clone(), target, b"HTTP/1.1".to_vec()]);
 

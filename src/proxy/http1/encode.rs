@@ -11,12 +11,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::proxy::client::Own;
 use crate::proxy::forwarded::Forwarded;
 use crate::proxy::head::{Field, Fields, Framing, Known, Method, RequestHead, ResponseHead, Version, list};
+use crate::proxy::rewrite::Rewrite;
 
 /// Writes a request head for a backend, as HTTP/1.1.
-pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>) {
+pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>, rewrite: &Rewrite<'_>) {
     out.extend_from_slice(head.method_name());
     out.push(b' ');
-    match head.target() {
+    let (target, query) = rewrite.target(head);
+    match target {
         // About the server as a whole, in absolute form (RFC 9112 §3.2.4).
         [] if head.method == Method::Options => out.push(b'*'),
         target => {
@@ -24,6 +26,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>)
                 out.push(b'/');
             }
             out.extend_from_slice(target);
+            out.extend_from_slice(query);
         }
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");

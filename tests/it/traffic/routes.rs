@@ -61,6 +61,34 @@ fn routes_lead_by_host_path_and_listener() {
     assert_eq!(inside.response().text(), "private");
 }
 
+/// What a client has signed is what the backend checks.
+#[test]
+fn a_path_goes_on_as_it_came_unless_it_has_dot_segments() {
+    let [default, api] = [(); 2].map(|()| Backend::new());
+    let daemon = Setup::new()
+        .set("BACKEND_ADDRESS", &default.address)
+        .route("api.env", &format!("MATCH_PATH=/api\nBACKEND_ADDRESS={}\n", api.address))
+        .start();
+    let mut client = daemon.connect();
+    for (target, backend, sent) in [
+        ("/%61pi/%7Euser//a%2fb/c%3d?sig=%2B%2f/../x", &api, "/%61pi/%7Euser//a%2fb/c%3d?sig=%2B%2f/../x"),
+        ("/x/../api/%7euser//a%2fb?q=/../%2e", &api, "/api/~user//a%2Fb?q=/../%2e"),
+        ("/api/%2E%2e/y", &default, "/y"),
+        ("/api/.%2e/%2e/api", &api, "/api"),
+        ("/api%2f..%2fy", &default, "/api%2f..%2fy"),
+        ("http://door.test/z/..", &default, "/"),
+        ("/api/...", &api, "/api/..."),
+    ] {
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: door.test\r\n\r\n"));
+        let (mut peer, request) = backend.take();
+        assert_eq!(request.head.line, format!("GET {sent} HTTP/1.1"), "{target}");
+        peer.answer_last("");
+        client.response();
+    }
+    // The log says what the client did.
+    daemon.record("/api/%2E%2e/y");
+}
+
 #[test]
 fn a_host_without_a_route_is_answered_with_404() {
     let backend = Backend::new();

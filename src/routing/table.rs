@@ -1,4 +1,4 @@
-//! Which route a request or a connection takes.
+//! The table: host, path and listener → route.
 //!
 //! Of all routes that match, the most specific one wins: an exact host over the
 //! longest `*.` one over none; then an exact path over the longest prefix over
@@ -10,32 +10,41 @@
 //! configuration and then only read. What is compared is a normalised copy, made
 //! only when there is something to normalise and a route that asks for it.
 
-use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use crate::config::{HostPattern, Mode, PathPattern, RouteConfig, normal_host, normal_path};
+use rustc_hash::FxHashMap;
+
+use crate::config::{HostPattern, Mode, PathPattern, RouteConfig, SentPath, normal_host};
 
 /// The routes of one configuration.
 ///
-/// Routes are named by their index in the slice that the table was built from.
+/// Routes are named by their index in the slice that the table was built from. The
+/// maps' keys come from the configuration alone, so their hash need not withstand clients.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
-    hosts: HashMap<Box<[u8]>, Vec<Rule>>,
+    hosts: FxHashMap<Box<[u8]>, Vec<Rule>>,
     /// By the parent: `example.com` for `*.example.com`.
-    below: HashMap<Box<[u8]>, Vec<Rule>>,
+    below: FxHashMap<Box<[u8]>, Vec<Rule>>,
     anywhere: Vec<Rule>,
     reads_paths: bool,
-    listeners: HashMap<Box<str>, Mode>,
+    listeners: FxHashMap<Box<str>, Mode>,
     /// The route of each listener with `MODE=tcp`.
-    tcp: HashMap<Box<str>, usize>,
+    tcp: FxHashMap<Box<str>, usize>,
     default: Option<(usize, Mode)>,
 }
 
-/// One combination of path and listener, below its host.
+/// One combination of host, path and listener that leads to a route.
 #[derive(Debug, Clone)]
-struct Rule {
-    path: Option<PathPattern>,
-    listener: Option<Box<str>>,
-    route: usize,
+pub struct Rule {
+    /// The host, unless any will do.
+    pub host: Option<Arc<HostPattern>>,
+    /// The path, unless any will do.
+    pub path: Option<PathPattern>,
+    /// The listener, unless any will do.
+    pub listener: Option<Box<str>>,
+    /// The route's index.
+    pub route: usize,
 }
 
 impl Rule {
@@ -54,7 +63,7 @@ impl Rule {
             }
     }
 
-    /// Orders the more specific rule first.
+    /// Orders the more specific rule of one host first.
     fn rank(&self) -> (u8, std::cmp::Reverse<usize>, bool) {
         let (kind, length) = match &self.path {
             Some(PathPattern::Exact(_)) => (0, 0),
@@ -63,6 +72,15 @@ impl Rule {
         };
         (kind, std::cmp::Reverse(length), self.listener.is_none())
     }
+}
+
+/// A route that would take a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Hit<'a> {
+    /// The route's index.
+    pub route: usize,
+    /// What of it matches; none for the default route, which takes the rest.
+    pub rule: Option<&'a Rule>,
 }
 
 impl Table {
@@ -96,60 +114,100 @@ impl Table {
             return;
         }
         self.reads_paths |= !matcher.match_path.is_empty();
-        let mut rules = Vec::new();
-        for path in each(&matcher.match_path) {
-            for listener in each(&matcher.match_listener) {
-                rules.push(Rule {
-                    path: path.cloned(),
-                    listener: listener.map(|name| name.as_str().into()),
-                    route: index,
-                });
-            }
-        }
-        for host in &matcher.match_host {
-            let (map, key) = match host {
-                HostPattern::Exact(host) => (&mut self.hosts, host),
-                HostPattern::Below(parent) => (&mut self.below, parent),
+        for host in each(&matcher.match_host) {
+            let rules = match host {
+                Some(HostPattern::Exact(host)) => self.hosts.entry(host.as_bytes().into()).or_default(),
+                Some(HostPattern::Below(parent)) => self.below.entry(parent.as_bytes().into()).or_default(),
+                None => &mut self.anywhere,
             };
-            map.entry(key.as_bytes().into()).or_default().extend(rules.iter().cloned());
-        }
-        if matcher.match_host.is_empty() {
-            self.anywhere.append(&mut rules);
+            let host = host.map(|host| Arc::new(host.clone()));
+            for path in each(&matcher.match_path) {
+                for listener in each(&matcher.match_listener) {
+                    rules.push(Rule {
+                        host: host.clone(),
+                        path: path.cloned(),
+                        listener: listener.map(|name| name.as_str().into()),
+                        route: index,
+                    });
+                }
+            }
         }
     }
 
     /// The route of a request, or none when nobody serves it (an answer of 404).
     ///
-    /// `host` is the `Host` field or the authority as it came, `path` the path
-    /// with or without its query, `listener` the name of the listener. Allocates
-    /// only for a host or a path that is not in normal form, and nothing at all
-    /// when there is but the default route.
-    pub fn find(&self, host: Option<&[u8]>, path: &[u8], listener: &str) -> Option<usize> {
-        if self.hosts.is_empty() && self.below.is_empty() && self.anywhere.is_empty() {
-            return self.fallback();
-        }
-        let path = if self.reads_paths { normal_path(path) } else { path.into() };
-        let among = |rules: &[Rule]| rules.iter().find(|rule| rule.matches(&path, listener)).map(|rule| rule.route);
-        if !(self.hosts.is_empty() && self.below.is_empty()) {
-            let host = normal_host(host.unwrap_or_default());
-            let exact = self.hosts.get(&*host).and_then(|rules| among(rules));
-            if exact.is_some() {
-                return exact;
-            }
-            let mut rest: &[u8] = &host;
-            while let Some(dot) = memchr::memchr(b'.', rest).filter(|_| !self.below.is_empty()) {
-                let empty_label = dot == 0;
-                rest = rest.get(dot + 1..).unwrap_or_default();
-                if empty_label {
-                    continue; // `.example.com` is no host below example.com
+    /// `host` is the `Host` field or the authority as it came, `listener` the name of the
+    /// listener. Allocates only for a host or a path that is not in normal form, and
+    /// nothing at all when there is but the default route.
+    pub fn find(&self, host: Option<&[u8]>, path: &SentPath<'_>, listener: &str) -> Option<usize> {
+        self.search(host, path, listener, |hit| ControlFlow::Break(hit.route))
+    }
+
+    /// Every route that would take a request if the ones before it were not there; the
+    /// first one is what [`Table::find`] finds.
+    pub fn matching(&self, host: Option<&[u8]>, path: &SentPath<'_>, listener: &str) -> Vec<Hit<'_>> {
+        let mut hits = Vec::new();
+        let _: Option<()> = self.search(host, path, listener, |hit| {
+            hits.push(hit);
+            ControlFlow::Continue(())
+        });
+        hits
+    }
+
+    /// Shows the routes that match to `found`, the most specific one first, until that
+    /// has had enough.
+    #[inline]
+    fn search<'a, B>(
+        &'a self,
+        host: Option<&[u8]>,
+        path: &SentPath<'_>,
+        listener: &str,
+        mut found: impl FnMut(Hit<'a>) -> ControlFlow<B>,
+    ) -> Option<B> {
+        if !(self.hosts.is_empty() && self.below.is_empty() && self.anywhere.is_empty()) {
+            let path = if self.reads_paths { path.normal() } else { path.bytes().into() };
+            let mut among = |rules: &'a [Rule]| {
+                let mut fit = rules.iter().filter(|rule| rule.matches(&path, listener));
+                fit.find_map(|rule| found(Hit { route: rule.route, rule: Some(rule) }).break_value())
+            };
+            if !(self.hosts.is_empty() && self.below.is_empty()) {
+                let host = normal_host(host.unwrap_or_default());
+                let exact = self.hosts.get(&*host).and_then(|rules| among(rules));
+                if exact.is_some() {
+                    return exact;
                 }
-                let found = self.below.get(rest).and_then(|rules| among(rules));
-                if found.is_some() {
-                    return found;
+                let mut rest: &[u8] = &host;
+                while let Some(dot) = memchr::memchr(b'.', rest).filter(|_| !self.below.is_empty()) {
+                    let empty_label = dot == 0;
+                    rest = rest.get(dot + 1..).unwrap_or_default();
+                    if empty_label {
+                        continue; // `.example.com` is no host below example.com
+                    }
+                    let below = self.below.get(rest).and_then(|rules| among(rules));
+                    if below.is_some() {
+                        return below;
+                    }
                 }
             }
+            let anywhere = among(&self.anywhere);
+            if anywhere.is_some() {
+                return anywhere;
+            }
         }
-        among(&self.anywhere).or_else(|| self.fallback())
+        let fallback = self.default.filter(|(_, mode)| *mode == Mode::Http);
+        fallback.and_then(|(route, _)| found(Hit { route, rule: None }).break_value())
+    }
+
+    /// Every rule in an order in which the first one that matches a request is the one
+    /// that counts: exact hosts, then `*.` ones from the deepest on, then any host; for
+    /// each host exact paths, then prefixes from the longest on, then any path.
+    pub fn rules(&self) -> Vec<&Rule> {
+        let mut hosts: Vec<_> = self.hosts.iter().collect();
+        hosts.sort_by_key(|(host, _)| *host);
+        let mut below: Vec<_> = self.below.iter().collect();
+        below.sort_by_key(|(parent, _)| (std::cmp::Reverse(parent.len()), *parent));
+        let all = hosts.into_iter().chain(below).flat_map(|(_, rules)| rules);
+        all.chain(&self.anywhere).collect()
     }
 
     /// The mode of a listener.
@@ -166,11 +224,6 @@ impl Table {
             (None, Some(_)) => None,
             (None, None) => self.default.filter(|(_, mode)| *mode == Mode::Tcp).map(|(route, _)| route),
         }
-    }
-
-    /// The default route, when it speaks HTTP.
-    fn fallback(&self) -> Option<usize> {
-        self.default.filter(|(_, mode)| *mode == Mode::Http).map(|(route, _)| route)
     }
 }
 
@@ -198,10 +251,24 @@ mod tests {
 
     fn found<'a>(config: &'a Config, host: &str, path: &str, listener: &str) -> &'a str {
         let host = (host != "-").then_some(host.as_bytes());
-        match Table::new(&config.routes).find(host, path.as_bytes(), listener) {
+        let (table, path) = (Table::new(&config.routes), SentPath::of(path.as_bytes()));
+        let found = table.find(host, &path, listener);
+        // A list of all that match begins with it, and the first rule of all that matches is its.
+        let all = table.matching(host, &path, listener);
+        assert_eq!(all.first().map(|hit| hit.route), found);
+        let listed = table
+            .rules()
+            .into_iter()
+            .find(|rule| all.iter().any(|hit| hit.rule.is_some_and(|one| std::ptr::eq(one, *rule))));
+        assert_eq!(listed.map(|rule| rule.route), all.first().and_then(|hit| hit.rule).map(|rule| rule.route));
+        match found {
             Some(route) => &config.routes[route].name,
             None => "-",
         }
+    }
+
+    fn find(table: &Table, host: Option<&[u8]>, path: &str, listener: &str) -> Option<usize> {
+        table.find(host, &SentPath::of(path.as_bytes()), listener)
     }
 
     #[test]
@@ -219,7 +286,7 @@ mod tests {
                 ("path-exact", "MATCH_PATH==/static/img"),
                 ("listener", "MATCH_LISTENER=inside"),
                 ("path-listener", "MATCH_PATH=/static\nMATCH_LISTENER=inside"),
-                ("v6", "MATCH_HOST=[::1]"),
+                ("v6", "MATCH_HOST=[0:0::1]"),
             ],
         );
         for (host, path, listener, route) in [
@@ -228,7 +295,7 @@ mod tests {
             ("www.example.com", "/api", "http", "exact-host-api"),
             ("www.example.com", "/api/v1", "http", "exact-host-api"),
             ("www.example.com", "/apis", "http", "exact-host"),
-            ("www.example.com", "/%61pi?x", "http", "exact-host-api"),
+            ("www.example.com", "/%61pi", "http", "exact-host-api"),
             ("www.example.com", "/x/../api", "http", "exact-host-api"),
             ("www.example.com", "/x%2F..%2Fapi", "http", "exact-host"),
             ("app.example.com", "/", "http", "below"),
@@ -254,6 +321,7 @@ mod tests {
             ("-", "/static", "http", "path"),
             ("", "*", "http", "default"),
             ("[::1]:80", "/", "http", "v6"),
+            ("[0::0001]", "/", "http", "v6"),
             ("[::2]:80", "/", "http", "default"),
         ] {
             assert_eq!(found(&config, host, path, listener), route, "{host} {path} {listener}");
@@ -293,9 +361,9 @@ mod tests {
             assert_eq!(table.mode(listener), Mode::Http);
             assert_eq!(table.find_tcp(listener), None);
         }
-        assert_eq!(table.find(None, b"/", "app"), Some(1));
-        assert_eq!(table.find(None, b"/static", "http"), Some(2));
-        assert_eq!(table.find(None, b"/", "http"), Some(3));
+        assert_eq!(find(&table, None, "/", "app"), Some(1));
+        assert_eq!(find(&table, None, "/static", "http"), Some(2));
+        assert_eq!(find(&table, None, "/", "http"), Some(3));
     }
 
     #[test]
@@ -306,17 +374,17 @@ mod tests {
         assert_eq!(table.find_tcp("http"), Some(1));
         assert_eq!(table.mode("app"), Mode::Http);
         assert_eq!(table.find_tcp("app"), None);
-        assert_eq!(table.find(Some(b"a.example.com"), b"/", "app"), Some(0));
-        assert_eq!(table.find(Some(b"b.example.com"), b"/", "app"), None);
+        assert_eq!(find(&table, Some(b"a.example.com"), "/", "app"), Some(0));
+        assert_eq!(find(&table, Some(b"b.example.com"), "/", "app"), None);
     }
 
     #[test]
     fn without_route_files_everything_is_the_default() {
         let config = config("", &[]);
         let table = Table::new(&config.routes);
-        assert_eq!(table.find(Some(b"any"), b"/../%61", "http"), Some(0));
-        assert_eq!(table.find(None, b"*", "x"), Some(0));
+        assert_eq!(find(&table, Some(b"any"), "/../%61", "http"), Some(0));
+        assert_eq!(find(&table, None, "*", "x"), Some(0));
         assert_eq!(table.mode("x"), Mode::Http);
-        assert_eq!(Table::default().find(None, b"/", "http"), None);
+        assert_eq!(find(&Table::default(), None, "/", "http"), None);
     }
 }
