@@ -14,7 +14,10 @@ fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => lifecycle::run(lifecycle::Options { config: request }),
         Command::Check => cli::end(cli::check(&request)),
-        Command::Explain { key } => cli::end(cli::explain(key.as_deref(), &request)),
+        Command::Explain { request: Some(asked), listener, .. } => {
+            cli::end(cli::explain_request(&asked, &listener, &request))
+        }
+        Command::Explain { key, .. } => cli::end(cli::explain(key.as_deref(), &request)),
         Command::Reload { daemon } => cli::end(cli::reload(&daemon.path())),
         Command::Status { json, daemon } => cli::end(cli::status(&daemon.path(), json)),
         Command::Completions { shell } => cli::end(cli::completions(shell)),

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{CONFIGURATION, access, complain, say, table};
-use crate::config::{Auto, Config, Matcher, Origin, Request, RouteConfig, Setting, load};
+use crate::config::{Auto, Config, Matcher, Mode, Origin, Request, RouteConfig, Setting, load};
+use crate::routing::{Rule, Table};
+use crate::telemetry::Reason;
 
 /// Prints the problems of the configuration on standard error, or its meaning on standard output.
 ///
@@ -57,6 +59,7 @@ fn meaning(config: &Config) -> String {
         parts.push(format!("\nsettings\n{}", settings("  ", &config.settings)));
     }
     parts.push(format!("\nroutes; of those that match, the most specific one counts\n{}", routes(config)));
+    parts.extend(routing(config).map(|rows| format!("\nrequests take the first line here that matches\n{rows}")));
     parts.join("\n")
 }
 
@@ -109,7 +112,9 @@ fn routes(config: &Config) -> String {
     let heads: Vec<[String; 4]> = config
         .routes
         .iter()
-        .map(|route| [route.name.clone(), route.settings.mode.to_string(), matching(route), backends(route)])
+        .map(|route| {
+            [route.name.clone(), route.settings.mode.to_string(), matching(route), format!("→ {}", leads_to(route))]
+        })
         .collect();
     let heads = table("  ", &heads);
     let lines = heads.lines().zip(&config.routes).map(|(head, route)| {
@@ -122,6 +127,35 @@ fn routes(config: &Config) -> String {
         if own.is_empty() { head.to_owned() } else { format!("{head}\n{}", settings("      ", &own)) }
     });
     lines.collect::<Vec<String>>().join("\n")
+}
+
+/// The routing table, if there is more in it than the default route.
+fn routing(config: &Config) -> Option<String> {
+    let routes = Table::new(&config.routes);
+    let name = |route: usize| config.routes.get(route).map_or_else(String::new, |route| format!("→ {}", route.name));
+    let any = || "any".to_owned();
+    let mut rows: Vec<[String; 4]> = routes
+        .rules()
+        .into_iter()
+        .map(|Rule { host, path, listener, route }| {
+            [
+                host.as_ref().map_or_else(any, ToString::to_string),
+                path.as_ref().map_or_else(any, ToString::to_string),
+                listener.as_ref().map_or_else(any, ToString::to_string),
+                name(*route),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return None;
+    }
+    rows.insert(0, ["host", "path", "listener", ""].map(ToOwned::to_owned));
+    let rest = match config.routes.last() {
+        Some(default) if default.settings.mode == Mode::Http => format!("→ {}", default.name),
+        _ => format!("{} {}", Reason::NoRoute.status(), Reason::NoRoute),
+    };
+    rows.push([any(), any(), any(), rest]);
+    Some(table("  ", &rows))
 }
 
 /// What a route takes, in words.
@@ -142,7 +176,8 @@ fn matching(route: &RouteConfig) -> String {
     if parts.is_empty() { "everything else".to_owned() } else { parts.join("; ") }
 }
 
-fn backends(route: &RouteConfig) -> String {
+/// The backends of a route.
+pub(super) fn leads_to(route: &RouteConfig) -> String {
     let backends: Vec<String> = route
         .settings
         .backend_address
@@ -152,5 +187,5 @@ fn backends(route: &RouteConfig) -> String {
             weight => format!("{} (weight {weight})", backend.target),
         })
         .collect();
-    format!("→ {}", backends.join(", "))
+    backends.join(", ")
 }

@@ -12,6 +12,7 @@ mod docs;
 mod explain;
 mod generate;
 mod man;
+mod route;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use check::check;
 pub use client::{reload, status};
 pub use explain::explain;
 pub use generate::{completions, generate};
+pub use route::{LISTENER, explain_request};
 
 /// Exit code: the daemon is not running.
 pub const NOT_RUNNING: u8 = 3;
@@ -64,11 +66,21 @@ pub enum Command {
     /// listens, what is set and by whom, and the routes. Run as root it also examines whether the user doorward may
     /// read the files. Changes nothing and needs no running daemon.
     Check,
-    /// Explain a key of the configuration, or list all keys
+    /// Explain a key of the configuration, or what becomes of a request; without either, list all keys
+    ///
+    /// With --request: which route takes it, by which of its patterns, before which other routes, and every key that
+    /// is not left at its default, with the file and line that say so. It is routed by the code of the daemon; nothing
+    /// is sent anywhere.
     Explain {
         /// The key; case does not matter
         #[arg(value_parser = KeyName, hide_possible_values = true)]
         key: Option<String>,
+        /// A request, as in 'GET http://api.example.com/v1/x'
+        #[arg(long, value_name = "REQUEST", conflicts_with = "key")]
+        request: Option<String>,
+        /// The name of the listener that the request comes in by
+        #[arg(long, value_name = "NAME", requires = "request", default_value = LISTENER)]
+        listener: String,
     },
     /// Make the running daemon read its configuration anew
     ///

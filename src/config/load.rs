@@ -362,6 +362,11 @@ impl Config {
         self.settings.iter().find(|setting| setting.key.name == key)
     }
 
+    /// Who set a key for a route, itself or by what it inherits, if anybody did.
+    pub fn setting_of<'a>(&'a self, route: &'a RouteConfig, key: &str) -> Option<&'a Setting> {
+        route.setting(key).or_else(|| self.setting(key))
+    }
+
     /// The files that were read, `config.env` first.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let main = std::iter::once(&self.origin);

@@ -13,7 +13,7 @@ use doorward::config::{Auto, Config, KEYS, Mode, Origin, Problems, Request, load
 use tempfile::TempDir;
 
 /// A folder with these files; `routes.d/` is made when a name asks for it.
-fn folder(files: &[(&str, &str)]) -> TempDir {
+pub fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
         let path = folder.path().join(name);
@@ -24,7 +24,7 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
 }
 
 /// Runs doorward in `folder` with nothing but these variables.
-fn doorward(folder: &Path, environment: &[(&str, &str)], args: &[&str]) -> Output {
+pub fn doorward(folder: &Path, environment: &[(&str, &str)], args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_doorward"))
         .args(args)
         .current_dir(folder)
@@ -34,11 +34,11 @@ fn doorward(folder: &Path, environment: &[(&str, &str)], args: &[&str]) -> Outpu
         .unwrap()
 }
 
-fn stdout(output: &Output) -> &str {
+pub fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).unwrap()
 }
 
-fn stderr(output: &Output) -> &str {
+pub fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
@@ -52,7 +52,7 @@ fn loaded(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<Config
 }
 
 /// The problems of these files, without their folder and excerpts.
-fn problems(files: &[(&str, &str)]) -> Vec<String> {
+pub fn problems(files: &[(&str, &str)]) -> Vec<String> {
     let folder = folder(files);
     let request = Request { path: Some(folder.path().join("config.env")), ..Request::default() };
     let prefix = format!("{}/", folder.path().display());
@@ -326,6 +326,11 @@ routes; of those that match, the most specific one counts
   20-db    tcp   listener db         → 127.0.0.1:8081, builtin:echo
       MODE  tcp  routes.d/20-db.env:1
   default  http  everything else     → 127.0.0.1:8081, builtin:echo
+
+requests take the first line here that matches
+  host           path  listener
+  *.example.com  any   any       → 10-api
+  any            any   any       → default
 "
     );
 }

@@ -13,6 +13,8 @@ mod lifecycle_drain; // SIGTERM, drain, cut, what waits meanwhile
 #[cfg(test)]
 mod peer; // plain sockets with a buffer: clients, and backends that do as a test says
 #[cfg(test)]
+mod routing; // the routing table, and what explain says of a request
+#[cfg(test)]
 mod tidy; // floors, lengths, documents that must stay true
 #[cfg(test)]
 mod traffic; // requests, tunnels and connections on their way through

@@ -61,6 +61,42 @@ fn routes_lead_by_host_path_and_listener() {
     assert_eq!(inside.response().text(), "private");
 }
 
+/// Else it would mislead whoever asks.
+#[test]
+fn what_explain_says_of_a_request_is_what_the_daemon_does() {
+    let (inside, address) = listener();
+    let setup = Setup::new()
+        .route("exact.env", "MATCH_HOST=a.test,[::1]\nMATCH_PATH==/x\n")
+        .route("prefix.env", "MATCH_HOST=a.test\nMATCH_PATH=/x\n")
+        .route("below.env", "MATCH_HOST=*.test\n")
+        .route("inside.env", "MATCH_LISTENER=inside\n")
+        .listener("inside", inside);
+    let config = setup.path("config.env");
+    let daemon = setup.start();
+    let mut clients = [("http", daemon.connect()), ("inside", Peer::connect(address))];
+    for (number, url) in
+        ["http://a.test/x", "http://A.test.:80/%78/y", "http://b.test/x", "http://[0::1]/y/../x", "http://test/"]
+            .into_iter()
+            .enumerate()
+    {
+        for (listener, client) in &mut clients {
+            let request = format!("GET {url}");
+            let said = std::process::Command::new(env!("CARGO_BIN_EXE_doorward"))
+                .args(["explain", "--request", &request, "--listener", listener, "--config"])
+                .arg(&config)
+                .output()
+                .unwrap();
+            let said = String::from_utf8(said.stdout).unwrap();
+            let route = said.split_once("\n  route ").unwrap().1.split_whitespace().next().unwrap();
+            let id = format!("{listener}-{number}");
+            client.send(format!("{request} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id}\r\n\r\n"));
+            client.response();
+            let record = daemon.logged(&id, |line| line["request_id"] == *id);
+            assert_eq!(record["route"], route, "{said}");
+        }
+    }
+}
+
 /// What a client has signed is what the backend checks.
 #[test]
 fn a_path_goes_on_as_it_came_unless_it_has_dot_segments() {
