@@ -98,6 +98,8 @@ pub struct Status {
     pub p99_us: u64,
     /// Backends, each once.
     pub backends: Vec<BackendStatus>,
+    /// Routes that have no backend left and use all that take connections.
+    pub failing_open: Vec<String>,
     /// Log records dropped since the start, for want of room or of a reader.
     pub log_dropped: u64,
     /// The last reload, if there was one.
@@ -124,6 +126,11 @@ pub struct BackendStatus {
     pub address: String,
     /// Whether requests may be sent to it now.
     pub up: bool,
+    /// `up`, or why not: `down`, `failing`, `ejected`.
+    pub state: String,
+    /// Since when it is so, in seconds since 1970; none when it always was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
     /// Why not, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

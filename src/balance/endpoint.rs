@@ -1,27 +1,19 @@
 //! Endpoint: one backend, and what is known of it across all workers.
 //!
 //! An endpoint lives as long as any configuration names it: a reload passes it on,
-//! so that its state survives. It is *down* after [`FALL`] failed connection attempts
-//! in a row, for a time that doubles from [`DOWN_FIRST`] to [`DOWN_MOST`]; then one
-//! request may probe it, and one success brings it back. Only connection failures on
-//! the backend's side count: our own shortages and leaving clients never do.
+//! so that its state survives. What is held against it is worked out in
+//! [`super::standing`], under a lock that is taken only when something goes wrong or
+//! has just gone right again: a request to an endpoint that is well reads two numbers
+//! and writes none.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::standing::{Report, Standing, State};
 use crate::config::{BackendAddress, Target};
-
-/// Failed connection attempts in a row after which an endpoint is down.
-pub const FALL: u32 = 5;
-
-/// How long an endpoint is first held to be down.
-pub const DOWN_FIRST: Duration = Duration::from_millis(100);
-
-/// How long an endpoint is held to be down at most before it is probed again: short,
-/// since every request is refused meanwhile where it is the only one.
-pub const DOWN_MOST: Duration = Duration::from_secs(1);
+use crate::telemetry::Reason;
 
 /// Addresses of one name that are kept; more are ignored.
 const ADDRESSES_MOST: usize = 64;
@@ -35,24 +27,19 @@ pub struct Endpoint {
     host: Arc<str>,
     addresses: RwLock<Addresses>,
     turn: AtomicU32,
-    failures: AtomicU32,
-    /// Milliseconds of the daemon's clock until which it is left alone; 0 when up.
+    standing: Mutex<Standing>,
+    /// What of the standing requests look at, in milliseconds of the daemon's clock.
+    closed_until: AtomicU64,
     down_until: AtomicU64,
+    up_since: AtomicU64,
+    /// Whether a connection made, or an answer, changes anything.
+    troubled: AtomicBool,
 }
 
 #[derive(Debug)]
 enum Addresses {
     Known(Arc<[SocketAddr]>),
     Unknown(Arc<str>),
-}
-
-/// A change of state worth a journal record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// It was up and is down now.
-    WentDown,
-    /// It was down and is up now.
-    CameUp,
 }
 
 impl Endpoint {
@@ -73,8 +60,11 @@ impl Endpoint {
             host,
             addresses: RwLock::new(addresses),
             turn: AtomicU32::new(0),
-            failures: AtomicU32::new(0),
+            standing: Mutex::default(),
+            closed_until: AtomicU64::new(0),
             down_until: AtomicU64::new(0),
+            up_since: AtomicU64::new(0),
+            troubled: AtomicBool::new(false),
         }
     }
 
@@ -138,91 +128,182 @@ impl Endpoint {
             || matches!(&*self.addresses.read().unwrap_or_else(PoisonError::into_inner), Addresses::Known(_))
     }
 
-    /// Notes a connection made, or an answer given.
-    pub fn succeeded(&self) -> Option<Change> {
-        // The usual case reads one shared line and writes nothing.
-        if self.failures.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        self.failures.store(0, Ordering::Relaxed);
-        (self.down_until.swap(0, Ordering::Relaxed) != 0).then_some(Change::CameUp)
+    /// Whether anything is held against it, or was counted, that a connection made or an
+    /// answer would lift. While nothing is, neither need be reported.
+    #[inline]
+    #[must_use]
+    pub fn is_troubled(&self) -> bool {
+        self.troubled.load(Ordering::Relaxed)
     }
 
-    /// Notes a connection that failed on the backend's side, at `now` milliseconds.
-    pub fn failed(&self, now: u64) -> Option<Change> {
+    /// Notes a connection made, at `now` milliseconds; whether its state changed.
+    pub fn connected(&self, now: u64) -> bool {
+        self.is_troubled() && self.change(|standing| standing.connected(now)).1
+    }
+
+    /// Notes an answer given, at `now` milliseconds; whether its state changed.
+    pub fn answered(&self, now: u64) -> bool {
+        self.is_troubled() && self.change(|standing| standing.answered(now)).1
+    }
+
+    /// Notes a connection that failed on the backend's side, at `now` milliseconds;
+    /// whether its state changed.
+    pub fn refused(&self, reason: Reason, now: u64) -> bool {
         // The next attempt goes to the next of its addresses.
         self.turn.fetch_add(1, Ordering::Relaxed);
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if failures < FALL {
-            return None;
-        }
-        let doublings = (failures - FALL).min(16);
-        let rest = DOWN_FIRST.saturating_mul(1 << doublings).min(DOWN_MOST);
-        let until = now.saturating_add(u64::try_from(rest.as_millis()).unwrap_or(u64::MAX)).max(1);
-        (self.down_until.swap(until, Ordering::Relaxed) == 0).then_some(Change::WentDown)
+        self.change(|standing| standing.refused(reason, now)).1
+    }
+
+    /// Notes a request that failed in a way that counts for an ejection, at `now`
+    /// milliseconds; how many did in a row, and whether its state changed.
+    pub fn failed(&self, what: &'static str, now: u64) -> (u32, bool) {
+        self.change(|standing| standing.failed(what, now))
+    }
+
+    /// Requests that failed in a row in a way that counts for an ejection, and how the last
+    /// one did.
+    #[must_use]
+    pub fn failures(&self) -> (u32, Option<&'static str>) {
+        if self.is_troubled() { self.with(|standing| standing.failures()) } else { (0, None) }
+    }
+
+    /// Leaves it alone from `now` on; see [`Standing::eject`].
+    pub fn eject(&self, time: Duration, most: Duration, why: Arc<str>, now: u64) {
+        self.change(|standing| standing.eject(time, most, why, now));
+    }
+
+    /// Notes the outcome of a check; `Err` says why it did not pass.
+    pub fn checked(&self, outcome: Result<(), Arc<str>>, rise: u32, fall: u32, now: u64) {
+        self.change(|standing| standing.checked(outcome, rise, fall, now));
+    }
+
+    /// Forgets what checks have found: it is not checked any more.
+    pub fn unchecked(&self, now: u64) {
+        self.change(|standing| standing.unchecked(now));
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.with(|standing| standing.report())
+    }
+
+    /// Whether anything is held against it.
+    #[must_use]
+    pub fn state(&self) -> State {
+        if self.closed_until.load(Ordering::Relaxed) == 0 { State::Up } else { self.with(|standing| standing.state()) }
     }
 
     /// Whether it is held to be up.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.down_until.load(Ordering::Relaxed) == 0 && self.is_resolved()
+        self.closed_until.load(Ordering::Relaxed) == 0 && self.is_resolved()
     }
 
-    /// Whether a request may go there at `now`: it is up, or its rest is over and this
-    /// caller is the one that probes it.
+    /// Whether no connection can be made to it: it is down, or has no address.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.down_until.load(Ordering::Relaxed) != 0 || !self.is_resolved()
+    }
+
+    /// When it came up after it had been out, in milliseconds of the daemon's clock; 0 for
+    /// one that never was out.
+    #[must_use]
+    pub fn up_since(&self) -> u64 {
+        self.up_since.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request may go there at `now`: nothing is held against it, or what is has
+    /// had its time and this caller is the one that tries whether it still holds.
     #[must_use]
     pub fn admits(&self, now: u64) -> bool {
-        let until = self.down_until.load(Ordering::Relaxed);
-        if until == 0 {
-            return true;
+        match self.closed_until.load(Ordering::Relaxed) {
+            0 => true,
+            until if now < until => false,
+            _ => self.change(|standing| standing.claim(now)).0,
         }
-        // Whoever moves the mark is the probe; the others keep away meanwhile.
-        let next = now.saturating_add(u64::try_from(DOWN_MOST.as_millis()).unwrap_or(u64::MAX));
-        now >= until && self.down_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// The same where nothing better is left: only one that is down is kept away from.
+    #[must_use]
+    pub fn admits_anyway(&self, now: u64) -> bool {
+        match self.down_until.load(Ordering::Relaxed) {
+            0 => true,
+            until if now < until => false,
+            _ => self.change(|standing| standing.claim_connection(now)).0,
+        }
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Standing) -> T) -> T {
+        read(&self.standing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes the standing and shows requests what has become of it; whether it changed
+    /// in a way that is worth a record.
+    #[cold]
+    fn change<T>(&self, change: impl FnOnce(&mut Standing) -> T) -> (T, bool) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = standing.changes();
+        let outcome = change(&mut standing);
+        self.closed_until.store(standing.closed_until(), Ordering::Relaxed);
+        self.down_until.store(standing.down_until(), Ordering::Relaxed);
+        self.up_since.store(standing.up_since(), Ordering::Relaxed);
+        self.troubled.store(!standing.is_clean(), Ordering::Relaxed);
+        (outcome, standing.changes() != before)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Change, Endpoint, FALL};
+    use super::Endpoint;
+    use crate::balance::standing::FALL;
     use crate::config::{BackendAddress, Target};
+    use crate::telemetry::Reason;
+
+    const REFUSED: Reason = Reason::BackendConnectRefused;
 
     fn named() -> Endpoint {
         Endpoint::new(&BackendAddress { target: Target::Name { host: "app.test".into(), port: 80 }, weight: 1 })
     }
 
     #[test]
-    fn five_failures_in_a_row_take_it_down_and_one_success_brings_it_back() {
+    fn what_requests_look_at_follows_the_standing() {
         let endpoint = named();
         endpoint.resolved(Ok(vec!["192.0.2.1:80".parse().unwrap()]));
+        assert!(!endpoint.is_troubled() && !endpoint.connected(5) && !endpoint.answered(5));
         for _ in 1..FALL {
-            assert_eq!(endpoint.failed(10), None);
+            assert!(!endpoint.refused(REFUSED, 10));
         }
-        assert!(endpoint.admits(10));
-        assert_eq!(endpoint.failed(10), Some(Change::WentDown));
-        assert!(!endpoint.admits(20) && !endpoint.is_up());
-        assert_eq!(endpoint.succeeded(), Some(Change::CameUp));
-        assert!(endpoint.admits(20) && endpoint.is_up());
+        assert!(endpoint.admits(10) && endpoint.is_troubled());
+        assert!(endpoint.refused(REFUSED, 10), "a change");
+        assert!(!endpoint.admits(20) && !endpoint.admits_anyway(20) && !endpoint.is_up() && endpoint.is_down());
+        assert!(endpoint.connected(30), "a change");
+        assert!(endpoint.admits(30) && endpoint.is_up() && !endpoint.is_troubled());
+        assert_eq!(endpoint.up_since(), 30);
     }
 
     #[test]
-    fn a_success_in_between_starts_the_count_anew() {
-        let endpoint = named();
-        for round in 0..20 {
-            assert_eq!(endpoint.failed(round), None);
-            assert_eq!(endpoint.succeeded(), None);
-        }
-    }
-
-    #[test]
-    fn after_its_rest_exactly_one_request_probes_it() {
+    fn exactly_one_of_many_threads_is_the_probe() {
         let endpoint = named();
         for _ in 0..FALL {
-            endpoint.failed(0);
+            endpoint.refused(REFUSED, 0);
         }
         assert!(!endpoint.admits(99));
-        assert!(endpoint.admits(100));
-        assert!(!endpoint.admits(101), "the probe is under way");
+        let admitted: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| endpoint.admits(100))).collect();
+            threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum()
+        });
+        assert_eq!(admitted, 1);
+    }
+
+    #[test]
+    fn failing_checks_close_it_only_as_long_as_there_is_better() {
+        let endpoint = named();
+        endpoint.resolved(Ok(vec!["192.0.2.1:80".parse().unwrap()]));
+        endpoint.checked(Err("status 500".into()), 2, 3, 1);
+        assert!(!endpoint.admits(1 << 50) && endpoint.admits_anyway(2) && !endpoint.is_up() && !endpoint.is_down());
+        endpoint.unchecked(3);
+        assert!(endpoint.admits(3));
     }
 
     #[test]
@@ -230,7 +311,7 @@ mod tests {
         let endpoint = named();
         endpoint.resolved(Ok(vec!["[::1]:80".parse().unwrap(), "127.0.0.1:80".parse().unwrap()]));
         let first = endpoint.address().unwrap();
-        endpoint.failed(0);
+        endpoint.refused(REFUSED, 0);
         assert_ne!(endpoint.address().unwrap(), first);
     }
 

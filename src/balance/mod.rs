@@ -1,9 +1,12 @@
 //! Which backend, and whether again.
 //!
-//! [`endpoint`] holds what is known of one backend, [`pool`] takes them in turn,
-//! [`retry`] decides what follows a failure. Policy only: no I/O, and time comes as
-//! an argument.
+//! [`endpoint`] holds what is known of one backend, [`standing`] what is held against it,
+//! by [`health`] checks or as an [`outlier`]; [`pool`] takes them in turn, [`retry`] decides
+//! what follows a failure. Policy only: no I/O, and time comes as an argument.
 
 pub mod endpoint;
+pub mod health;
+pub mod outlier;
 pub mod pool;
 pub mod retry;
+pub mod standing;

@@ -15,7 +15,7 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{NOT_RUNNING, complain, say, table};
-use crate::admin::protocol::{Answer, Command, Status};
+use crate::admin::protocol::{Answer, BackendStatus, Command, Status};
 
 /// Longest wait for a reload: names and certificates may take their time.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(90);
@@ -194,25 +194,32 @@ fn page(status: &Status, now: u64) -> String {
             [listener.name.clone(), listener.address.clone(), by.to_owned()]
         })
         .collect();
-    let backends: Vec<[String; 2]> = status
-        .backends
-        .iter()
-        .map(|backend| {
-            let state = match (&backend.reason, backend.up) {
-                (_, true) => "up".to_owned(),
-                (Some(reason), false) => format!("down: {reason}"),
-                (None, false) => "down".to_owned(),
-            };
-            [backend.address.clone(), state]
-        })
-        .collect();
-    let parts = [
+    let backends: Vec<[String; 2]> =
+        status.backends.iter().map(|backend| [backend.address.clone(), standing(backend, now)]).collect();
+    let mut parts = vec![
         format!("doorward {}", status.version),
         table("  ", &rows),
         format!("\nlisteners\n{}", table("  ", &listeners)),
         format!("\nbackends\n{}", table("  ", &backends)),
     ];
+    if !status.failing_open.is_empty() {
+        let routes = status.failing_open.join(", ");
+        parts.push(format!("\nno backend is left; all that take connections are used on: {routes}"));
+    }
     parts.join("\n")
+}
+
+/// How a backend stands: `up`, or `ejected for 12 s: 5 failures in a row`.
+fn standing(backend: &BackendStatus, now: u64) -> String {
+    // An older daemon tells no state.
+    let state = match backend.state.as_str() {
+        "" if backend.up => "up",
+        "" => "down",
+        state => state,
+    };
+    let since = backend.since.map_or_else(String::new, |since| format!(" for {}", span(now.saturating_sub(since))));
+    let reason = backend.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    format!("{state}{since}{reason}")
 }
 
 /// A count with its thousands apart: 1,204.
@@ -259,7 +266,12 @@ fn micros(micros: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::protocol::{BackendStatus, ListenerStatus, ReloadStatus};
+    use crate::admin::protocol::{ListenerStatus, ReloadStatus};
+
+    fn backend(address: &str, state: &str, since: Option<u64>, reason: Option<&str>) -> BackendStatus {
+        let (address, state, reason) = (address.to_owned(), state.to_owned(), reason.map(str::to_owned));
+        BackendStatus { address, up: state == "up", state, since, reason }
+    }
 
     #[test]
     fn the_page_tells_the_state_in_aligned_lines() {
@@ -281,9 +293,12 @@ mod tests {
             requests_per_second: 1203.6,
             p99_us: 3_140,
             backends: vec![
-                BackendStatus { address: "10.0.0.2:3000".to_owned(), up: true, reason: None },
-                BackendStatus { address: "app:80".to_owned(), up: false, reason: Some("no such name".to_owned()) },
+                backend("10.0.0.2:3000", "up", None, None),
+                backend("10.0.0.3:3000", "ejected", Some(940), Some("5 failures in a row")),
+                backend("app:80", "down", None, Some("no such name")),
+                BackendStatus { address: "of an older daemon".to_owned(), up: true, ..BackendStatus::default() },
             ],
+            failing_open: vec!["api".to_owned()],
             reload: Some(ReloadStatus {
                 ok: false,
                 at: 940,
@@ -307,8 +322,11 @@ mod tests {
              \nlisteners\n\
              \x20 http  127.0.0.1:8080  passed by systemd\n\
              \nbackends\n\
-             \x20 10.0.0.2:3000  up\n\
-             \x20 app:80         down: no such name"
+             \x20 10.0.0.2:3000       up\n\
+             \x20 10.0.0.3:3000       ejected for 1 min: 5 failures in a row\n\
+             \x20 app:80              down: no such name\n\
+             \x20 of an older daemon  up\n\
+             \nno backend is left; all that take connections are used on: api"
         );
     }
 

@@ -9,7 +9,7 @@ use super::load::{Config, RouteConfig};
 use super::problems::{Origin, Problem, Problems, Setting};
 use super::values::in_words;
 use super::words::Mode;
-use super::{Auto, HostPattern, PathPattern, Target};
+use super::{Auto, HostPattern, PathPattern, RouteSettings, Target};
 
 /// Most combinations of host, path and listener in one route.
 const COMBINATION_LIMIT: usize = 65_536;
@@ -23,6 +23,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
     let mut modes: HashMap<&str, &RouteConfig> = HashMap::new();
     for &route in &routes {
         backoff(config, route, problems);
+        ejection(config, route, problems);
         if route.is_default() {
             continue;
         }
@@ -59,26 +60,31 @@ fn combinations(route: &RouteConfig) -> usize {
 }
 
 fn backoff(config: &Config, route: &RouteConfig, problems: &mut Problems) {
-    if route.settings.retry_backoff <= route.settings.retry_backoff_max {
-        return;
+    let RouteSettings { retry_backoff: first, retry_backoff_max: most, .. } = &route.settings;
+    if first > most {
+        let message =
+            format!("the first wait ({}) is longer than the longest one ({})", in_words(*first), in_words(*most));
+        contradicts(config, route, ["RETRY_BACKOFF", "RETRY_BACKOFF_MAX"], message, problems);
     }
-    let own = |key| route.setting(key);
+}
+
+fn ejection(config: &Config, route: &RouteConfig, problems: &mut Problems) {
+    let RouteSettings { eject_time: first, eject_time_max: most, .. } = &route.settings;
+    if first > most {
+        let message =
+            format!("the first ejection ({}) is longer than the longest one ({})", in_words(*first), in_words(*most));
+        contradicts(config, route, ["EJECT_TIME", "EJECT_TIME_MAX"], message, problems);
+    }
+}
+
+/// Reports that two keys contradict each other, where the first of them is set. What a route
+/// inherits is reported there.
+fn contradicts(config: &Config, route: &RouteConfig, keys: [&str; 2], message: String, problems: &mut Problems) {
     let base = |key| config.setting(key).filter(|_| route.is_default());
-    let Some(setting) = own("RETRY_BACKOFF")
-        .or_else(|| own("RETRY_BACKOFF_MAX"))
-        .or_else(|| base("RETRY_BACKOFF"))
-        .or_else(|| base("RETRY_BACKOFF_MAX"))
-    else {
-        return; // inherited, and reported there
-    };
-    problems.push(setting.problem(
-        format!(
-            "the first wait ({}) is longer than the longest one ({})",
-            in_words(route.settings.retry_backoff),
-            in_words(route.settings.retry_backoff_max)
-        ),
-        None,
-    ));
+    let set = keys.into_iter().find_map(|key| route.setting(key)).or_else(|| keys.into_iter().find_map(base));
+    if let Some(setting) = set {
+        problems.push(setting.problem(message, None));
+    }
 }
 
 /// TCP carries neither host nor path, and a listener speaks one of both.

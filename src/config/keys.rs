@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
-use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, List, RateOrOff, Size, Span, SpanOrOff, Wrong};
-use super::words::{AccessLog, Forwarding, LogFormat, LogLevel, Mode};
+use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, RateOrOff, Size, Span, SpanOrOff, Wrong};
+use super::words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode};
 
 /// Where a key may stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -169,6 +169,10 @@ const fn backends() -> List<Backend> {
     List { of: Backend, noun: "backends", may_be_empty: false, same: |a, b| a.target == b.target }
 }
 
+const fn eject_on() -> List<Choice<EjectOn>> {
+    List { of: Choice(EjectOn::WORDS), noun: "conditions", may_be_empty: false, same: |a, b| a == b }
+}
+
 const fn matches<F: Form>(of: F, noun: &'static str) -> List<F>
 where
     F::Value: PartialEq,
@@ -276,6 +280,23 @@ keys! {
                 ("both", Forwarding::Both),
                 ("off", Forwarding::Off),
             ]);
+        }
+        "Health" {
+            /// Failures in a row after which a backend is ejected: requests keep away from it for
+            /// `EJECT_TIME`. Only while at least half of the others fare well, and never more than
+            /// half of a route's backends, so never the only one. `off` ejects none.
+            "EJECT_AFTER", eject_after: Option<usize> = "5", "failures",
+                IntOrOff(Int { min: 1, max: 1000 });
+            /// Which failures count: `reset` when a connection ends before the answer is whole or
+            /// carries no HTTP, `timeout` when it is not made or nothing comes in time, and
+            /// answers of a status. A refused connection never ejects: a backend that takes none
+            /// is passed over anyway, and tried again every second.
+            "EJECT_ON", eject_on: Vec<EjectOn> = "reset,timeout", "", eject_on();
+            /// How long a backend is first ejected; doubled each time it is ejected again. Then
+            /// one request probes it: its answer brings the backend back.
+            "EJECT_TIME", eject_time: Duration = "30s", "seconds", span(1, DAY);
+            /// Longest ejection. For each time that a backend was well so long, one is forgiven.
+            "EJECT_TIME_MAX", eject_time_max: Duration = "5m", "seconds", span(1, DAY);
         }
         "Retries" {
             /// Further attempts after the first one fails, on another backend where there is one.

@@ -118,6 +118,24 @@ impl Form for Int {
     }
 }
 
+/// A whole number, or `off` (also `0`) for none.
+pub(super) struct IntOrOff(pub Int);
+
+impl Form for IntOrOff {
+    type Value = Option<usize>;
+
+    fn parse(&self, text: &str) -> Result<Option<usize>, Wrong> {
+        if text == "off" || text == "0" {
+            return Ok(None);
+        }
+        self.0.parse(text).map(Some).map_err(|_| Wrong::new(format!("expected {}, found `{text}`", self.describe())))
+    }
+
+    fn describe(&self) -> String {
+        format!("`off` or {}", self.0.describe())
+    }
+}
+
 /// A duration from `min` to `max`: `250ms`, `5s`, `2m`; a bare number is seconds.
 pub(super) struct Span {
     /// Shortest duration.
@@ -378,7 +396,13 @@ mod tests {
         for text in ["", "21", "-1", "+3", "1.5", "0x10", "99999999999999999999999"] {
             assert!(form.parse(text).is_err(), "{text}");
         }
-        let form = AutoOr(form);
+        let form = IntOrOff(Int { min: 1, max: 20 });
+        for text in ["off", "0"] {
+            assert_eq!(form.parse(text), Ok(None), "{text}");
+        }
+        assert_eq!(form.parse("5"), Ok(Some(5)));
+        assert_eq!(form.parse("21").unwrap_err().message, "expected `off` or a whole number from 1 to 20, found `21`");
+        let form = AutoOr(Int { min: 0, max: 20 });
         assert_eq!(form.parse("auto"), Ok(Auto::Auto));
         assert_eq!(form.parse("4"), Ok(Auto::Is(4)));
         assert_eq!(

@@ -20,6 +20,55 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What counts as a failure of a backend that may be ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EjectOn {
+    /// The connection ended, or could not be made sense of, before the answer was whole.
+    Reset,
+    /// Nothing came in time.
+    Timeout,
+    /// The answer is a 502.
+    BadGateway,
+    /// The answer is a 503.
+    ServiceUnavailable,
+    /// The answer is a 504.
+    GatewayTimeout,
+}
+
+impl EjectOn {
+    /// All of them, by the word for each.
+    pub(super) const WORDS: &'static [(&'static str, Self)] = &[
+        ("reset", Self::Reset),
+        ("timeout", Self::Timeout),
+        ("502", Self::BadGateway),
+        ("503", Self::ServiceUnavailable),
+        ("504", Self::GatewayTimeout),
+    ];
+
+    /// The one that an answer of this status is.
+    #[must_use]
+    pub fn of_status(status: u16) -> Option<Self> {
+        match status {
+            502 => Some(Self::BadGateway),
+            503 => Some(Self::ServiceUnavailable),
+            504 => Some(Self::GatewayTimeout),
+            _ => None,
+        }
+    }
+
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::BadGateway => "502",
+            Self::ServiceUnavailable => "503",
+            Self::GatewayTimeout => "504",
+        }
+    }
+}
+
 /// Which fields tell a backend where a request came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Forwarding {

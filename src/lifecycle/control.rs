@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info};
 
+use super::backends::Ledger;
 use super::doors::list;
 use super::drain::Drain;
 use super::notify::Notifier;
@@ -52,6 +53,8 @@ pub(super) enum Control {
     Reload(reload::Step),
     /// A name was looked up.
     Resolved(Resolution),
+    /// A worker has seen something of a backend.
+    Stirred,
     /// Time to work out the status line.
     Tick,
     /// Time to see whether the workers turn over.
@@ -101,6 +104,7 @@ pub(super) struct Daemon {
     pub(super) reload: Reload,
     pub(super) drain: Option<Drain>,
     pub(super) pulse: Pulse,
+    pub(super) ledger: Ledger,
 }
 
 impl Daemon {
@@ -128,6 +132,7 @@ impl Daemon {
                         return worker_died(&died);
                     }
                 }
+                Control::Stirred => self.look_at_backends(),
                 Control::Tick => self.tick(&mut notifier),
                 Control::Round => self.round(&mut notifier),
                 Control::Stop(signal) if self.drain.is_none() => self.begin_drain(&mut notifier, signal),
@@ -156,6 +161,7 @@ impl Daemon {
             Some(question) = self.questions.recv() => Control::Question(question),
             step = self.reload.step() => Control::Reload(step),
             resolution = self.resolver.next() => Control::Resolved(resolution),
+            () = self.ledger.stirred() => Control::Stirred,
             _ = tick.tick() => Control::Tick,
             _ = round.tick() => Control::Round,
             control = workers(&mut self.workers, self.drain.as_ref()) => control,
@@ -163,6 +169,7 @@ impl Daemon {
     }
 
     fn tick(&mut self, notifier: &mut Notifier) {
+        self.look_at_backends();
         self.pulse.take(self.workers.snapshot());
         let line = self.live_line();
         notifier.status(&line);

@@ -11,6 +11,7 @@
 //! | SIGHUP, `doorward reload` | `reload` |
 //! | SIGTERM, SIGINT | `drain` |
 //! | a name to look up | `resolver` |
+//! | a backend that falls or returns | `backends` |
 //! | a thread that stands still | `watchdog` |
 //! | `systemctl status`, `doorward status` | `status` |
 
@@ -24,6 +25,7 @@ use signal_hook_tokio::Signals;
 use crate::config;
 use crate::transport::listeners;
 
+mod backends;
 mod control;
 mod doors;
 mod drain;

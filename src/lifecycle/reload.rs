@@ -200,6 +200,8 @@ impl Daemon {
         }
         self.log.set_level(tracing::Level::from(generation.config.daemon.log_level).into());
         self.generation = generation;
+        self.ledger.forget(&self.generation);
+        self.look_at_backends();
         let number = self.generation.number;
         info!(message_id = events::RELOADED, generation = number, "reloaded");
         warn_of(&self.generation.config);

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
+use super::backends::Ledger;
 use super::control::{Daemon, Fixed};
 use super::doors::{Doors, list};
 use super::notify::Notifier;
@@ -157,6 +158,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     }
 
     let pulse = status::Pulse::new(workers.snapshot());
+    let ledger = Ledger::new(workers.stirred());
     let mut daemon = Daemon {
         began,
         fixed,
@@ -174,6 +176,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         reload: reload::Reload::default(),
         drain: None,
         pulse,
+        ledger,
     };
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");

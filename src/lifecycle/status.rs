@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::control::Daemon;
 use crate::admin::protocol::{BackendStatus, ReloadStatus, Status};
+use crate::balance::standing::State;
 use crate::config::Origin;
 use crate::telemetry::{Rates, Snapshot, Standing, status_line};
 
@@ -39,7 +40,9 @@ impl Daemon {
             all += 1;
             up += usize::from(endpoint.is_up());
         }
-        let standing = Standing { in_flight: load.in_flight, queued: load.queued, backends_up: up, backends: all };
+        let fails_open = self.generation.routes().iter().any(|route| route.pool.fails_open());
+        let standing =
+            Standing { in_flight: load.in_flight, queued: load.queued, backends_up: up, backends: all, fails_open };
         let line = status_line(&self.pulse.last, &self.pulse.rates, &standing);
         match (&self.drain, self.reload.refusal()) {
             (Some(_), _) => format!("draining: {line}"),
@@ -62,10 +65,21 @@ impl Daemon {
             (None, true) => "reloading",
             (None, false) => "serving",
         };
+        let (unix, millis) = (unix_now(), self.workers.millis());
         let backends = self.generation.endpoints().map(|endpoint| {
-            let reason = endpoint.address().err().map(|reason| reason.to_string());
-            BackendStatus { address: endpoint.identity().to_string(), up: endpoint.is_up(), reason }
+            let report = endpoint.report();
+            let unresolved = endpoint.address().err();
+            let down = unresolved.is_some() || report.state != State::Up;
+            BackendStatus {
+                address: endpoint.identity().to_string(),
+                up: !down,
+                state: unresolved.as_ref().map_or(report.state, |_| State::Down).as_str().to_owned(),
+                since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
+                reason: unresolved.or(report.why).map(|reason| reason.to_string()),
+            }
         });
+        let routes = self.generation.routes().iter().filter(|route| route.pool.fails_open());
+        let failing_open = routes.map(|route| route.name.to_string()).collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -87,6 +101,7 @@ impl Daemon {
             p50_us: micros(self.pulse.rates.p50),
             p99_us: micros(self.pulse.rates.p99),
             backends: backends.collect(),
+            failing_open,
             log_dropped: self.log.dropped(),
             reload: self.reload.last().cloned(),
         }
@@ -96,7 +111,11 @@ impl Daemon {
 impl ReloadStatus {
     /// A reload that ended just now.
     pub(super) fn now(error: Option<String>) -> ReloadStatus {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        ReloadStatus { ok: error.is_none(), at, error }
+        ReloadStatus { ok: error.is_none(), at: unix_now(), error }
     }
+}
+
+/// Seconds since 1970.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

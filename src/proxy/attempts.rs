@@ -14,7 +14,8 @@ use super::head::{RequestHead, ResponseHead};
 use super::rewrite::Rewrite;
 use super::story::{Course, Source};
 use super::upstream::{self, Upstream};
-use super::worker::{Worker, report};
+use super::verdict;
+use super::worker::Worker;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
@@ -59,17 +60,12 @@ impl<'a> Asked<'a> {
             course.attempts = course.attempts.saturating_add(1);
             course.backend = Some(endpoint.identity());
             let failure = match self.connect(endpoint, client, deadline, !replacing).await {
-                Err(reason) => {
-                    if reason.side() == Side::Backend && reason != Reason::BackendUnresolved {
-                        report(endpoint.failed(self.timer.clock().millis()), endpoint, Some(reason));
-                    }
-                    Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } }
-                }
+                Err(reason) => Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } },
                 Ok(mut connection) => {
                     if !connection.is_reused() {
                         // Now, not once the answer is whole: that may take hours, and until
                         // then nobody else would be sent to a backend that is back.
-                        report(endpoint.succeeded(), endpoint, None);
+                        verdict::connected(self.worker, endpoint);
                     }
                     self.begin(&mut connection, endpoint);
                     let mut exchange =
@@ -79,7 +75,7 @@ impl<'a> Asked<'a> {
                     course.bytes_in = course.bytes_in.max(exchange.bytes_in());
                     match outcome {
                         Ok(finish) => {
-                            report(endpoint.succeeded(), endpoint, None);
+                            verdict::answered(self.worker, settings, endpoint, course.status);
                             let switched = match finish {
                                 Finish::Complete => None,
                                 Finish::Switch(head) => Some(head),
@@ -94,6 +90,7 @@ impl<'a> Asked<'a> {
             if reason.side() != Side::Backend {
                 return Err(reason);
             }
+            verdict::failed(self.worker, settings, endpoint, reason, failure.failed.reused);
             failed = Some(reason);
             let allowance = Allowance { idempotent: self.head.method.is_idempotent(), replayable: client.is_held() };
             match retry.next(failure.failed, allowance, fastrand::f64()) {

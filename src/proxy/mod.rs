@@ -7,7 +7,7 @@
 //!
 //! [`worker`] is a thread that owns its connections, [`accept`] takes them in,
 //! [`connection`] reads requests off one, [`story`] tells what becomes of each, and
-//! `attempts` has backends asked until one answers. What is HTTP/1 on the wire is in
+//! `attempts` has backends asked until one answers, and [`verdict`] says what that tells of them. What is HTTP/1 on the wire is in
 //! [`http1`] alone.
 
 pub mod accept;
@@ -28,5 +28,6 @@ pub mod story;
 pub mod tcp;
 pub mod tunnel;
 pub mod upstream;
+pub mod verdict;
 pub mod worker;
 pub mod workers;

@@ -14,7 +14,8 @@ use super::http1::wire::Wire;
 use super::story::Source;
 use super::tunnel::{self, Patience};
 use super::upstream;
-use super::worker::{Worker, report};
+use super::verdict;
+use super::worker::Worker;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
 use crate::config::AccessLog;
@@ -144,7 +145,7 @@ async fn dial(worker: &Worker, route: &Route, timer: &Timer, course: &mut Course
         let dialled = timer.within(Some(settings.connect_timeout), upstream::connect(endpoint)).await;
         let reason = match dialled.unwrap_or(Err(Reason::BackendConnectTimeout)) {
             Ok(stream) => {
-                report(endpoint.succeeded(), endpoint, None);
+                verdict::connected(worker, endpoint);
                 return Ok(stream);
             }
             Err(reason) => reason,
@@ -152,9 +153,7 @@ async fn dial(worker: &Worker, route: &Route, timer: &Timer, course: &mut Course
         if reason.side() != Side::Backend {
             return Err(reason);
         }
-        if reason != Reason::BackendUnresolved {
-            report(endpoint.failed(timer.clock().millis()), endpoint, Some(reason));
-        }
+        verdict::failed(worker, settings, endpoint, reason, false);
         failed = Some(reason);
         let allowance = Allowance { idempotent: false, replayable: true };
         match retry.next(Failed { progress: Progress::Unsent, reused: false }, allowance, fastrand::f64()) {

@@ -12,14 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::story::Source;
 use super::upstream::IdlePool;
 use super::{accept, connection, tcp};
 use crate::admission::gate::Gate;
 use crate::admission::quota::Quota;
-use crate::balance::endpoint::{Change, Endpoint};
 use crate::config::Mode;
 use crate::state::{Generation, Limits};
 use crate::telemetry::Limiter;
@@ -53,6 +52,10 @@ pub struct Shared {
     pub sleepers: Quota,
     /// A place for each worker.
     pub lanes: Box<[Lane]>,
+    /// From when on the workers' clocks count, and with them what is known of backends.
+    pub epoch: tokio::time::Instant,
+    /// Has control look at the backends.
+    pub stirred: Arc<Notify>,
     full: AtomicBool,
 }
 
@@ -78,6 +81,8 @@ impl Shared {
             connections: Quota::new(limits.connections),
             sleepers: Quota::new(sleepers(limits)),
             lanes: (0..workers).map(|_| Lane::default()).collect(),
+            epoch: tokio::time::Instant::now(),
+            stirred: Arc::default(),
             full: AtomicBool::new(false),
         }
     }
@@ -178,7 +183,7 @@ pub struct Worker {
     idle: IdlePool,
     draining: Cell<Option<Duration>>,
     open: Cell<usize>,
-    emptied: tokio::sync::Notify,
+    emptied: Notify,
     others: Box<[mpsc::Sender<Arrival>]>,
 }
 
@@ -213,14 +218,14 @@ impl Worker {
         let Start { index, shared, log, generation, listeners, others, mut handed, mut orders, accepting } = start;
         let worker = Rc::new(Self {
             index,
+            clock: Clock::since(shared.epoch),
             shared,
             log,
             generation: RefCell::new(Rc::new(generation)),
-            clock: Clock::new(),
             idle: IdlePool::default(),
             draining: Cell::new(None),
             open: Cell::new(0),
-            emptied: tokio::sync::Notify::new(),
+            emptied: Notify::new(),
             others,
         });
         let mut doors = tokio::task::JoinSet::new();
@@ -278,11 +283,11 @@ impl Worker {
             shared: Arc::new(Shared::new(1, &generation.limits())),
             log: Log::silent(),
             generation: RefCell::new(Rc::new(Arc::new(generation))),
-            clock: Clock::new(),
+            clock: Clock::since(tokio::time::Instant::now()),
             idle: IdlePool::default(),
             draining: Cell::new(None),
             open: Cell::new(0),
-            emptied: tokio::sync::Notify::new(),
+            emptied: Notify::new(),
             others: Box::default(),
         })
     }
@@ -428,21 +433,6 @@ fn address(peer: &Peer) -> Text<48> {
         }
         Some(ip) => Text::new(ip.to_string()),
         None => Text::new("unix:"),
-    }
-}
-
-/// Puts a backend's change of state on record.
-pub fn report(change: Option<Change>, endpoint: &Endpoint, reason: Option<Reason>) {
-    let backend = endpoint.identity();
-    match change {
-        None => {}
-        Some(Change::WentDown) => tracing::warn!(
-            message_id = events::BACKEND_DOWN,
-            %backend,
-            reason = reason.map(Reason::as_str),
-            "backend down"
-        ),
-        Some(Change::CameUp) => tracing::info!(message_id = events::BACKEND_UP, %backend, "backend up"),
     }
 }
 

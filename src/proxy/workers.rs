@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::worker::{HANDED_MOST, Order, Shared, Start, Worker};
 use crate::state::Generation;
@@ -232,6 +232,18 @@ impl Workers {
             in_flight: self.shared.gate.in_flight(),
             queued: u64::try_from(self.shared.gate.queued()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// The time on the workers' clocks, in milliseconds.
+    #[must_use]
+    pub fn millis(&self) -> u64 {
+        u64::try_from(self.shared.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Notified when a worker has seen something of a backend that control should look at.
+    #[must_use]
+    pub fn stirred(&self) -> Arc<Notify> {
+        Arc::clone(&self.shared.stirred)
     }
 
     fn tell(&self, order: impl Fn() -> Order) {

@@ -55,7 +55,15 @@ events! {
     WORKER_DIED = "1fc00b95ad196d05e4a765781b3f8540" ["error"];
     /// A backend stopped taking connections.
     BACKEND_DOWN = "3e74bc9885a514644489e5bd60433749" ["backend" "reason"];
-    /// A backend takes connections again.
+    /// A backend's checks fail.
+    BACKEND_FAILING = "060d0242012d42a5826d8a52df285cf0" ["backend" "reason"];
+    /// A backend fares worse than the others of its route and is left alone for a while.
+    BACKEND_EJECTED = "949def44f7044862a183a289bbfa005e" ["backend" "eject_s" "reason"];
+    /// A route has no backend left and uses all that take connections.
+    FAILING_OPEN = "0280a6cdf87745b3a2fedfcb857a09d7" ["route"];
+    /// Half of that route's backends are up again.
+    FAILING_OPEN_ENDED = "2a5def840cde4297a883d72095082b52" ["route"];
+    /// Nothing is held against a backend any more.
     BACKEND_UP = "175f74f75df58e25e44b9a5978417b83" ["backend"];
     /// A backend's name has no address.
     BACKEND_UNRESOLVED = "584811d3578384b7af27f484f24b2bee" ["backend" "error"];

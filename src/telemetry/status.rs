@@ -15,6 +15,8 @@ pub struct Standing {
     pub backends_up: usize,
     /// All backends.
     pub backends: usize,
+    /// Whether a route has none that is up and uses them all.
+    pub fails_open: bool,
 }
 
 /// The line for `STATUS=`, such as
@@ -33,9 +35,10 @@ pub fn status_line(snapshot: &Snapshot, rates: &Rates, standing: &Standing) -> S
     };
     let _ = write!(
         line,
-        ", backends {}/{} up, {} requests/s",
+        ", backends {}/{} up{}, {} requests/s",
         standing.backends_up,
         standing.backends,
+        if standing.fails_open { " (failing open)" } else { "" },
         rate(rates.requests_per_second)
     );
     if let Some(p99) = rates.p99 {
@@ -100,7 +103,7 @@ mod tests {
             p50: Some(Duration::from_micros(400)),
             p99: Some(Duration::from_micros(3_120)),
         };
-        let standing = Standing { in_flight: 12, queued: 0, backends_up: 2, backends: 2 };
+        let standing = Standing { in_flight: 12, queued: 0, backends_up: 2, backends: 2, fails_open: false };
         assert_eq!(
             status_line(&snapshot(), &rates, &standing),
             "12 in flight, 0 queued, backends 2/2 up, 1,204 requests/s, p99 3.1 ms"
@@ -111,6 +114,9 @@ mod tests {
             status_line(&snapshot(), &quiet, &standing),
             "12 in flight, 0 queued, 1 tunnel, backends 2/2 up, 0 requests/s"
         );
+        let standing = Standing { backends_up: 0, fails_open: true, ..standing };
+        let line = status_line(&snapshot(), &quiet, &standing);
+        assert!(line.contains(", backends 0/2 up (failing open), "), "{line}");
     }
 
     #[test]

@@ -77,11 +77,11 @@ struct Slot {
 }
 
 impl Clock {
-    /// A clock with no deadlines.
+    /// A clock with no deadlines, which counts from `epoch`: clocks with the same one agree.
     #[must_use]
-    pub fn new() -> Rc<Self> {
+    pub fn since(epoch: Instant) -> Rc<Self> {
         Rc::new(Self {
-            epoch: Instant::now(),
+            epoch,
             read: Cell::default(),
             slots: RefCell::default(),
             earliest: Cell::new(NEVER),
@@ -90,7 +90,7 @@ impl Clock {
         })
     }
 
-    /// Milliseconds since the clock was made, as of this turn of the runtime.
+    /// Milliseconds since its epoch, as of this turn of the runtime.
     #[must_use]
     pub fn millis(&self) -> u64 {
         let mut read = self.read.get();
@@ -262,7 +262,7 @@ mod tests {
     use tokio::time::Instant;
 
     async fn with_clock<F: Future>(test: impl FnOnce(Rc<Clock>) -> F) -> F::Output {
-        let clock = Clock::new();
+        let clock = Clock::since(Instant::now());
         let walker = Rc::clone(&clock);
         tokio::select! {
             () = walker.run() => unreachable!(),

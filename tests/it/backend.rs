@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -130,5 +132,71 @@ impl Silent {
             assert!(waiting.len() < 64, "the backlog never fills");
         }
         Self { _socket: socket, _waiting: waiting, address: address.to_string() }
+    }
+}
+
+/// How a [`Moody`] backend treats requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    /// It answers with this status.
+    Answers(u16),
+    /// It resets the connection.
+    Resets,
+    /// It says nothing, and keeps the connection.
+    Hangs,
+}
+
+/// A backend that serves by itself, each request by its mood at that moment.
+pub struct Moody {
+    /// As `BACKEND_ADDRESS` has it.
+    pub address: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    mood: Mutex<Mood>,
+    asked: AtomicUsize,
+}
+
+impl Moody {
+    /// One that answers everything with 200.
+    pub fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let shared = Arc::new(Shared { mood: Mutex::new(Mood::Answers(200)), asked: AtomicUsize::new(0) });
+        let serving = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            while let Ok((socket, _)) = listener.accept() {
+                let shared = Arc::clone(&serving);
+                std::thread::spawn(move || serve(Peer::tcp(socket), &shared));
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// Treats requests so from now on.
+    pub fn set(&self, mood: Mood) {
+        *self.shared.mood.lock().unwrap() = mood;
+    }
+
+    /// Requests that have come so far.
+    pub fn asked(&self) -> usize {
+        self.shared.asked.load(Ordering::SeqCst)
+    }
+}
+
+fn serve(mut peer: Peer, shared: &Shared) {
+    while peer.try_head().is_some() {
+        shared.asked.fetch_add(1, Ordering::SeqCst);
+        let mood = *shared.mood.lock().unwrap();
+        match mood {
+            Mood::Resets => return peer.reset(),
+            Mood::Hangs => {
+                peer.expect_gone();
+                return;
+            }
+            // Whoever asked may have gone meanwhile.
+            Mood::Answers(status) => drop(peer.try_send(format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok"))),
+        }
     }
 }

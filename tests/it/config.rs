@@ -190,6 +190,13 @@ fn routes_that_contradict_each_other_are_refused() {
             &["routes.d/a.env:2: `RETRY_BACKOFF_MAX`: the first wait (500ms) is longer than the longest one (100ms)"],
         ),
         (
+            &[("config.env", "EJECT_TIME=10m\n"), ("routes.d/a.env", "MATCH_HOST=a\nEJECT_TIME=2h\n")],
+            &[
+                "routes.d/a.env:2: `EJECT_TIME`: the first ejection (2h) is longer than the longest one (5m)",
+                "config.env:1: `EJECT_TIME`: the first ejection (10m) is longer than the longest one (5m)",
+            ],
+        ),
+        (
             &[("config.env", ""), ("routes.d/default.env", "MATCH_HOST=a\n"), ("routes.d/a b.env", "MATCH_HOST=b\n")],
             &[
                 "routes.d/a b.env: the file's name names the route: 1 to 64 letters, digits and `.`, `_`, `-`, `@`, `+`, then `.env`",

@@ -329,6 +329,16 @@ impl Peer {
         Head::parse(std::str::from_utf8(&text).unwrap())
     }
 
+    /// Reads a message head, if the other side sends one before it leaves.
+    pub fn try_head(&mut self) -> Option<Head> {
+        while !self.input.windows(4).any(|window| window == b"\r\n\r\n") {
+            if self.fill().unwrap_or(0) == 0 {
+                return None;
+            }
+        }
+        Some(self.head())
+    }
+
     /// Reads one chunk of a chunked body; empty for the last one.
     #[track_caller]
     pub fn chunk(&mut self) -> Vec<u8> {

@@ -8,6 +8,8 @@ mod bodies;
 mod closing;
 /// Starts the daemon in front of a test's backends.
 mod door;
+/// Backends that fare worse than the others.
+mod ejection;
 /// Heads, connections and their reuse, versions.
 mod http;
 /// Clients that leave, and those that only end their direction.

@@ -1,0 +1,119 @@
+//! Health: what checks in a row say of an endpoint.
+//!
+//! One that passes does not make a backend sound, nor one that fails a broken one: `fall`
+//! failures in a row take it out and `rise` successes bring it back. Only the very first
+//! check decides alone, so that a daemon that starts in front of a broken backend does not
+//! send requests there until it has counted.
+//!
+//! Source: HAProxy, `rise` and `fall` of a server.
+
+use std::sync::Arc;
+
+/// What the checks of one endpoint have found so far.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Checks in a row that spoke against the present verdict.
+    against: u32,
+    verdict: Verdict,
+}
+
+#[derive(Debug, Default)]
+enum Verdict {
+    /// No check has ended yet; it counts as sound.
+    #[default]
+    Open,
+    Sound,
+    Failing {
+        since: u64,
+        why: Arc<str>,
+    },
+}
+
+impl Checked {
+    /// Takes note of the outcome of a check at `now` milliseconds; `Err` says why it did
+    /// not pass.
+    pub fn note(&mut self, outcome: Result<(), Arc<str>>, rise: u32, fall: u32, now: u64) {
+        match (&mut self.verdict, outcome) {
+            (Verdict::Open | Verdict::Sound, Ok(())) => *self = Self { against: 0, verdict: Verdict::Sound },
+            (Verdict::Failing { .. }, Ok(())) => {
+                self.against += 1;
+                if self.against >= rise {
+                    *self = Self { against: 0, verdict: Verdict::Sound };
+                }
+            }
+            (Verdict::Failing { why: known, .. }, Err(why)) => {
+                self.against = 0;
+                *known = why;
+            }
+            (open @ (Verdict::Open | Verdict::Sound), Err(why)) => {
+                self.against += 1;
+                if self.against >= fall || matches!(open, Verdict::Open) {
+                    *self = Self { against: 0, verdict: Verdict::Failing { since: now, why } };
+                }
+            }
+        }
+    }
+
+    /// Whether the endpoint is held to be broken.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        matches!(self.verdict, Verdict::Failing { .. })
+    }
+
+    /// Since when it is failing, in milliseconds; 0 when it is not.
+    #[must_use]
+    pub fn since(&self) -> u64 {
+        match self.verdict {
+            Verdict::Failing { since, .. } => since,
+            Verdict::Open | Verdict::Sound => 0,
+        }
+    }
+
+    /// What the last check said, if it is failing.
+    #[must_use]
+    pub fn why(&self) -> Option<Arc<str>> {
+        match &self.verdict {
+            Verdict::Failing { why, .. } => Some(Arc::clone(why)),
+            Verdict::Open | Verdict::Sound => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Checked;
+
+    /// Feeds outcomes, `+` for passed and `-` for not; the verdict after each as the same.
+    fn verdicts(outcomes: &str, rise: u32, fall: u32) -> String {
+        let mut checked = Checked::default();
+        let after = outcomes.chars().map(|outcome| {
+            let outcome = if outcome == '+' { Ok(()) } else { Err("status 500".into()) };
+            checked.note(outcome, rise, fall, 7);
+            if checked.is_failing() { '-' } else { '+' }
+        });
+        after.collect()
+    }
+
+    #[test]
+    fn it_takes_fall_failures_in_a_row_to_fall_and_rise_successes_to_rise() {
+        assert_eq!(verdicts("+---++", 2, 3), "+++--+");
+        assert_eq!(verdicts("+--+--+---", 2, 3), "+++++++++-");
+        assert_eq!(verdicts("+----+-+-++", 2, 3), "+++-------+");
+        assert_eq!(verdicts("+-+-", 1, 1), "+-+-");
+    }
+
+    #[test]
+    fn the_first_check_decides_alone() {
+        assert_eq!(verdicts("-", 2, 3), "-");
+        assert_eq!(verdicts("-++", 2, 3), "--+");
+        assert_eq!(verdicts("+-", 2, 3), "++");
+    }
+
+    #[test]
+    fn the_latest_reason_stands_and_the_first_time() {
+        let mut checked = Checked::default();
+        checked.note(Err("status 500".into()), 2, 3, 5);
+        checked.note(Err("timeout".into()), 2, 3, 9);
+        assert_eq!((checked.since(), checked.why().as_deref()), (5, Some("timeout")));
+    }
+}

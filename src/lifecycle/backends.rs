@@ -1,0 +1,198 @@
+//! Backends: judged by control, and what becomes of them put on record.
+//!
+//! Workers count what backends do and say when something has changed; here is looked
+//! what that comes to: who is to be ejected, which routes have nobody left, and what of it
+//! the journal has not been told. A record says how a backend stands now, compared with
+//! what the last one said. So one that changes faster than records may be written leaves
+//! fewer of them, each with the number of changes that went by, and the last word is
+//! always true.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use super::control::Daemon;
+use crate::balance::endpoint::Endpoint;
+use crate::balance::outlier::{self, Group, Terms};
+use crate::balance::standing::{Report, State};
+use crate::state::Generation;
+use crate::telemetry::events;
+
+/// The shortest pause between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Records that one backend may leave at once.
+const BURST: u64 = 6;
+
+/// How often it may leave another one after that, in milliseconds.
+const EACH: u64 = 10_000;
+
+/// What the journal was told of backends and routes.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    /// Workers say here that there is something to see.
+    stirred: Arc<Notify>,
+    /// By the endpoint's number.
+    told: HashMap<u64, Told>,
+    /// Routes that were said to fail open.
+    open: HashSet<Arc<str>>,
+    looked: Option<Instant>,
+}
+
+/// What was said of one backend, and how often one may speak of it.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    state: State,
+    changes: u64,
+    /// When it may leave a whole burst again, in milliseconds.
+    rested: u64,
+}
+
+impl Told {
+    const UP: Told = Told { state: State::Up, changes: 0, rested: 0 };
+
+    /// What is new in a report, if it may be told at `now`: the changes that went by
+    /// without a record.
+    fn news(&mut self, report: &Report, now: u64) -> Option<u64> {
+        // An ejection that was prolonged is a new one.
+        let again = report.state == State::Ejected && report.changes != self.changes;
+        if report.state == self.state && !again {
+            return None;
+        }
+        if self.rested > now.saturating_add((BURST - 1) * EACH) {
+            return None;
+        }
+        self.rested = self.rested.max(now).saturating_add(EACH);
+        let missed = report.changes.saturating_sub(self.changes).saturating_sub(1);
+        *self = Told { state: report.state, changes: report.changes, ..*self };
+        Some(missed)
+    }
+}
+
+impl Ledger {
+    /// Nothing was told yet.
+    pub(super) fn new(stirred: Arc<Notify>) -> Ledger {
+        Ledger { stirred, told: HashMap::new(), open: HashSet::new(), looked: None }
+    }
+
+    /// Resolves when a worker has seen something of a backend, but not too often. Nothing
+    /// is lost when the future is dropped.
+    pub(super) async fn stirred(&self) {
+        if let Some(looked) = self.looked {
+            sleep_until(looked + PAUSE).await;
+        }
+        self.stirred.notified().await;
+    }
+
+    /// Judges the backends of a generation at `now` milliseconds and tells what is new.
+    pub(super) fn look(&mut self, generation: &Generation, now: u64) {
+        self.looked = Some(Instant::now());
+        let groups: Vec<Group<'_>> = generation
+            .routes()
+            .iter()
+            .map(|route| Group { terms: Terms::of(&route.settings), endpoints: route.pool.endpoints() })
+            .collect();
+        outlier::judge(&groups, now);
+        for endpoint in generation.endpoints() {
+            self.tell(endpoint, now);
+        }
+        for route in generation.routes() {
+            let open = route.pool.weigh();
+            if open == self.open.contains(&route.name) {
+                continue;
+            }
+            if open {
+                self.open.insert(Arc::clone(&route.name));
+                warn!(
+                    message_id = events::FAILING_OPEN,
+                    route = &*route.name,
+                    "no backend is left; requests go to all that take connections"
+                );
+            } else {
+                self.open.remove(&route.name);
+                info!(message_id = events::FAILING_OPEN_ENDED, route = &*route.name, "enough backends are up again");
+            }
+        }
+    }
+
+    /// Forgets backends and routes that a generation does not have.
+    pub(super) fn forget(&mut self, generation: &Generation) {
+        let numbers: HashSet<u64> = generation.endpoints().map(|endpoint| endpoint.number()).collect();
+        self.told.retain(|number, _| numbers.contains(number));
+        self.open.retain(|name| generation.routes().iter().any(|route| route.name == *name));
+    }
+
+    fn tell(&mut self, endpoint: &Endpoint, now: u64) {
+        let known = self.told.get(&endpoint.number());
+        if known.is_none() && endpoint.state() == State::Up {
+            return;
+        }
+        let report = endpoint.report();
+        let told = self.told.entry(endpoint.number()).or_insert(Told::UP);
+        let was = told.state;
+        let Some(missed) = told.news(&report, now) else { return };
+        let backend = &**endpoint.identity();
+        let reason = report.why.as_deref().unwrap_or_default();
+        match report.state {
+            State::Down => warn!(message_id = events::BACKEND_DOWN, backend, reason, missed, "backend down"),
+            State::Failing => {
+                warn!(message_id = events::BACKEND_FAILING, backend, reason, missed, "backend fails its checks");
+            }
+            State::Ejected => {
+                let eject_s = report.eject_time.unwrap_or_default().as_secs_f64();
+                warn!(message_id = events::BACKEND_EJECTED, backend, reason, eject_s, missed, "backend ejected");
+            }
+            State::Up => info!(message_id = events::BACKEND_UP, backend, was = was.as_str(), missed, "backend up"),
+        }
+    }
+}
+
+impl Daemon {
+    /// Looks what has become of the backends.
+    pub(super) fn look_at_backends(&mut self) {
+        self.ledger.look(&self.generation, self.workers.millis());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BURST, EACH, Told};
+    use crate::balance::standing::{Report, State};
+
+    fn report(state: State, changes: u64) -> Report {
+        Report { state, since: 0, why: None, eject_time: None, changes }
+    }
+
+    #[test]
+    fn a_backend_that_flaps_leaves_few_records_and_the_last_one_is_true() {
+        let mut told = Told::UP;
+        let (mut records, mut missed, mut changes) = (0, 0, 0);
+        // Ten changes a second for a minute.
+        for now in (0..60_000).step_by(100) {
+            changes += 1;
+            let state = if changes % 2 == 1 { State::Down } else { State::Up };
+            if let Some(more) = told.news(&report(state, changes), now) {
+                records += 1;
+                missed += more;
+            }
+        }
+        assert_eq!(records, BURST + 60_000 / EACH - 1);
+        assert_eq!(told.changes, records + missed, "each change is told or counted");
+        // It rests: what was not told yet is.
+        let last = report(if told.state == State::Up { State::Down } else { State::Up }, changes + 1);
+        assert!(told.news(&last, 60_000 + EACH).is_some());
+        assert!(told.news(&last, 60_000 + 2 * EACH).is_none());
+    }
+
+    #[test]
+    fn an_ejection_that_is_prolonged_is_news_and_the_same_one_is_not() {
+        let mut told = Told::UP;
+        assert_eq!(told.news(&report(State::Ejected, 1), 0), Some(0));
+        assert_eq!(told.news(&report(State::Ejected, 1), 1), None);
+        assert_eq!(told.news(&report(State::Ejected, 2), 30_000), Some(0));
+    }
+}
