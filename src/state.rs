@@ -3,13 +3,17 @@
 //! A reload builds a new generation and hands it to every worker; requests, streams
 //! and tunnels keep the one they began with. What must outlive a reload is not in it:
 //! endpoints are passed on by identity, permits and queues are resized in place.
+//!
+//! Where the backends' names lead belongs to a generation too. When that changes, a new
+//! one with the same number is built from the same configuration.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::balance::discovery::{Directory, places};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Pool;
-use crate::config::{Auto, Config, Daemon, Mode, RouteSettings, SentPath};
+use crate::config::{Auto, BackendAddress, Config, Daemon, Mode, RouteSettings, SentPath};
 use crate::routing::Table;
 
 /// Descriptors kept back for logs, epoll, reloads and the admin socket.
@@ -24,9 +28,9 @@ pub struct Generation {
     /// Counts configurations since the start, from 1.
     pub number: u64,
     /// The configuration it was built from.
-    pub config: Config,
+    pub config: Arc<Config>,
     routes: Box<[Route]>,
-    table: Table,
+    table: Arc<Table>,
 }
 
 /// A route at work.
@@ -41,30 +45,50 @@ pub struct Route {
 }
 
 impl Generation {
-    /// Builds the routes of `config`. Endpoints that `previous` had too are passed on
-    /// with all that is known of them.
+    /// Builds the routes of `config`, with the names of backends as `directory` has them.
+    /// Endpoints that `previous` had too are passed on with all that is known of them.
     #[must_use]
-    pub fn build(number: u64, config: Config, previous: Option<&Self>) -> Self {
-        let mut known: HashMap<Arc<str>, Arc<Endpoint>> = previous
-            .into_iter()
-            .flat_map(Self::endpoints)
-            .map(|endpoint| (Arc::clone(endpoint.identity()), Arc::clone(endpoint)))
-            .collect();
+    pub fn build(number: u64, config: impl Into<Arc<Config>>, directory: &Directory, previous: Option<&Self>) -> Self {
+        let config = config.into();
+        let mut registry = Registry::of(previous);
         let routes = config
             .routes
             .iter()
             .map(|route| {
-                let members = route.settings.backend_address.iter().map(|backend| {
-                    let identity: Arc<str> = backend.target.to_string().into();
-                    let endpoint = known.entry(identity).or_insert_with(|| Arc::new(Endpoint::new(backend)));
-                    (Arc::clone(endpoint), backend.weight)
-                });
+                let backends = &route.settings.backend_address;
+                let members = backends.iter().flat_map(|backend| registry.members(backend, directory));
                 let pool = Pool::new(members.collect());
                 Route { name: route.name.as_str().into(), settings: route.settings.clone(), pool }
             })
             .collect();
-        let table = Table::new(&config.routes);
+        let table = match previous {
+            Some(previous) if Arc::ptr_eq(&previous.config, &config) => Arc::clone(&previous.table),
+            _ => Arc::new(Table::new(&config.routes)),
+        };
         Self { number, config, routes, table }
+    }
+
+    /// The same configuration where `directory` leads now.
+    #[must_use]
+    pub fn moved(&self, directory: &Directory) -> Self {
+        Self::build(self.number, Arc::clone(&self.config), directory, Some(self))
+    }
+
+    /// Takes over from `previous`: endpoints that are not used any more drain from now on.
+    pub fn relieve(&self, previous: &Self) {
+        let used: HashSet<u64> = self.endpoints().map(|endpoint| endpoint.number()).collect();
+        // One by one and never back and forth: a connection that is given back meanwhile
+        // to an endpoint that stays must not be closed.
+        for endpoint in previous.endpoints().chain(self.endpoints()) {
+            endpoint.drain(!used.contains(&endpoint.number()));
+        }
+    }
+
+    /// Whether requests meet the same endpoints as with `other`, with the same shares.
+    #[must_use]
+    pub fn leads_as(&self, other: &Self) -> bool {
+        self.routes.len() == other.routes.len()
+            && self.routes.iter().zip(&other.routes).all(|(mine, theirs)| mine.pool.same(&theirs.pool))
     }
 
     /// The route of an HTTP request.
@@ -93,7 +117,7 @@ impl Generation {
 
     /// Every endpoint of every route, once.
     pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         self.routes
             .iter()
             .flat_map(|route| route.pool.endpoints())
@@ -104,6 +128,39 @@ impl Generation {
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits::of(&self.config.daemon)
+    }
+}
+
+/// Endpoints by identity, so that each is made once.
+struct Registry {
+    known: HashMap<Arc<str>, Arc<Endpoint>>,
+}
+
+impl Registry {
+    fn of(previous: Option<&Generation>) -> Self {
+        let endpoints = previous.into_iter().flat_map(Generation::endpoints);
+        let known = endpoints.map(|endpoint| (Arc::clone(endpoint.identity()), Arc::clone(endpoint)));
+        Self { known: known.collect() }
+    }
+
+    /// The endpoints of a backend with their weights: one, or one for each place of a name.
+    fn members(&mut self, backend: &BackendAddress, directory: &Directory) -> Vec<(Arc<Endpoint>, u16)> {
+        let target = &backend.target;
+        let places = places(target, directory);
+        if places.is_empty() {
+            let endpoint = self.endpoint(target.to_string(), || Endpoint::new(backend));
+            return vec![(endpoint, backend.weight)];
+        }
+        let member = |place| {
+            let endpoint = self.endpoint(Endpoint::identity_at(target, place), || Endpoint::at(target, place));
+            (endpoint, place.weight.unwrap_or(backend.weight))
+        };
+        // Those kept for when these are down have no place in a pool yet.
+        places.iter().filter(|place| !place.backup).map(member).collect()
+    }
+
+    fn endpoint(&mut self, identity: String, make: impl FnOnce() -> Endpoint) -> Arc<Endpoint> {
+        Arc::clone(self.known.entry(identity.into()).or_insert_with(|| Arc::new(make())))
     }
 }
 

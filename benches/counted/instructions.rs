@@ -75,7 +75,7 @@ fn generation() -> Result<Generation> {
     let text = |path: String, text: &str| Text { path: Path::new(&path).into(), bytes: text.as_bytes().to_vec() };
     let routes = ROUTES.iter().map(|(name, body)| text(format!("routes.d/{name}.env"), body)).collect();
     let config = Config::assemble(Some(text("config.env".to_owned(), CONFIG)), routes, &BTreeMap::new());
-    Ok(Generation::build(1, config.map_err(|problems| anyhow::anyhow!("{problems}"))?, None))
+    Ok(Generation::build(1, config.map_err(|problems| anyhow::anyhow!("{problems}"))?, &Default::default(), None))
 }
 
 fn request(bytes: &[u8], name: &str, generation: &Generation) -> Result<()> {

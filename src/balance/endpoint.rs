@@ -1,22 +1,24 @@
 //! Endpoint: one backend, and what is known of it across all workers.
 //!
+//! A name that is resolved has an endpoint for each place that it leads to; one that is
+//! not stands for itself, so that requests have something to fail with.
+//!
 //! An endpoint lives as long as any configuration names it: a reload passes it on,
 //! so that its state survives. What is held against it is worked out in
 //! [`super::standing`], under a lock that is taken only when something goes wrong or
 //! has just gone right again: a request to an endpoint that is well reads two numbers
 //! and writes none.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::discovery::{Place, Query, Ways};
 use super::standing::{Report, Standing, State};
 use crate::config::{BackendAddress, Target};
 use crate::telemetry::Reason;
-
-/// Addresses of one name that are kept; more are ignored.
-const ADDRESSES_MOST: usize = 64;
 
 /// One backend.
 #[derive(Debug)]
@@ -25,8 +27,12 @@ pub struct Endpoint {
     target: Target,
     identity: Arc<str>,
     host: Arc<str>,
-    addresses: RwLock<Addresses>,
-    turn: AtomicU32,
+    /// None for Unix sockets, and while a name is not resolved.
+    ways: Option<Ways>,
+    /// The second way answered when the first one did not.
+    second_first: AtomicBool,
+    /// It is to get no more requests.
+    draining: AtomicBool,
     standing: Mutex<Standing>,
     /// What of the standing requests look at, in milliseconds of the daemon's clock.
     closed_until: AtomicU64,
@@ -36,30 +42,54 @@ pub struct Endpoint {
     troubled: AtomicBool,
 }
 
-#[derive(Debug)]
-enum Addresses {
-    Known(Arc<[SocketAddr]>),
-    Unknown(Arc<str>),
-}
-
 impl Endpoint {
-    /// An endpoint that nothing is known of yet.
+    /// An endpoint that nothing is known of yet; of a name, one that is not resolved.
     #[must_use]
     pub fn new(backend: &BackendAddress) -> Self {
-        let identity: Arc<str> = backend.target.to_string().into();
-        let (addresses, host) = match &backend.target {
-            Target::Ip(address) => (Addresses::Known(Arc::from([*address])), Arc::clone(&identity)),
-            Target::Name { .. } => (Addresses::Unknown("not resolved yet".into()), Arc::clone(&identity)),
-            Target::Unix(_) | Target::Echo => (Addresses::Known(Arc::from([])), "localhost".into()),
+        let target = &backend.target;
+        let identity: Arc<str> = target.to_string().into();
+        let (ways, host) = match target {
+            Target::Ip(address) => (Some(Ways { first: *address, second: None }), Arc::clone(&identity)),
+            Target::Name { .. } => (None, Arc::clone(&identity)),
+            Target::Service(name) => (None, name.as_str().into()),
+            Target::Unix(_) | Target::Echo => (None, "localhost".into()),
         };
+        Self::make(target, identity, host, ways)
+    }
+
+    /// The endpoint of a name at one of its places.
+    #[must_use]
+    pub fn at(target: &Target, place: &Place) -> Self {
+        let identity = Self::identity_at(target, place).into();
+        Self::make(target, identity, place.authority.as_str().into(), Some(place.ways))
+    }
+
+    /// The identity of a name's endpoint at one of its places: `app@10.0.0.2:3000`, and
+    /// with two ways `localhost@[::1]:3000+127.0.0.1:3000`.
+    #[must_use]
+    pub fn identity_at(target: &Target, place: &Place) -> String {
+        let mut identity = match target {
+            Target::Name { host, .. } => host.clone(),
+            other => other.to_string(),
+        };
+        // Writing to a String does not fail.
+        let _ = write!(identity, "@{}", place.ways.first);
+        if let Some(second) = place.ways.second {
+            let _ = write!(identity, "+{second}");
+        }
+        identity
+    }
+
+    fn make(target: &Target, identity: Arc<str>, host: Arc<str>, ways: Option<Ways>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            target: backend.target.clone(),
+            target: target.clone(),
             identity,
             host,
-            addresses: RwLock::new(addresses),
-            turn: AtomicU32::new(0),
+            ways,
+            second_first: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             standing: Mutex::default(),
             closed_until: AtomicU64::new(0),
             down_until: AtomicU64::new(0),
@@ -80,7 +110,8 @@ impl Endpoint {
         &self.target
     }
 
-    /// Its canonical name, as in the log: `10.0.0.2:3000`, `unix:/run/app.sock`.
+    /// Its canonical name, as in the log: `10.0.0.2:3000`, `unix:/run/app.sock`,
+    /// `app@10.0.0.2:3000`.
     #[must_use]
     pub fn identity(&self) -> &Arc<str> {
         &self.identity
@@ -92,40 +123,43 @@ impl Endpoint {
         &self.host
     }
 
-    /// Takes note of what its name resolved to, or why it did not. A failed lookup
-    /// keeps the addresses known before: a name server's outage is not the backend's.
-    pub fn resolved(&self, outcome: Result<Vec<SocketAddr>, String>) {
-        let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
-        match (outcome, &*addresses) {
-            (Ok(mut found), _) if !found.is_empty() => {
-                found.truncate(ADDRESSES_MOST);
-                *addresses = Addresses::Known(found.into());
+    /// The ways to dial, the better one first; none for what has no address.
+    #[must_use]
+    pub fn ways(&self) -> Option<Ways> {
+        let ways = self.ways?;
+        match ways.second {
+            Some(second) if self.second_first.load(Ordering::Relaxed) => {
+                Some(Ways { first: second, second: Some(ways.first) })
             }
-            (_, Addresses::Known(_)) => {}
-            (Ok(_), Addresses::Unknown(_)) => *addresses = Addresses::Unknown("no address".into()),
-            (Err(reason), Addresses::Unknown(_)) => *addresses = Addresses::Unknown(reason.into()),
+            _ => Some(ways),
         }
     }
 
-    /// The address to dial next: the known ones in turn; none for Unix sockets.
-    ///
-    /// # Errors
-    /// Why the name is not resolved.
-    pub fn address(&self) -> Result<Option<SocketAddr>, Arc<str>> {
-        match &*self.addresses.read().unwrap_or_else(PoisonError::into_inner) {
-            Addresses::Known(known) => {
-                let turn = usize::try_from(self.turn.load(Ordering::Relaxed)).unwrap_or(0);
-                Ok(known.get(turn.checked_rem(known.len()).unwrap_or(0)).copied())
-            }
-            Addresses::Unknown(reason) => Err(Arc::clone(reason)),
+    /// Takes note of the way that led there, where there are two: it is tried first from
+    /// now on (RFC 8305 §9.1).
+    pub fn led(&self, way: SocketAddr) {
+        let second = self.ways.is_some_and(|ways| ways.second == Some(way));
+        if self.second_first.load(Ordering::Relaxed) != second {
+            self.second_first.store(second, Ordering::Relaxed);
         }
     }
 
     /// Whether its name, if it has one, is resolved.
     #[must_use]
     pub fn is_resolved(&self) -> bool {
-        !matches!(self.target, Target::Name { .. })
-            || matches!(&*self.addresses.read().unwrap_or_else(PoisonError::into_inner), Addresses::Known(_))
+        self.ways.is_some() || Query::of(&self.target).is_none()
+    }
+
+    /// Whether it drains: requests that it has are finished, and connections are closed
+    /// instead of kept.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Has it drain, or serve again.
+    pub fn drain(&self, drains: bool) {
+        self.draining.store(drains, Ordering::Relaxed);
     }
 
     /// Whether anything is held against it, or was counted, that a connection made or an
@@ -149,8 +183,6 @@ impl Endpoint {
     /// Notes a connection that failed on the backend's side, at `now` milliseconds;
     /// whether its state changed.
     pub fn refused(&self, reason: Reason, now: u64) -> bool {
-        // The next attempt goes to the next of its addresses.
-        self.turn.fetch_add(1, Ordering::Relaxed);
         self.change(|standing| standing.refused(reason, now)).1
     }
 
@@ -256,20 +288,29 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::Endpoint;
+    use crate::balance::discovery::{Place, Ways};
     use crate::balance::standing::FALL;
     use crate::config::{BackendAddress, Target};
     use crate::telemetry::Reason;
 
     const REFUSED: Reason = Reason::BackendConnectRefused;
 
-    fn named() -> Endpoint {
-        Endpoint::new(&BackendAddress { target: Target::Name { host: "app.test".into(), port: 80 }, weight: 1 })
+    fn named() -> Target {
+        Target::Name { host: "app.test".into(), port: 80 }
+    }
+
+    fn at(first: &str, second: Option<&str>) -> Endpoint {
+        let ways = Ways { first: first.parse().unwrap(), second: second.map(|way| way.parse().unwrap()) };
+        Endpoint::at(&named(), &Place { ways, authority: "app.test:80".into(), weight: None, backup: false })
+    }
+
+    fn endpoint() -> Endpoint {
+        at("192.0.2.1:80", None)
     }
 
     #[test]
     fn what_requests_look_at_follows_the_standing() {
-        let endpoint = named();
-        endpoint.resolved(Ok(vec!["192.0.2.1:80".parse().unwrap()]));
+        let endpoint = endpoint();
         assert!(!endpoint.is_troubled() && !endpoint.connected(5) && !endpoint.answered(5));
         for _ in 1..FALL {
             assert!(!endpoint.refused(REFUSED, 10));
@@ -284,7 +325,7 @@ mod tests {
 
     #[test]
     fn exactly_one_of_many_threads_is_the_probe() {
-        let endpoint = named();
+        let endpoint = endpoint();
         for _ in 0..FALL {
             endpoint.refused(REFUSED, 0);
         }
@@ -298,8 +339,7 @@ mod tests {
 
     #[test]
     fn failing_checks_close_it_only_as_long_as_there_is_better() {
-        let endpoint = named();
-        endpoint.resolved(Ok(vec!["192.0.2.1:80".parse().unwrap()]));
+        let endpoint = endpoint();
         endpoint.checked(Err("status 500".into()), 2, 3, 1);
         assert!(!endpoint.admits(1 << 50) && endpoint.admits_anyway(2) && !endpoint.is_up() && !endpoint.is_down());
         endpoint.unchecked(3);
@@ -307,21 +347,24 @@ mod tests {
     }
 
     #[test]
-    fn failures_move_on_to_the_next_address_of_the_name() {
-        let endpoint = named();
-        endpoint.resolved(Ok(vec!["[::1]:80".parse().unwrap(), "127.0.0.1:80".parse().unwrap()]));
-        let first = endpoint.address().unwrap();
-        endpoint.refused(REFUSED, 0);
-        assert_ne!(endpoint.address().unwrap(), first);
+    fn the_way_that_led_there_is_tried_first_next_time() {
+        let (six, four) = ("[2001:db8::1]:80", "192.0.2.1:80");
+        let endpoint = at(six, Some(four));
+        let first = || endpoint.ways().unwrap().first.to_string();
+        assert_eq!(first(), six);
+        endpoint.led(four.parse().unwrap());
+        assert_eq!(first(), four);
+        assert_eq!(endpoint.ways().unwrap().second.unwrap().to_string(), six);
+        endpoint.led(six.parse().unwrap());
+        assert_eq!(first(), six);
+        assert_eq!(&**endpoint.identity(), "app.test@[2001:db8::1]:80+192.0.2.1:80");
+        assert_eq!(&**endpoint.host(), "app.test:80");
     }
 
     #[test]
-    fn a_failed_lookup_keeps_the_addresses_known_before() {
-        let endpoint = named();
-        endpoint.resolved(Err("name server failure".into()));
-        assert_eq!(endpoint.address().unwrap_err().as_ref(), "name server failure");
-        endpoint.resolved(Ok(vec!["127.0.0.1:80".parse().unwrap()]));
-        endpoint.resolved(Err("name server failure".into()));
-        assert!(endpoint.address().is_ok());
+    fn a_name_without_an_address_stands_for_itself() {
+        let endpoint = Endpoint::new(&BackendAddress { target: named(), weight: 1 });
+        assert!(!endpoint.is_resolved() && !endpoint.is_up());
+        assert_eq!((&**endpoint.identity(), endpoint.ways()), ("app.test:80", None));
     }
 }

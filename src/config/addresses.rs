@@ -58,6 +58,9 @@ pub enum Target {
         /// The port.
         port: u16,
     },
+    /// A service whose SRV records name hosts, ports, weights and preference; lower case,
+    /// without a final dot.
+    Service(String),
     /// A Unix stream socket.
     Unix(PathBuf),
     /// The built-in backend, which shows the request as it received it.
@@ -69,6 +72,7 @@ impl fmt::Display for Target {
         match self {
             Target::Ip(address) => write!(out, "{address}"),
             Target::Name { host, port } => write!(out, "{host}:{port}"),
+            Target::Service(name) => write!(out, "srv:{name}"),
             Target::Unix(path) => write!(out, "unix:{}", path.display()),
             Target::Echo => out.write_str("builtin:echo"),
         }
@@ -154,17 +158,53 @@ impl Form for Backend {
                 }
             }
         }
+        if weight.is_some() && matches!(target, Target::Service(_)) {
+            return Err(Wrong::new("SRV records have weights of their own").at(options.unwrap_or_default()));
+        }
         Ok(BackendAddress { target, weight: weight.unwrap_or(1) })
     }
 
     fn describe(&self) -> String {
-        "`HOST:PORT`, `[V6]:PORT`, `unix:/PATH` or `builtin:echo`, each with `?weight=1` to `?weight=256`".to_owned()
+        "`HOST:PORT`, `[V6]:PORT`, `srv:_SERVICE._tcp.DOMAIN`, `unix:/PATH` or `builtin:echo`, all but `srv:` with \
+         `?weight=1` to `?weight=256`"
+            .to_owned()
+    }
+}
+
+/// The form of a name server's address.
+pub(super) struct NameServer;
+
+impl Form for NameServer {
+    type Value = SocketAddr;
+
+    fn parse(&self, text: &str) -> Result<SocketAddr, Wrong> {
+        let address = text.parse::<SocketAddr>().or_else(|_| text.parse::<IpAddr>().map(|ip| (ip, 53).into()));
+        match address {
+            Ok(address) if address.port() == 0 => Err(Wrong::new("port 0 can't be asked")),
+            Ok(address) if address.ip().is_unspecified() => {
+                Err(Wrong::new(format!("`{}` is no address of a name server", address.ip())))
+            }
+            Ok(address) => Ok(canonical(address)),
+            Err(_) => Err(Wrong::new(format!("`{text}` is not {}", self.describe()))),
+        }
+    }
+
+    fn describe(&self) -> String {
+        "`IP`, `IP:PORT` or `[V6]:PORT`".to_owned()
     }
 }
 
 fn target(text: &str) -> Result<Target, Wrong> {
     if let Some(path) = text.strip_prefix("unix:") {
         return unix(path).map(Target::Unix);
+    }
+    if let Some(service) = text.strip_prefix("srv:") {
+        return match service.rsplit_once(':') {
+            Some((service, _)) => {
+                Err(Wrong::new(format!("SRV records name the port themselves; write `srv:{service}`")))
+            }
+            None => name(service).map(Target::Service).map_err(Wrong::new),
+        };
     }
     if let Some(builtin) = text.strip_prefix("builtin:") {
         return if builtin == "echo" {
@@ -304,6 +344,7 @@ mod tests {
             ("http://[::1]", "[::1]:80", 1),
             ("unix:/run/app.sock?weight=256", "unix:/run/app.sock", 256),
             ("builtin:echo", "builtin:echo", 1),
+            ("srv:_http._tcp.Example.com.", "srv:_http._tcp.example.com", 1),
         ] {
             let backend = Backend.parse(text).unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
             assert_eq!(backend.target.to_string(), identity, "{text}");
@@ -331,6 +372,9 @@ mod tests {
             ("https://app:443", "TLS to backends is not in this version; write `HOST:PORT` for cleartext"),
             ("ftp://app:21", "unknown scheme `ftp`; write `HOST:PORT`"),
             ("http://u@app:80/x", "a backend is an address without user or path; write `http://app:80`"),
+            ("srv:_http._tcp.app.test:80", "SRV records name the port themselves; write `srv:_http._tcp.app.test`"),
+            ("srv:", "`` is neither an address nor a host name"),
+            ("srv:_http._tcp.app.test?weight=2", "SRV records have weights of their own"),
             ("builtin:page", "no built-in backend `page`; there is `builtin:echo`"),
             ("unix:run/app", "a Unix socket needs its absolute path, as in `unix:/run/app.sock`"),
             ("unix:@app", "abstract sockets have no owner and no mode; write `unix:/PATH`"),
@@ -373,6 +417,25 @@ mod tests {
             ),
         ] {
             assert_eq!(Listen.parse(text).unwrap_err().message, message);
+        }
+    }
+
+    #[test]
+    fn a_name_server_is_numeric_with_or_without_a_port() {
+        for (text, shown) in [
+            ("127.0.0.53", "127.0.0.53:53"),
+            ("127.0.0.1:5353", "127.0.0.1:5353"),
+            ("2001:db8::53", "[2001:db8::53]:53"),
+            ("[::1]:5353", "[::1]:5353"),
+        ] {
+            assert_eq!(NameServer.parse(text).unwrap().to_string(), shown);
+        }
+        for (text, message) in [
+            ("dns.test", "`dns.test` is not `IP`, `IP:PORT` or `[V6]:PORT`"),
+            ("127.0.0.1:0", "port 0 can't be asked"),
+            ("0.0.0.0", "`0.0.0.0` is no address of a name server"),
+        ] {
+            assert_eq!(NameServer.parse(text).unwrap_err().message, message);
         }
     }
 

@@ -5,9 +5,10 @@
 //! rows come the settings' structs, the parser, `doorward explain`, `config.env`,
 //! doorward.env(5) and the README's table.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::addresses::{Backend, BackendAddress, Listen, ListenAddress};
+use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
 use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, RateOrOff, Size, Span, SpanOrOff, Wrong};
@@ -198,6 +199,12 @@ keys! {
             /// Threads that serve. `auto` means one for each core that the process may use.
             "WORKERS", workers: Auto<usize> = "auto", "threads", AutoOr(Int { min: 1, max: 1024 });
         }
+        "Names" {
+            /// Name servers that are asked for the names of backends, as `IP` or `IP:PORT`, in this
+            /// order. Without any, those of `/etc/resolv.conf` are, and for what they don't know the
+            /// host's own resolver is (`nsswitch.conf`). `/etc/hosts` counts before either.
+            "RESOLVER", resolver: Vec<SocketAddr> = "", "", matches(NameServer, "name servers");
+        }
         "Admission" {
             /// Requests (with `MODE=tcp`, connections) served at once; further ones queue.
             "MAX_CONCURRENT_REQUESTS", max_concurrent_requests: usize = "1024", "requests",
@@ -263,8 +270,9 @@ keys! {
             /// Whether bytes are read as HTTP requests, or relayed both ways unread, so that any
             /// protocol passes.
             "MODE", mode: Mode = "http", "", Choice(&[("http", Mode::Http), ("tcp", Mode::Tcp)]);
-            /// One backend or several, taken in turn. `builtin:echo` is a page that shows the
-            /// request as a backend receives it.
+            /// One backend or several, taken in turn. A name stands for every address that it leads
+            /// to, `srv:` and a service for what its SRV records say. `builtin:echo` is a page that
+            /// shows the request as a backend receives it.
             "BACKEND_ADDRESS", backend_address: Vec<BackendAddress> = "builtin:echo", "",
                 backends();
             /// How long an idle connection to a backend is kept for the next request.

@@ -22,9 +22,11 @@ use tracing::{debug, error, info};
 use super::backends::Ledger;
 use super::doors::list;
 use super::drain::Drain;
+use super::lookup::Lookups;
+use super::names::Change;
 use super::notify::Notifier;
 use super::reload::{self, Reload};
-use super::resolver::{Resolution, Resolver, System};
+use super::resolver::{Resolution, Resolver};
 use super::status::Pulse;
 use super::watchdog::{Verdict, Watchdog};
 use crate::admin::Question;
@@ -51,10 +53,12 @@ pub(super) enum Control {
     Question(Question),
     /// A step of a reload is done.
     Reload(reload::Step),
-    /// A name was looked up.
+    /// There is news of a name.
     Resolved(Resolution),
     /// A worker has seen something of a backend.
     Stirred,
+    /// Names lead elsewhere, and that is to take effect.
+    Moved,
     /// Time to work out the status line.
     Tick,
     /// Time to see whether the workers turn over.
@@ -100,7 +104,8 @@ pub(super) struct Daemon {
     pub(super) watchdog: Watchdog,
     pub(super) workers: Workers,
     pub(super) generation: Arc<Generation>,
-    pub(super) resolver: Resolver<System>,
+    pub(super) resolver: Resolver<Lookups>,
+    pub(super) change: Change,
     pub(super) reload: Reload,
     pub(super) drain: Option<Drain>,
     pub(super) pulse: Pulse,
@@ -128,7 +133,13 @@ impl Daemon {
                     }
                 }
                 Control::Resolved(resolution) => {
-                    if let Err(died) = self.name_resolved(&mut notifier, &resolution).await {
+                    self.name_resolved(&resolution);
+                    if let Err(died) = self.adopt_if_settled(&mut notifier).await {
+                        return worker_died(&died);
+                    }
+                }
+                Control::Moved => {
+                    if let Err(died) = self.move_backends().await {
                         return worker_died(&died);
                     }
                 }
@@ -162,6 +173,7 @@ impl Daemon {
             step = self.reload.step() => Control::Reload(step),
             resolution = self.resolver.next() => Control::Resolved(resolution),
             () = self.ledger.stirred() => Control::Stirred,
+            () = self.change.due() => Control::Moved,
             _ = tick.tick() => Control::Tick,
             _ = round.tick() => Control::Round,
             control = workers(&mut self.workers, self.drain.as_ref()) => control,

@@ -10,7 +10,7 @@
 //! | start until READY=1 | `start`, `doors` |
 //! | SIGHUP, `doorward reload` | `reload` |
 //! | SIGTERM, SIGINT | `drain` |
-//! | a name to look up | `resolver` |
+//! | a name to look up, and what it led to | `resolver`, `lookup`, `names` |
 //! | a backend that falls or returns | `backends` |
 //! | a thread that stands still | `watchdog` |
 //! | `systemctl status`, `doorward status` | `status` |
@@ -29,6 +29,8 @@ mod backends;
 mod control;
 mod doors;
 mod drain;
+mod lookup;
+mod names;
 mod notify;
 mod reload;
 mod resolver;

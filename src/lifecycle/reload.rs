@@ -11,32 +11,27 @@
 //! files may have changed after they were read; any number of such wishes is one.
 
 use std::future::pending;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, error, info, warn};
 
 use super::control::Daemon;
 use super::doors::list;
+use super::lookup::Lookups;
+use super::names;
 use super::notify::Notifier;
-use super::resolver::Resolution;
-use super::start::{NAMES_PATIENCE, names, warn_of};
+use super::start::warn_of;
 use crate::admin::protocol::{Answer, ReloadStatus};
-use crate::balance::endpoint::Endpoint;
-use crate::config::{self, Config, Problems, Target};
+use crate::config::{self, Config, Problems};
 use crate::proxy::workers::WorkerDied;
 use crate::state::Generation;
 use crate::telemetry::events;
 
 /// How long reading the files may take; a dead network file system takes for ever.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long the workers may take to adopt a generation before one counts as stuck.
-/// It has the new one in its queue then, and takes it should it ever turn again.
-const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client of the admin socket that waits for the end of a reload.
 type Waiter = oneshot::Sender<Answer>;
@@ -55,7 +50,7 @@ enum Stage {
     #[default]
     Idle,
     Reading(JoinHandle<Result<Config, Problems>>, Instant),
-    Resolving(Arc<Generation>, Instant),
+    Resolving(Box<Config>, Instant),
 }
 
 /// What the loop hears of a reload.
@@ -151,13 +146,10 @@ impl Daemon {
     pub(super) async fn reload_step(&mut self, notifier: &mut Notifier, step: Step) -> Result<(), WorkerDied> {
         match step {
             Step::Read(Ok(config)) => {
-                let number = self.generation.number.saturating_add(1);
-                let generation = Arc::new(Generation::build(number, *config, Some(&self.generation)));
-                self.resolver.watch(&names(&generation));
-                for endpoint in generation.endpoints() {
-                    self.tell_what_is_known(endpoint);
-                }
-                self.reload.stage = Stage::Resolving(generation, Instant::now() + NAMES_PATIENCE);
+                let mut wanted = names::of(&config);
+                wanted.extend(names::of(&self.generation.config));
+                self.resolver.watch(&wanted);
+                self.reload.stage = Stage::Resolving(config, Instant::now() + names::PATIENCE);
                 self.adopt_if_settled(notifier).await
             }
             Step::Read(Err(unread)) => {
@@ -168,20 +160,8 @@ impl Daemon {
         }
     }
 
-    /// Passes the outcome of a lookup on to the backends that have the name.
-    pub(super) async fn name_resolved(
-        &mut self,
-        notifier: &mut Notifier,
-        resolution: &Resolution,
-    ) -> Result<(), WorkerDied> {
-        match &self.reload.stage {
-            Stage::Resolving(next, _) => apply(resolution, [&*self.generation, &**next]),
-            Stage::Idle | Stage::Reading(..) => apply(resolution, [&*self.generation]),
-        }
-        self.adopt_if_settled(notifier).await
-    }
-
-    async fn adopt_if_settled(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
+    /// Swaps the generations, if all that is waited for is names and each was looked up.
+    pub(super) async fn adopt_if_settled(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
         if matches!(self.reload.stage, Stage::Resolving(..)) && self.resolver.settled() {
             return self.adopt(notifier).await;
         }
@@ -190,19 +170,16 @@ impl Daemon {
 
     /// Swaps the generations: from here on new requests meet the new one.
     async fn adopt(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
-        let Stage::Resolving(generation, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
-        match timeout(ADOPT_PATIENCE, self.workers.adopt(Arc::clone(&generation))).await {
-            Ok(adopted) => adopted?,
-            Err(_) => {
-                let worker = list(self.workers.stuck());
-                error!(message_id = events::WORKER_STUCK, worker, "a worker does not take the new configuration");
-            }
+        let Stage::Resolving(config, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
+        let number = self.generation.number.saturating_add(1);
+        let asks_elsewhere = config.daemon.resolver != self.generation.config.daemon.resolver;
+        let generation = Generation::build(number, *config, &self.resolver.directory(), Some(&self.generation));
+        self.take_up(generation).await?;
+        self.log.set_level(tracing::Level::from(self.generation.config.daemon.log_level).into());
+        self.resolver.watch(&names::of(&self.generation.config));
+        if asks_elsewhere {
+            self.resolver.ask(Lookups::at(&self.generation.config.daemon.resolver));
         }
-        self.log.set_level(tracing::Level::from(generation.config.daemon.log_level).into());
-        self.generation = generation;
-        self.ledger.forget(&self.generation);
-        self.look_at_backends();
-        let number = self.generation.number;
         info!(message_id = events::RELOADED, generation = number, "reloaded");
         warn_of(&self.generation.config);
         self.warn_of_fixed();
@@ -248,13 +225,6 @@ impl Daemon {
         self.reload.last = reload.last;
     }
 
-    fn tell_what_is_known(&self, endpoint: &Endpoint) {
-        let Target::Name { host, port } = endpoint.target() else { return };
-        if let Some(known) = self.resolver.known(host) {
-            endpoint.resolved(known.clone().map(|ips| ips.into_iter().map(|ip| (ip, *port).into()).collect()));
-        }
-    }
-
     /// Names what the new configuration wants and a running process can't do.
     fn warn_of_fixed(&self) {
         let wanted = &self.generation.config.daemon;
@@ -274,41 +244,6 @@ impl Daemon {
         }
         if self.fixed.log_format != wanted.log_format {
             warn("LOG_FORMAT", text("LOG_FORMAT"));
-        }
-    }
-}
-
-/// Puts the outcome of a lookup into every backend with that name, and makes a change
-/// one record for each backend.
-pub(super) fn apply<'a>(resolution: &Resolution, generations: impl IntoIterator<Item = &'a Generation>) {
-    let mut told: Vec<Arc<str>> = Vec::new();
-    for endpoint in generations.into_iter().flat_map(Generation::endpoints) {
-        let Target::Name { host, port } = endpoint.target() else { continue };
-        if *host != resolution.host {
-            continue;
-        }
-        let addresses = resolution.outcome.clone();
-        endpoint.resolved(addresses.map(|ips| ips.into_iter().map(|ip| (ip, *port).into()).collect()));
-        let backend = endpoint.identity();
-        if !resolution.changed || told.contains(backend) {
-            continue;
-        }
-        told.push(Arc::clone(backend));
-        match &resolution.outcome {
-            Err(error) => warn!(
-                message_id = events::BACKEND_UNRESOLVED,
-                backend = &**backend,
-                error,
-                in_use = endpoint.is_resolved(),
-                "backend's name not resolved"
-            ),
-            Ok(ips) if resolution.failed_before => info!(
-                message_id = events::BACKEND_RESOLVED,
-                backend = &**backend,
-                addresses = list(ips),
-                "backend's name resolved again"
-            ),
-            Ok(ips) => debug!(backend = &**backend, addresses = list(ips), "backend's addresses"),
         }
     }
 }

@@ -1,84 +1,94 @@
 //! Names of backends: looked up here, never on a worker.
 //!
-//! `getaddrinfo` blocks for as long as a name server pleases, so every lookup runs
-//! in the runtime's blocking pool. Each name is looked up at most once at a time,
-//! and at most [`AT_ONCE`] names together: that leaves a thread of the pool for
-//! reading the configuration, and a name that hangs delays others by no more than
-//! the place it takes. Nothing is ever awaited but the next outcome, so the control
-//! loop, and with it the watchdog, never waits for a name.
+//! Each name is looked up at most once at a time, and at most [`AT_ONCE`] names
+//! together: a name that hangs delays others by no more than the place it takes. Nothing
+//! is ever awaited but the next outcome, so the control loop, and with it the watchdog,
+//! never waits for a name.
 //!
-//! A name that resolves is refreshed every [`REFRESH`]; one that does not is tried
-//! again after [`RETRY`], doubled up to [`REFRESH`]. Lifetimes of DNS records are
-//! not known here, since `getaddrinfo` does not tell them; it does read
-//! `/etc/hosts` and every other source that the host is set up for.
+//! A name is looked up again when its answer's lifetime is over, which counts as no less
+//! than [`SHORTEST`] and no more than [`LONGEST`], or after [`REFRESH`] where nobody told
+//! one; after a failure in [`RETRY`], doubled up to [`REFRESH`]. What was found stays
+//! known through any failure, also that the name is gone: an outage of a name server is
+//! not the backend's, and one that is really gone is noticed by whoever connects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, pending};
-use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-/// How long addresses are used before the name is looked up again.
-pub const REFRESH: Duration = Duration::from_secs(10);
+use crate::balance::discovery::{Directory, Found, Query};
+
+/// How long addresses without a lifetime are used before the name is looked up again.
+pub(super) const REFRESH: Duration = Duration::from_secs(10);
+
+/// The shortest lifetime of an answer: zero is in use and must not keep us busy.
+pub(super) const SHORTEST: Duration = Duration::from_secs(1);
+
+/// The longest one: container networks say 600 s and move names at once.
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// The first pause after a failed lookup.
-pub const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// Lookups that run together.
-pub const AT_ONCE: usize = 3;
+pub(super) const AT_ONCE: usize = 8;
 
 /// Where addresses come from.
-pub trait Lookup {
-    /// Finds the addresses of a host.
+pub(super) trait Lookup {
+    /// Finds what a name is; `known` is what it was before.
     ///
     /// # Errors
-    /// Whatever the host's resolver reports.
-    fn lookup(&self, host: String) -> impl Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static;
+    /// Why not, in words.
+    fn lookup(
+        &self,
+        query: Query,
+        known: Option<Found>,
+    ) -> impl Future<Output = Result<Answered, String>> + Send + 'static;
 }
 
-/// The host's own resolver, `getaddrinfo(3)`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct System;
-
-impl Lookup for System {
-    fn lookup(&self, host: String) -> impl Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static {
-        ask_the_host(host)
-    }
-}
-
-async fn ask_the_host(host: String) -> io::Result<Vec<IpAddr>> {
-    let found = tokio::net::lookup_host((host, 0)).await?;
-    Ok(found.map(|address| address.ip()).collect())
-}
-
-/// What became of one lookup.
+/// What a lookup found, never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolution {
-    /// The name.
-    pub host: String,
-    /// Its addresses, never empty, or why there is none.
-    pub outcome: Outcome,
-    /// Whether the outcome is another one than before; the first one always is.
-    pub changed: bool,
-    /// Whether the lookup before this one failed.
-    pub failed_before: bool,
+pub(super) struct Answered {
+    /// Where the name leads.
+    pub(super) found: Found,
+    /// How long it holds, where anybody says.
+    pub(super) lifetime: Option<Duration>,
 }
 
-/// Addresses of a name in the order of the host's resolver, each once; or the reason.
-pub type Outcome = Result<Vec<IpAddr>, String>;
+/// What became of one lookup, if that is another thing than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Resolution {
+    /// The name.
+    pub(super) query: Query,
+    /// How it differs from before.
+    pub(super) news: News,
+}
+
+/// How an outcome differs from the one before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum News {
+    /// It failed and had not before; what was found earlier is still known.
+    Failed(String),
+    /// It leads somewhere else, or was not known.
+    Moved {
+        /// The lookup before this one had failed.
+        recovered: bool,
+    },
+    /// It leads where it led before a lookup failed.
+    Recovered,
+}
 
 /// The schedule of all lookups.
 #[derive(Debug)]
-pub struct Resolver<L> {
+pub(super) struct Resolver<L> {
     lookup: L,
-    names: BTreeMap<String, Name>,
-    running: JoinSet<Found>,
+    names: BTreeMap<Query, Name>,
+    running: JoinSet<Ended>,
 }
 
-type Found = (String, io::Result<Vec<IpAddr>>);
+type Ended = (Query, Result<Answered, String>);
 
 #[derive(Debug)]
 struct Name {
@@ -86,7 +96,8 @@ struct Name {
     wanted: bool,
     step: Step,
     failures: u32,
-    last: Option<Outcome>,
+    error: Option<String>,
+    found: Option<Found>,
 }
 
 #[derive(Debug)]
@@ -97,44 +108,62 @@ enum Step {
 
 impl<L: Lookup> Resolver<L> {
     /// A resolver with no names yet.
-    pub fn new(lookup: L) -> Resolver<L> {
+    pub(super) fn new(lookup: L) -> Resolver<L> {
         Resolver { lookup, names: BTreeMap::new(), running: JoinSet::new() }
     }
 
-    /// From now on looks up exactly `hosts`; what is known of them stays known.
-    pub fn watch(&mut self, hosts: &BTreeSet<String>) {
-        self.names.retain(|host, name| {
-            name.wanted = hosts.contains(host);
+    /// From now on asks elsewhere, and at once; what is known stays known meanwhile.
+    pub(super) fn ask(&mut self, lookup: L) {
+        self.lookup = lookup;
+        self.running.abort_all();
+        let now = Instant::now();
+        for name in self.names.values_mut() {
+            name.step = Step::Due(now);
+        }
+        self.names.retain(|_, name| name.wanted);
+    }
+
+    /// From now on looks up exactly these names; what is known of them stays known.
+    pub(super) fn watch(&mut self, queries: &BTreeSet<Query>) {
+        self.names.retain(|query, name| {
+            name.wanted = queries.contains(query);
             name.wanted || matches!(name.step, Step::Running(_))
         });
-        for host in hosts {
-            self.names.entry(host.clone()).or_insert_with(|| Name {
+        for query in queries {
+            self.names.entry(query.clone()).or_insert_with(|| Name {
                 wanted: true,
                 step: Step::Due(Instant::now()),
                 failures: 0,
-                last: None,
+                error: None,
+                found: None,
             });
         }
     }
 
-    /// The last outcome for a name; none before its first lookup ends.
-    pub fn known(&self, host: &str) -> Option<&Outcome> {
-        self.names.get(host)?.last.as_ref()
+    /// Where the names lead, as far as that is known.
+    pub(super) fn directory(&self) -> Directory {
+        let known = self.names.iter().filter_map(|(query, name)| Some((query.clone(), name.found.clone()?)));
+        known.collect()
+    }
+
+    /// Why the last lookup of a name failed, if it did.
+    pub(super) fn error(&self, query: &Query) -> Option<&str> {
+        self.names.get(query)?.error.as_deref()
     }
 
     /// True once every name was looked up at least once, whatever came of it.
-    pub fn settled(&self) -> bool {
-        self.names.values().all(|name| !name.wanted || name.last.is_some())
+    pub(super) fn settled(&self) -> bool {
+        self.names.values().all(|name| !name.wanted || name.error.is_some() || name.found.is_some())
     }
 
-    /// Starts what is due and waits for the next outcome; for ever when there are no
-    /// names. Nothing is lost when the future is dropped.
-    pub async fn next(&mut self) -> Resolution {
+    /// Starts what is due and waits for the next news; for ever when there are no names.
+    /// Nothing is lost when the future is dropped.
+    pub(super) async fn next(&mut self) -> Resolution {
         loop {
             let due = self.start_due();
             tokio::select! {
-                Some(found) = self.running.join_next_with_id() => {
-                    if let Some(resolution) = self.ended(found) {
+                Some(ended) = self.running.join_next_with_id() => {
+                    if let Some(resolution) = self.ended(ended) {
                         return resolution;
                     }
                 }
@@ -147,7 +176,7 @@ impl<L: Lookup> Resolver<L> {
     fn start_due(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
-        for (host, name) in &mut self.names {
+        for (query, name) in &mut self.names {
             let Step::Due(due) = name.step else { continue };
             if self.running.len() >= AT_ONCE {
                 return None; // A lookup that ends comes round again.
@@ -156,38 +185,61 @@ impl<L: Lookup> Resolver<L> {
                 next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
-            let lookup = self.lookup.lookup(host.clone());
-            let host = host.clone();
-            let task = self.running.spawn(async move { (host, lookup.await) });
+            let lookup = self.lookup.lookup(query.clone(), name.found.clone());
+            let query = query.clone();
+            let task = self.running.spawn(async move { (query, lookup.await) });
             name.step = Step::Running(task.id());
         }
         next
     }
 
-    fn ended(&mut self, found: Result<(Id, Found), JoinError>) -> Option<Resolution> {
-        let (host, outcome) = match found {
-            Ok((_, (host, outcome))) => (host, outcome),
+    fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Option<Resolution> {
+        let (id, query, outcome) = match ended {
+            Ok((id, (query, outcome))) => (id, query, outcome),
             Err(error) => {
                 let ended = |name: &Name| matches!(name.step, Step::Running(id) if id == error.id());
-                let host = self.names.iter().find(|(_, name)| ended(name))?.0.clone();
-                (host, Err(io::Error::other(error)))
+                let query = self.names.iter().find(|(_, name)| ended(name))?.0.clone();
+                (error.id(), query, Err(error.to_string()))
             }
         };
-        let name = self.names.get_mut(&host)?;
+        let name = self.names.get_mut(&query)?;
+        if !matches!(name.step, Step::Running(running) if running == id) {
+            return None; // Asked of somebody who is not asked any more.
+        }
         if !name.wanted {
-            self.names.remove(&host);
+            self.names.remove(&query);
             return None;
         }
-        let outcome = distinct(outcome);
-        name.failures = match outcome {
-            Ok(_) => 0,
-            Err(_) => name.failures.saturating_add(1),
-        };
-        name.step = Step::Due(Instant::now() + pause(name.failures));
-        let changed = !name.last.as_ref().is_some_and(|last| same(last, &outcome));
-        let failed_before = matches!(name.last, Some(Err(_)));
-        name.last = Some(outcome.clone());
-        Some(Resolution { host, outcome, changed, failed_before })
+        let (news, pause) = name.take(outcome);
+        name.step = Step::Due(Instant::now() + pause);
+        news.map(|news| Resolution { query, news })
+    }
+}
+
+impl Name {
+    /// Takes note of an outcome: what is new about it, and when to look again.
+    fn take(&mut self, outcome: Result<Answered, String>) -> (Option<News>, Duration) {
+        match outcome {
+            Ok(Answered { found, lifetime }) => {
+                self.failures = 0;
+                let recovered = self.error.take().is_some();
+                let moved = self.found.as_ref() != Some(&found);
+                self.found = Some(found);
+                let news = match (moved, recovered) {
+                    (true, recovered) => Some(News::Moved { recovered }),
+                    (false, true) => Some(News::Recovered),
+                    (false, false) => None,
+                };
+                (news, lifetime.map_or(REFRESH, |lifetime| lifetime.clamp(SHORTEST, LONGEST)))
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                // Another wording of a failure is no news.
+                let news = self.error.is_none().then(|| News::Failed(error.clone()));
+                self.error = Some(error);
+                (news, pause(self.failures))
+            }
+        }
     }
 }
 
@@ -200,28 +252,8 @@ async fn until(due: Option<Instant>) {
 
 /// How long to wait after so many failures in a row.
 fn pause(failures: u32) -> Duration {
-    match failures.checked_sub(1) {
-        None => REFRESH,
-        Some(doublings) => RETRY.saturating_mul(2_u32.saturating_pow(doublings)).min(REFRESH),
-    }
-}
-
-/// `getaddrinfo` may name an address once for each kind of socket.
-fn distinct(found: io::Result<Vec<IpAddr>>) -> Outcome {
-    let found = found.map_err(|error| error.to_string())?;
-    let mut seen = BTreeSet::new();
-    let addresses: Vec<IpAddr> = found.into_iter().filter(|ip| seen.insert(*ip)).collect();
-    if addresses.is_empty() { Err(String::from("the name has no address")) } else { Ok(addresses) }
-}
-
-/// Name servers rotate their answers: the order alone is no change, nor is another
-/// wording of a failure.
-fn same(one: &Outcome, other: &Outcome) -> bool {
-    match (one, other) {
-        (Ok(one), Ok(other)) => one.iter().collect::<BTreeSet<_>>() == other.iter().collect::<BTreeSet<_>>(),
-        (Err(_), Err(_)) => true,
-        _ => false,
-    }
+    let doublings = failures.saturating_sub(1);
+    RETRY.saturating_mul(2_u32.saturating_pow(doublings)).min(REFRESH)
 }
 
 #[cfg(test)]
@@ -234,17 +266,18 @@ mod tests {
     use super::*;
 
     type TestResult = Result<(), Box<dyn std::error::Error>>;
+    type Outcome = Result<Answered, String>;
 
     /// Answers from a list; the name `slow` waits for a permit.
     #[derive(Clone)]
     struct Script {
-        answers: Arc<Mutex<VecDeque<io::Result<Vec<IpAddr>>>>>,
+        answers: Arc<Mutex<VecDeque<Outcome>>>,
         asked: Arc<Mutex<Vec<(String, Instant)>>>,
         gate: Arc<Semaphore>,
     }
 
     impl Script {
-        fn new(answers: impl IntoIterator<Item = io::Result<Vec<IpAddr>>>) -> Script {
+        fn new(answers: impl IntoIterator<Item = Outcome>) -> Script {
             Script {
                 answers: Arc::new(Mutex::new(answers.into_iter().collect())),
                 asked: Arc::default(),
@@ -256,70 +289,99 @@ mod tests {
             let asked = self.asked.lock().unwrap();
             asked.iter().map(|(host, _)| host.clone()).collect()
         }
+
+        /// Seconds between the questions.
+        fn pauses(&self) -> Vec<u64> {
+            let asked = self.asked.lock().unwrap();
+            asked.windows(2).map(|pair| (pair[1].1 - pair[0].1).as_secs()).collect()
+        }
     }
 
     impl Lookup for Script {
-        fn lookup(&self, host: String) -> impl Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static {
+        fn lookup(&self, query: Query, _: Option<Found>) -> impl Future<Output = Outcome> + Send + 'static {
             let script = self.clone();
-            let asked = (host.clone(), Instant::now());
-            script.asked.lock().unwrap().push(asked);
+            let host = query.name().to_owned();
+            script.asked.lock().unwrap().push((host.clone(), Instant::now()));
             async move {
                 if host.starts_with("slow") {
                     let _ = script.gate.acquire().await;
                 }
                 let answer = script.answers.lock().unwrap().pop_front();
-                answer.unwrap_or_else(|| Ok(vec!["192.0.2.1".parse().unwrap()]))
+                answer.unwrap_or_else(|| found(&["192.0.2.1"], None))
             }
         }
     }
 
-    fn hosts(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
+    fn host(name: &str) -> Query {
+        Query::Host(name.into())
     }
 
-    fn ips(list: &[&str]) -> Vec<IpAddr> {
-        list.iter().map(|ip| ip.parse().unwrap()).collect()
+    fn hosts(names: &[&str]) -> BTreeSet<Query> {
+        names.iter().map(|name| host(name)).collect()
+    }
+
+    fn found(addresses: &[&str], lifetime: Option<u64>) -> Outcome {
+        let found = Found::Addresses(addresses.iter().map(|ip| ip.parse().unwrap()).collect());
+        Ok(Answered { found, lifetime: lifetime.map(Duration::from_secs) })
+    }
+
+    /// Lets the resolver go on for so long; what was new.
+    async fn news(resolver: &mut Resolver<Script>, seconds: u64) -> Vec<News> {
+        let (mut news, until) = (Vec::new(), Instant::now() + Duration::from_secs(seconds));
+        while let Ok(resolution) = tokio::time::timeout_at(until, resolver.next()).await {
+            news.push(resolution.news);
+        }
+        news
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failed_lookup_is_repeated_after_a_growing_pause() -> TestResult {
-        let fail = || Err(io::Error::other("no such name"));
+    async fn a_failed_lookup_is_reported_once_and_repeated_after_a_growing_pause() -> TestResult {
+        let fail = || Err(String::from("no such name"));
         let script = Script::new([fail(), fail(), fail(), fail(), fail(), fail()]);
         let mut resolver = Resolver::new(script.clone());
         resolver.watch(&hosts(&["app"]));
         assert!(!resolver.settled());
-        let first = resolver.next().await;
-        assert_eq!(first.outcome, Err("no such name".into()));
-        assert!(first.changed && !first.failed_before && resolver.settled());
-        for _ in 0..5 {
-            assert!(!resolver.next().await.changed);
-        }
-        let found = resolver.next().await;
-        assert!(found.outcome.is_ok() && found.changed && found.failed_before);
-        assert!(!resolver.next().await.changed);
-
-        let asked = script.asked.lock().unwrap();
-        let pauses: Vec<u64> = asked.windows(2).map(|pair| (pair[1].1 - pair[0].1).as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8, 10, 10, 10]);
+        assert_eq!(resolver.next().await.news, News::Failed("no such name".into()));
+        assert!(resolver.settled());
+        assert_eq!(resolver.error(&host("app")), Some("no such name"));
+        assert_eq!(resolver.next().await.news, News::Moved { recovered: true });
+        assert_eq!(resolver.error(&host("app")), None);
+        assert_eq!(script.pauses(), [1, 2, 4, 8, 10, 10]);
         Ok(())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn another_order_of_addresses_is_no_change() {
+    async fn a_lifetime_is_kept_between_its_bounds() {
+        let ip = &["192.0.2.1"];
+        let lifetimes = [Some(0), Some(5), Some(60), Some(86_400), None, Some(0)];
+        let script = Script::new(lifetimes.map(|lifetime| found(ip, lifetime)));
+        let mut resolver = Resolver::new(script.clone());
+        resolver.watch(&hosts(&["app"]));
+        assert_eq!(news(&mut resolver, 137).await, [News::Moved { recovered: false }]);
+        assert_eq!(script.pauses(), [1, 5, 60, 60, 10, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_found_stays_known_through_a_failure() {
         let script = Script::new([
-            Ok(ips(&["192.0.2.1", "192.0.2.2", "192.0.2.1"])),
-            Ok(ips(&["192.0.2.2", "192.0.2.1"])),
-            Ok(ips(&["192.0.2.3"])),
-            Ok(Vec::new()),
+            found(&["192.0.2.1", "192.0.2.2"], Some(1)),
+            Err("name server failure".into()),
+            found(&["192.0.2.2", "192.0.2.1"], Some(1)),
+            found(&["192.0.2.3"], Some(1)),
+            Err("no such name".into()),
+            Err("name server failure".into()),
         ]);
         let mut resolver = Resolver::new(script);
         resolver.watch(&hosts(&["app"]));
-        let first = resolver.next().await;
-        assert_eq!(first.outcome, Ok(ips(&["192.0.2.1", "192.0.2.2"])));
-        assert!(!resolver.next().await.changed);
-        assert!(resolver.next().await.changed);
-        let none = resolver.next().await;
-        assert!(none.changed && none.outcome.is_err());
+        let moved = |recovered| News::Moved { recovered };
+        assert_eq!(resolver.next().await.news, moved(false));
+        assert_eq!(resolver.next().await.news, News::Failed("name server failure".into()));
+        assert_eq!(resolver.directory()[&host("app")].addresses().len(), 2);
+        // The order alone is no change.
+        assert_eq!(resolver.next().await.news, News::Recovered);
+        assert_eq!(resolver.next().await.news, moved(false));
+        assert_eq!(resolver.next().await.news, News::Failed("no such name".into()));
+        assert_eq!(resolver.directory()[&host("app")].addresses().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -327,14 +389,12 @@ mod tests {
         let script = Script::new([]);
         let mut resolver = Resolver::new(script.clone());
         resolver.watch(&hosts(&["app", "slow"]));
-        for _ in 0..5 {
-            assert_eq!(resolver.next().await.host, "app");
-        }
-        let slow = |asked: &[String]| asked.iter().filter(|host| *host == "slow").count();
-        assert_eq!(slow(&script.asked()), 1);
+        assert_eq!(news(&mut resolver, 45).await.len(), 1);
+        let count = |name: &str| script.asked().iter().filter(|host| *host == name).count();
+        assert_eq!((count("app"), count("slow")), (5, 1));
         assert!(!resolver.settled());
         script.gate.add_permits(1);
-        assert_eq!(resolver.next().await.host, "slow");
+        assert_eq!(resolver.next().await.query, host("slow"));
         assert!(resolver.settled());
     }
 
@@ -342,18 +402,15 @@ mod tests {
     async fn no_more_lookups_run_together_than_allowed() {
         let script = Script::new([]);
         let mut resolver = Resolver::new(script.clone());
-        resolver.watch(&hosts(&["slow1", "slow2", "slow3", "slow4"]));
-        tokio::select! {
-            biased;
-            _ = resolver.next() => unreachable!("all hang"),
-            () = tokio::time::sleep(REFRESH) => {}
-        }
+        let names: Vec<String> = (0..=AT_ONCE).map(|n| format!("slow{n}")).collect();
+        resolver.watch(&names.iter().map(|name| host(name)).collect());
+        assert!(news(&mut resolver, 60).await.is_empty(), "all hang");
         assert_eq!(script.asked().len(), AT_ONCE);
         script.gate.add_permits(AT_ONCE + 1);
         while !resolver.settled() {
             resolver.next().await;
         }
-        assert_eq!(resolver.known("slow4"), Some(&Ok(ips(&["192.0.2.1"]))));
+        assert_eq!(resolver.directory().len(), AT_ONCE + 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -361,20 +418,27 @@ mod tests {
         let script = Script::new([]);
         let mut resolver = Resolver::new(script.clone());
         resolver.watch(&hosts(&["app", "slow"]));
-        assert_eq!(resolver.next().await.host, "app");
+        assert_eq!(resolver.next().await.query, host("app"));
         // Gone and back while its lookup runs: still only one.
         resolver.watch(&hosts(&[]));
-        assert!(resolver.settled() && resolver.known("app").is_none());
+        assert!(resolver.settled() && resolver.directory().is_empty());
         resolver.watch(&hosts(&["slow"]));
         script.gate.add_permits(1);
-        assert_eq!(resolver.next().await.host, "slow");
+        assert_eq!(resolver.next().await.query, host("slow"));
         assert_eq!(script.asked(), ["app", "slow"]);
     }
 
-    #[tokio::test]
-    async fn the_hosts_own_resolver_knows_localhost() -> TestResult {
-        let found = System.lookup(String::from("localhost")).await?;
-        assert!(found.iter().all(IpAddr::is_loopback) && !found.is_empty());
-        Ok(())
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_asked_instead_is_asked_at_once() {
+        let (hanging, other) = (Script::new([]), Script::new([]));
+        let mut resolver = Resolver::new(hanging.clone());
+        resolver.watch(&hosts(&["app", "slow"]));
+        assert_eq!(resolver.next().await.query, host("app"));
+        other.gate.add_permits(1);
+        resolver.ask(other.clone());
+        assert_eq!(resolver.next().await.query, host("slow"));
+        assert_eq!((hanging.asked().len(), other.asked().len()), (2, 2));
+        hanging.gate.add_permits(1);
+        assert!(news(&mut resolver, 5).await.is_empty(), "the one asked before has no say");
     }
 }

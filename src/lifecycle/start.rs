@@ -4,36 +4,33 @@
 //! as a whole, the passed descriptors, the addresses to bind. Names are looked up
 //! before the workers start, since clients that wait in the backlog are better off
 //! than clients that are told of an unresolved backend; but a name that does not
-//! resolve holds the start up for [`NAMES_PATIENCE`] at most, and is tried on.
+//! resolve holds the start up for [`names::PATIENCE`] at most, and is tried on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook_tokio::Signals;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::backends::Ledger;
 use super::control::{Daemon, Fixed};
 use super::doors::{Doors, list};
+use super::lookup::Lookups;
 use super::notify::Notifier;
-use super::resolver::{Resolver, System};
+use super::resolver::Resolver;
 use super::watchdog::Watchdog;
-use super::{reload, status};
+use super::{names, reload, status};
 use crate::admin::{self, protocol::ListenerStatus};
-use crate::config::{Config, LogFormat, Origin, Problems, Request, Target};
+use crate::config::{Config, LogFormat, Origin, Problems, Request};
 use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::Generation;
 use crate::telemetry::{self, Guard, Log, events};
 use crate::transport::listeners::{ListenError, Passed};
-
-/// How long an unresolvable name holds up READY=1 or a reload.
-pub(super) const NAMES_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Questions of admin clients that may wait for the control loop.
 const QUESTIONS: usize = 8;
@@ -139,10 +136,10 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
 
     let fixed = Fixed::of(&config.daemon, doors.passed);
     let threads = config.daemon.workers.unwrap_or_else(cores);
-    let generation = Arc::new(Generation::build(1, config, None));
-    let mut resolver = Resolver::new(System);
-    resolver.watch(&names(&generation));
-    look_up_names(&mut resolver, &generation).await;
+    let mut resolver = Resolver::new(Lookups::at(&config.daemon.resolver));
+    resolver.watch(&names::of(&config));
+    names::look_up(&mut resolver, &config).await;
+    let generation = Arc::new(Generation::build(1, config, &resolver.directory(), None));
 
     let mut workers = Workers::start(threads, &doors.listeners, Arc::clone(&generation), log.clone())
         .map_err(|error| Refusal::System { what: "can't start the workers", error })?;
@@ -173,6 +170,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         workers,
         generation,
         resolver,
+        change: names::Change::default(),
         reload: reload::Reload::default(),
         drain: None,
         pulse,
@@ -192,28 +190,6 @@ pub(super) fn warn_of(config: &Config) {
     for warning in &config.warnings {
         warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
     }
-}
-
-/// Waits until each name was looked up once, but not for ever.
-async fn look_up_names(resolver: &mut Resolver<System>, generation: &Generation) {
-    let each = async {
-        while !resolver.settled() {
-            let resolution = resolver.next().await;
-            reload::apply(&resolution, [generation]);
-        }
-    };
-    if timeout(NAMES_PATIENCE, each).await.is_err() {
-        debug!("starting before every backend's name is resolved");
-    }
-}
-
-/// The names among the backends of a generation.
-pub(super) fn names(generation: &Generation) -> BTreeSet<String> {
-    let names = generation.endpoints().filter_map(|endpoint| match endpoint.target() {
-        Target::Name { host, .. } => Some(host.clone()),
-        Target::Ip(_) | Target::Unix(_) | Target::Echo => None,
-    });
-    names.collect()
 }
 
 /// Every backend of every route, for the log.

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::control::Daemon;
 use crate::admin::protocol::{BackendStatus, ReloadStatus, Status};
+use crate::balance::discovery::Query;
 use crate::balance::standing::State;
 use crate::config::Origin;
 use crate::telemetry::{Rates, Snapshot, Standing, status_line};
@@ -68,14 +69,16 @@ impl Daemon {
         let (unix, millis) = (unix_now(), self.workers.millis());
         let backends = self.generation.endpoints().map(|endpoint| {
             let report = endpoint.report();
-            let unresolved = endpoint.address().err();
-            let down = unresolved.is_some() || report.state != State::Up;
+            let unresolved = Query::of(endpoint.target()).filter(|_| !endpoint.is_resolved());
+            let unresolved =
+                unresolved.map(|query| self.resolver.error(&query).unwrap_or("not resolved yet").to_owned());
+            let state = if unresolved.is_some() { State::Down } else { report.state };
             BackendStatus {
                 address: endpoint.identity().to_string(),
-                up: !down,
-                state: unresolved.as_ref().map_or(report.state, |_| State::Down).as_str().to_owned(),
+                up: state == State::Up,
+                state: state.as_str().to_owned(),
                 since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
-                reason: unresolved.or(report.why).map(|reason| reason.to_string()),
+                reason: unresolved.or_else(|| report.why.map(|reason| reason.to_string())),
             }
         });
         let routes = self.generation.routes().iter().filter(|route| route.pool.fails_open());

@@ -416,7 +416,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_whose_start_is_gone_counts_as_sent_though_nothing_went_out() {
         let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
-        let worker = Worker::alone(Generation::build(1, config, None));
+        let worker = Worker::alone(Generation::build(1, config, &Default::default(), None));
         let generation = worker.generation();
         let settings = &generation.routes().last().unwrap().settings;
         for (chunks, progress) in [(1, Progress::Unsent), (900, Progress::Sent)] {

@@ -5,10 +5,11 @@
 //! stirred while it should have been silent, is closed instead of reused.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::echo;
 use super::forwarded::Forwarded;
@@ -17,6 +18,7 @@ use super::http1::encode;
 use super::http1::wire::Wire;
 use super::relay::{Fault, Piece, Raw, Sink, Source};
 use super::rewrite::Rewrite;
+use crate::balance::discovery::Ways;
 use crate::balance::endpoint::Endpoint;
 use crate::config::Target;
 use crate::telemetry::Reason;
@@ -234,7 +236,7 @@ impl IdlePool {
 
     /// Keeps a connection whose exchange is over, if it can serve another.
     pub fn put(&self, endpoint: &Endpoint, mut upstream: Upstream, limit: Duration, now: u64) {
-        if !upstream.is_reusable() || limit.is_zero() {
+        if !upstream.is_reusable() || limit.is_zero() || endpoint.is_draining() {
             return;
         }
         let Upstream::Http1(inner) = &mut upstream;
@@ -249,6 +251,13 @@ impl IdlePool {
                 by_backend.insert(endpoint.number(), vec![entry]);
             }
         }
+    }
+
+    /// Closes what leads to none of these endpoints, or to one that drains.
+    pub fn keep_only<'a>(&self, endpoints: impl Iterator<Item = &'a Arc<Endpoint>>) {
+        let kept: FxHashSet<u64> =
+            endpoints.filter(|endpoint| !endpoint.is_draining()).map(|endpoint| endpoint.number()).collect();
+        self.by_backend.borrow_mut().retain(|number, _| kept.contains(number));
     }
 
     /// Closes what has waited too long at `now`, and what stirred.
@@ -271,9 +280,15 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Stream, Reason> {
     let dialled = match endpoint.target() {
         Target::Echo => return echo::connect().map_err(|_| Reason::OutOfDescriptors),
         Target::Unix(path) => dial::unix(path).await,
-        Target::Ip(_) | Target::Name { .. } => match endpoint.address() {
-            Ok(Some(address)) => dial::tcp(address).await,
-            Ok(None) | Err(_) => return Err(Reason::BackendUnresolved),
+        Target::Ip(_) | Target::Name { .. } | Target::Service(_) => match endpoint.ways() {
+            Some(Ways { first, second: None }) => dial::tcp(first).await,
+            Some(Ways { first, second: Some(second) }) => {
+                Box::pin(dial::either(first, second)).await.map(|(stream, way)| {
+                    endpoint.led(way);
+                    stream
+                })
+            }
+            None => return Err(Reason::BackendUnresolved),
         },
     };
     dialled.map_err(|error| match error {

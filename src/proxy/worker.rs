@@ -247,6 +247,7 @@ impl Worker {
                         worker.lane().beat.fetch_add(1, Ordering::Relaxed);
                     }
                     Some(Order::Adopt(generation, done)) => {
+                        worker.idle.keep_only(generation.endpoints());
                         *worker.generation.borrow_mut() = Rc::new(generation);
                         let _ = done.send(());
                     }

@@ -69,6 +69,8 @@ events! {
     BACKEND_UNRESOLVED = "584811d3578384b7af27f484f24b2bee" ["backend" "error"];
     /// A backend's name has an address again.
     BACKEND_RESOLVED = "7862a0296900debb263acafc1519986b" ["backend"];
+    /// A backend's name has more addresses than are used.
+    BACKEND_ADDRESSES_IGNORED = "029e26a87e17281e11ceba42d3a257c1" ["backend" "addresses" "limit"];
     /// Requests are turned away because the queue is full.
     QUEUE_FULL = "bb16e23a0f83124b2a66f7fb454211ec" ["limit"];
     /// A backend died within a response; the client's connection was cut.

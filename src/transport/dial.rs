@@ -8,6 +8,8 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -35,6 +37,14 @@ pub enum DialError {
     OutOfPorts,
 }
 
+impl DialError {
+    /// Whether it is our shortage, not the backend's failure.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::OutOfDescriptors | Self::OutOfPorts)
+    }
+}
+
 /// Connects over TCP, with `TCP_NODELAY`.
 ///
 /// # Errors
@@ -42,6 +52,46 @@ pub enum DialError {
 pub async fn tcp(address: SocketAddr) -> Result<Stream, DialError> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     connect(family, Family::Tcp, &address.into()).await.map_err(|error| sort(&error))
+}
+
+/// How long the first of two ways is waited for before the second is tried beside it.
+///
+/// Source: RFC 8305 §5, "Connection Attempt Delay".
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Connects over TCP by the better of two ways; says which one that was. The second is
+/// tried as soon as the first fails, or beside it once that has had its head start.
+///
+/// # Errors
+/// The first way's, when both fail; a shortage of ours at once.
+pub async fn either(first: SocketAddr, second: SocketAddr) -> Result<(Stream, SocketAddr), DialError> {
+    let mut one = pin!(tcp(first));
+    tokio::select! {
+        biased;
+        outcome = &mut one => match outcome {
+            Ok(stream) => return Ok((stream, first)),
+            Err(error) if error.is_ours() => return Err(error),
+            Err(error) => return tcp(second).await.map(|stream| (stream, second)).map_err(|last| both(error, last)),
+        },
+        () = tokio::time::sleep(HEAD_START) => {}
+    }
+    let mut other = pin!(tcp(second));
+    tokio::select! {
+        biased;
+        outcome = &mut one => match outcome {
+            Ok(stream) => Ok((stream, first)),
+            Err(error) => other.await.map(|stream| (stream, second)).map_err(|last| both(error, last)),
+        },
+        outcome = &mut other => match outcome {
+            Ok(stream) => Ok((stream, second)),
+            Err(last) => one.await.map(|stream| (stream, first)).map_err(|error| both(error, last)),
+        },
+    }
+}
+
+/// The error to report for two: a shortage of ours must not look like the backend's fault.
+fn both(first: DialError, second: DialError) -> DialError {
+    if second.is_ours() { second } else { first }
 }
 
 /// Connects to a Unix stream socket.
@@ -91,10 +141,11 @@ fn sort(error: &io::Error) -> DialError {
 
 #[cfg(test)]
 mod tests {
-    use super::{DialError, is_shortage, sort, tcp, unix};
+    use super::{DialError, either, is_shortage, sort, tcp, unix};
     use rustix::io::Errno;
-    use socket2::SockRef;
+    use socket2::{Domain, SockRef, Socket, Type};
     use std::io;
+    use std::net::SocketAddr;
     use std::path::Path;
 
     #[tokio::test]
@@ -105,6 +156,36 @@ mod tests {
         drop(listener);
         assert_eq!(tcp(address).await.unwrap_err(), DialError::Refused);
         assert_eq!(unix(Path::new("/nonexistent/socket")).await.unwrap_err(), DialError::Refused);
+    }
+
+    /// An address where connections neither stand nor fail, while the values live.
+    fn silent() -> (SocketAddr, Vec<Socket>) {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut held = vec![listener];
+        // More than the backlog takes: one waits in it, the others before it.
+        for _ in 0..4 {
+            let waiting = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            waiting.set_nonblocking(true).unwrap();
+            let _ = waiting.connect(&address.into());
+            held.push(waiting);
+        }
+        (address, held)
+    }
+
+    #[tokio::test]
+    async fn the_second_way_is_taken_when_the_first_fails_or_is_silent() {
+        let there = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = (there.local_addr().unwrap(), there);
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (silent, _held) = silent();
+        for (first, second) in [(there.0, silent), (gone, there.0), (silent, there.0)] {
+            let (_stream, way) = either(first, second).await.unwrap();
+            assert_eq!(way, there.0, "{first}, {second}");
+        }
+        assert_eq!(either(gone, gone).await.unwrap_err(), DialError::Refused);
     }
 
     /// Small writes go out at once, and the kernel sizes the receive buffer as it sees fit:

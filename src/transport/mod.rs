@@ -4,6 +4,7 @@
 pub mod buffer;
 pub mod clock;
 pub mod dial;
+pub mod dns;
 pub mod listeners;
 pub mod splice;
 pub mod stream;

@@ -65,6 +65,23 @@ pub fn problems(files: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
+fn names_and_name_servers_are_checked_before_anybody_is_asked() {
+    assert_eq!(
+        problems(&[
+            ("config.env", "RESOLVER=dns.test,127.0.0.1:0\nBACKEND_ADDRESS=srv:_http._tcp.app.test:80\n"),
+            ("routes.d/10-a.env", "MATCH_HOST=a.example\nRESOLVER=127.0.0.53\n"),
+            ("routes.d/20-b.env", "MATCH_HOST=b.example\nBACKEND_ADDRESS=srv:_a._tcp.app.test?weight=2,-app:80\n"),
+        ]),
+        [
+            "config.env:1: `RESOLVER`: `dns.test` is not `IP`, `IP:PORT` or `[V6]:PORT`",
+            "config.env:2: `BACKEND_ADDRESS`: SRV records name the port themselves; write `srv:_http._tcp.app.test`",
+            "routes.d/10-a.env:2: `RESOLVER` is a setting of the whole daemon; it belongs in `config.env`",
+            "routes.d/20-b.env:2: `BACKEND_ADDRESS`: SRV records have weights of their own",
+        ]
+    );
+}
+
+#[test]
 fn check_reports_every_problem_of_every_file_at_once() {
     let folder = folder(&[
         ("config.env", "# mine\nWORKER=2\nMAX_RETRIES=many # none\n\nMATCH_HOST=a\nBACKEND_ADDRESS=a:1,b:0\n"),

@@ -11,9 +11,13 @@ mod lifecycle; // start, readiness, what is refused, reload, status
 #[cfg(test)]
 mod lifecycle_drain; // SIGTERM, drain, cut, what waits meanwhile
 #[cfg(test)]
+mod nameserver; // a name server that says what a test wants
+#[cfg(test)]
 mod peer; // plain sockets with a buffer: clients, and backends that do as a test says
 #[cfg(test)]
 mod routing; // the routing table, and what explain says of a request
+#[cfg(test)]
+mod server; // backends that answer by themselves and count
 #[cfg(test)]
 mod tidy; // floors, lengths, documents that must stay true
 #[cfg(test)]

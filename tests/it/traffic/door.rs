@@ -129,6 +129,21 @@ impl Daemon {
         assert_eq!(answer["ok"], true, "{answer}");
     }
 
+    /// Sets a key in `config.env` anew and has it take effect.
+    pub fn replace(&self, key: &str, value: &str) {
+        let file = self.admin.with_file_name("config.env");
+        let start = format!("{key}=");
+        let text = fs::read_to_string(&file).unwrap();
+        let kept: String = text.lines().filter(|line| !line.starts_with(&start)).map(|l| format!("{l}\n")).collect();
+        fs::write(&file, kept).unwrap();
+        self.reload(&format!("{key}=\"{value}\""));
+    }
+
+    /// Everything that systemd was told by now.
+    pub fn all_heard(&mut self) -> &[String] {
+        self.process.all_heard()
+    }
+
     /// Asks for its state until it is as wanted.
     pub fn wait(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
         let until = Instant::now() + DEADLINE;

@@ -6,6 +6,8 @@ mod age;
 mod bodies;
 /// Answers ahead of their request, and how connections end.
 mod closing;
+/// Where names of backends lead.
+mod discovery;
 /// Starts the daemon in front of a test's backends.
 mod door;
 /// Backends that fare worse than the others.
