@@ -24,6 +24,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
     for &route in &routes {
         backoff(config, route, problems);
         ejection(config, route, problems);
+        attempt(config, route, problems);
         if route.is_default() {
             continue;
         }
@@ -74,6 +75,21 @@ fn ejection(config: &Config, route: &RouteConfig, problems: &mut Problems) {
         let message =
             format!("the first ejection ({}) is longer than the longest one ({})", in_words(*first), in_words(*most));
         contradicts(config, route, ["EJECT_TIME", "EJECT_TIME_MAX"], message, problems);
+    }
+}
+
+/// A part of the time can't be longer than the whole.
+fn attempt(config: &Config, route: &RouteConfig, problems: &mut Problems) {
+    let RouteSettings { attempt_timeout: Some(attempt), request_timeout: Some(request), .. } = &route.settings else {
+        return;
+    };
+    if attempt > request {
+        let message = format!(
+            "an attempt ({}) may take longer than the whole request ({})",
+            in_words(*attempt),
+            in_words(*request)
+        );
+        contradicts(config, route, ["ATTEMPT_TIMEOUT", "REQUEST_TIMEOUT"], message, problems);
     }
 }
 

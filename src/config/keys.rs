@@ -11,8 +11,10 @@ use std::time::Duration;
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
-use super::values::{Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, RateOrOff, Size, Span, SpanOrOff, Wrong};
-use super::words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode};
+use super::values::{
+    Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, PercentOrOff, Rate, RateOrOff, Size, Span, SpanOrOff, Wrong,
+};
+use super::words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};
 
 /// Where a key may stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -174,6 +176,14 @@ const fn eject_on() -> List<Choice<EjectOn>> {
     List { of: Choice(EjectOn::WORDS), noun: "conditions", may_be_empty: false, same: |a, b| a == b }
 }
 
+const fn retry_on() -> List<Choice<RetryOn>> {
+    List { of: Choice(RetryOn::WORDS), noun: "conditions", may_be_empty: false, same: |a, b| a == b }
+}
+
+const fn switch() -> Choice<bool> {
+    Choice(&[("on", true), ("off", false)])
+}
+
 const fn matches<F: Form>(of: F, noun: &'static str) -> List<F>
 where
     F::Value: PartialEq,
@@ -312,8 +322,25 @@ keys! {
             /// Wait before the first further attempt; doubled for each one after it. The real
             /// wait is a random part of it.
             "RETRY_BACKOFF", retry_backoff: Duration = "25ms", "seconds", span(0, DAY);
-            /// Longest wait between two attempts.
+            /// Longest wait between two attempts; also of that which a backend asks for by
+            /// `Retry-After`.
             "RETRY_BACKOFF_MAX", retry_backoff_max: Duration = "1s", "seconds", span(0, DAY);
+            /// What is tried again: `connect` when no connection was made, `reset` when it ended
+            /// before an answer, `timeout` when no answer came within `RESPONSE_TIMEOUT` or
+            /// `ATTEMPT_TIMEOUT`, and answers of a status. Whatever was sent to a backend is tried
+            /// again only if the method is idempotent. The default asks nothing of backends that
+            /// are merely slow or overloaded; when attempts end, the last answer goes to the client.
+            "RETRY_ON", retry_on: Vec<RetryOn> = "connect,reset", "", retry_on();
+            /// Whether POST, PATCH and other methods that are not idempotent are tried again too
+            /// after a backend may have acted on them.
+            "RETRY_NON_IDEMPOTENT", retry_non_idempotent: bool = "off", "", switch();
+            /// Most retries, as a share of the first attempts of the last ten seconds, so that an
+            /// outage is not made worse. Above it the backend's own failure is the answer.
+            "RETRY_BUDGET", retry_budget: Option<usize> = "20%", "", PercentOrOff { max: 100 };
+            /// Retries that `RETRY_BUDGET` allows in any case, over ten seconds, since a share of
+            /// little traffic is nothing.
+            "RETRY_BUDGET_MIN", retry_budget_min: usize = "10/s", "retries a second",
+                Rate { min: 0, max: 1_000_000 };
         }
         "Timeouts" {
             /// Time for a connection to a backend to stand; then another attempt follows.
@@ -330,6 +357,11 @@ keys! {
             /// How long a backend may be silent after the head of its response, and either side
             /// of a tunnel or of a connection with `MODE=tcp`.
             "STREAM_TIMEOUT", stream_timeout: Option<Duration> = "off", "seconds",
+                SpanOrOff(span(1, WEEK));
+            /// Longest time for one attempt, from dialling to the head of the response, less what
+            /// the client takes to send its body; then 504, or another attempt if `RETRY_ON` has
+            /// `timeout`.
+            "ATTEMPT_TIMEOUT", attempt_timeout: Option<Duration> = "off", "seconds",
                 SpanOrOff(span(1, WEEK));
             /// Longest time for a request from its first byte to the last one of its response.
             "REQUEST_TIMEOUT", request_timeout: Option<Duration> = "off", "seconds",

@@ -31,4 +31,4 @@ pub use peers::PeerPattern;
 pub use problems::{Origin, Problem, Problems, Setting};
 pub use source::FILE_LIMIT;
 pub use values::{Auto, Wrong};
-pub use words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode};
+pub use words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};

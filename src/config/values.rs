@@ -251,6 +251,53 @@ impl Form for RateOrOff {
     }
 }
 
+/// So many a second, from `min` to `max`: `10/s`, or just `10`.
+pub(super) struct Rate {
+    /// Lowest rate.
+    pub min: usize,
+    /// Highest rate.
+    pub max: usize,
+}
+
+impl Form for Rate {
+    type Value = usize;
+
+    fn parse(&self, text: &str) -> Result<usize, Wrong> {
+        Int { min: self.min, max: self.max }
+            .parse(text.strip_suffix("/s").unwrap_or(text))
+            .map_err(|_| Wrong::new(format!("expected {}, found `{text}`", self.describe())))
+    }
+
+    fn describe(&self) -> String {
+        format!("a rate from {}/s to {}/s", self.min, self.max)
+    }
+}
+
+/// A share up to `max` per cent, `20%`, or `off` for none at all.
+pub(super) struct PercentOrOff {
+    /// Largest share.
+    pub max: usize,
+}
+
+impl Form for PercentOrOff {
+    type Value = Option<usize>;
+
+    fn parse(&self, text: &str) -> Result<Option<usize>, Wrong> {
+        if text == "off" {
+            return Ok(None);
+        }
+        // A bare number could be a share of one just as well.
+        text.strip_suffix('%')
+            .and_then(|number| Int { min: 0, max: self.max }.parse(number).ok())
+            .map(Some)
+            .ok_or_else(|| Wrong::new(format!("expected {}, found `{text}`", self.describe())))
+    }
+
+    fn describe(&self) -> String {
+        format!("`off` or a share from 0% to {}%", self.max)
+    }
+}
+
 /// One of a few words.
 pub(super) struct Choice<T: 'static>(pub &'static [(&'static str, T)]);
 
@@ -385,6 +432,25 @@ mod tests {
                 form.parse(text).unwrap_err().message,
                 format!("expected `off` or a size from 1 to 1MiB a second, found `{text}`")
             );
+        }
+    }
+
+    #[test]
+    fn counts_a_second_are_whole_and_shares_are_per_cent() {
+        let form = Rate { min: 0, max: 500 };
+        for text in ["10", "10/s"] {
+            assert_eq!(form.parse(text), Ok(10), "{text}");
+        }
+        for text in ["", "/s", "501", "10/m", "1.5/s", "off"] {
+            let wrong = form.parse(text).unwrap_err();
+            assert_eq!(wrong.message, format!("expected a rate from 0/s to 500/s, found `{text}`"));
+        }
+        let form = PercentOrOff { max: 100 };
+        assert_eq!(form.parse("20%"), Ok(Some(20)));
+        assert_eq!((form.parse("0%"), form.parse("off")), (Ok(Some(0)), Ok(None)));
+        for text in ["", "%", "20", "0.2", "101%", "-1%", "20 %"] {
+            let wrong = form.parse(text).unwrap_err();
+            assert_eq!(wrong.message, format!("expected `off` or a share from 0% to 100%, found `{text}`"));
         }
     }
 

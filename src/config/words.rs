@@ -20,6 +20,46 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What makes an attempt one that failed, so that another may follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RetryOn {
+    /// No connection was made.
+    Connect,
+    /// The connection ended before anything of an answer had come.
+    Reset,
+    /// The answer is a 502.
+    BadGateway,
+    /// The answer is a 503.
+    ServiceUnavailable,
+    /// The answer is a 504.
+    GatewayTimeout,
+    /// No answer had begun in time.
+    Timeout,
+}
+
+impl RetryOn {
+    /// All of them, by the word for each.
+    pub(super) const WORDS: &'static [(&'static str, Self)] = &[
+        ("connect", Self::Connect),
+        ("reset", Self::Reset),
+        ("502", Self::BadGateway),
+        ("503", Self::ServiceUnavailable),
+        ("504", Self::GatewayTimeout),
+        ("timeout", Self::Timeout),
+    ];
+
+    /// The one that an answer of this status is.
+    #[must_use]
+    pub fn of_status(status: u16) -> Option<Self> {
+        match status {
+            502 => Some(Self::BadGateway),
+            503 => Some(Self::ServiceUnavailable),
+            504 => Some(Self::GatewayTimeout),
+            _ => None,
+        }
+    }
+}
+
 /// What counts as a failure of a backend that may be ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EjectOn {

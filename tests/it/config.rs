@@ -214,6 +214,22 @@ fn routes_that_contradict_each_other_are_refused() {
             ],
         ),
         (
+            &[("config.env", "REQUEST_TIMEOUT=2s\n"), ("routes.d/a.env", "MATCH_HOST=a\nATTEMPT_TIMEOUT=2500ms\n")],
+            &["routes.d/a.env:2: `ATTEMPT_TIMEOUT`: an attempt (2s 500ms) may take longer than the whole request (2s)"],
+        ),
+        (
+            &[(
+                "config.env",
+                "RETRY_ON=connect,500\nRETRY_BUDGET=120%\nRETRY_BUDGET_MIN=5/m\nRETRY_NON_IDEMPOTENT=yes\n",
+            )],
+            &[
+                "config.env:1: `RETRY_ON`: expected `connect`, `reset`, `502`, `503`, `504` or `timeout`, found `500`",
+                "config.env:2: `RETRY_BUDGET`: expected `off` or a share from 0% to 100%, found `120%`",
+                "config.env:3: `RETRY_BUDGET_MIN`: expected a rate from 0/s to 1000000/s, found `5/m`",
+                "config.env:4: `RETRY_NON_IDEMPOTENT`: expected `on` or `off`, found `yes`",
+            ],
+        ),
+        (
             &[("config.env", ""), ("routes.d/default.env", "MATCH_HOST=a\n"), ("routes.d/a b.env", "MATCH_HOST=b\n")],
             &[
                 "routes.d/a b.env: the file's name names the route: 1 to 64 letters, digits and `.`, `_`, `-`, `@`, `+`, then `.env`",
