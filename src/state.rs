@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::balance::budget::Budget;
 use crate::balance::discovery::{Directory, places};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Pool;
@@ -42,6 +43,8 @@ pub struct Route {
     pub settings: RouteSettings,
     /// Its backends.
     pub pool: Pool,
+    /// How often they may be asked again.
+    pub budget: Arc<Budget>,
 }
 
 impl Generation {
@@ -58,7 +61,8 @@ impl Generation {
                 let backends = &route.settings.backend_address;
                 let members = backends.iter().flat_map(|backend| registry.members(backend, directory));
                 let pool = Pool::new(members.collect());
-                Route { name: route.name.as_str().into(), settings: route.settings.clone(), pool }
+                let budget = budget(&route.name, &config.daemon, previous);
+                Route { name: route.name.as_str().into(), settings: route.settings.clone(), pool, budget }
             })
             .collect();
         let table = match previous {
@@ -162,6 +166,19 @@ impl Registry {
     fn endpoint(&mut self, identity: String, make: impl FnOnce() -> Endpoint) -> Arc<Endpoint> {
         Arc::clone(self.known.entry(identity.into()).or_insert_with(|| Arc::new(make())))
     }
+}
+
+/// The retry budget of a route: the one it had before, since a reload is no reason to retry
+/// more.
+fn budget(route: &str, daemon: &Daemon, previous: Option<&Generation>) -> Arc<Budget> {
+    let before = previous.and_then(|previous| previous.routes.iter().find(|before| &*before.name == route));
+    before.map_or_else(
+        || {
+            let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+            Arc::new(Budget::new(daemon.workers.unwrap_or_else(cores)))
+        },
+        |before| Arc::clone(&before.budget),
+    )
 }
 
 /// Numbers that bound the daemon.

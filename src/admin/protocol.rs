@@ -87,6 +87,10 @@ pub struct Status {
     pub connections: u64,
     /// Requests answered since the start.
     pub requests: u64,
+    /// Attempts after the first one, since the start.
+    pub retries: u64,
+    /// Attempts that were not made because `RETRY_BUDGET` was spent, since the start.
+    pub retries_over_budget: u64,
     /// Bytes that were spliced since the start, in both directions; counted when the
     /// request, tunnel or connection that they were of has ended.
     pub bytes_spliced: u64,

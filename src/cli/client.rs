@@ -183,6 +183,10 @@ fn page(status: &Status, now: u64) -> String {
             ),
         ),
         row("total", format!("{} requests, {} connections open", count(status.requests), count(status.connections))),
+        row(
+            "retries",
+            format!("{} made, {} beyond the budget", count(status.retries), count(status.retries_over_budget)),
+        ),
         row("workers", status.workers.to_string()),
         row("log", format!("{} records dropped", count(status.log_dropped))),
     ]);
@@ -290,6 +294,8 @@ mod tests {
             }],
             in_flight: 12,
             requests: 1_234_567,
+            retries: 1_007,
+            retries_over_budget: 3,
             requests_per_second: 1203.6,
             p99_us: 3_140,
             backends: vec![
@@ -317,6 +323,7 @@ mod tests {
              \x20 now      12 in flight, 0 queued\n\
              \x20 rate     1,204 requests/s, p50 -, p99 3.1 ms\n\
              \x20 total    1,234,567 requests, 0 connections open\n\
+             \x20 retries  1,007 made, 3 beyond the budget\n\
              \x20 workers  2\n\
              \x20 log      0 records dropped\n\
              \nlisteners\n\

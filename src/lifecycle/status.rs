@@ -99,6 +99,8 @@ impl Daemon {
             queued: load.queued,
             connections: now.connections_open,
             requests: now.requests(),
+            retries: now.retries,
+            retries_over_budget: now.retries_over_budget,
             bytes_spliced: now.bytes_spliced,
             requests_per_second: self.pulse.rates.requests_per_second,
             p50_us: micros(self.pulse.rates.p50),

@@ -5,20 +5,22 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::client::Client;
-use super::exchange::{Exchange, Failure, Finish};
+use super::exchange::{Bounds, Exchange, Failure, Finish, Hold};
 use super::forwarded::Forwarded;
 use super::head::{RequestHead, ResponseHead};
 use super::rewrite::Rewrite;
 use super::story::{Course, Source};
 use super::upstream::{self, Upstream};
 use super::verdict;
-use super::worker::Worker;
+use super::worker::{Worker, budget_spent};
+use crate::admission::quota::Share;
+use crate::balance::budget::{self, Exhausted};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::pool::Tried;
-use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
+use crate::balance::retry::{self, Allowance, Failed, Progress, Retry, Step};
 use crate::state::Route;
 use crate::telemetry::Text;
 use crate::telemetry::{Reason, Side};
@@ -38,6 +40,9 @@ pub(super) struct Asked<'a> {
     pub trusted: bool,
 }
 
+/// What attempts have come to: the connection, and the head that ends HTTP on it, if one does.
+pub(super) type Answered<'a> = (Connected<'a>, Option<ResponseHead>);
+
 impl<'a> Asked<'a> {
     /// Makes attempts until one is answered or the rules say to stop.
     pub async fn attempts<C: Client>(
@@ -45,13 +50,35 @@ impl<'a> Asked<'a> {
         client: &mut C,
         course: &mut Course<'a>,
         deadline: u64,
-    ) -> Result<(Connected<'a>, Option<ResponseHead>), Reason> {
+    ) -> Result<Answered<'a>, Reason> {
+        let mut kept = None;
+        match self.rounds(client, course, deadline, &mut kept).await {
+            // What a backend said is better than anything of ours.
+            Err(reason) if course.status == 0 && reason.side() != Side::Client && reason != Reason::RequestTimeout => {
+                match kept {
+                    Some(kept) => Box::pin(self.hand_on(kept, client, course, deadline)).await,
+                    None => Err(reason),
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The attempts. An answer that another attempt was to make good is left in `kept`.
+    async fn rounds<C: Client>(
+        &self,
+        client: &mut C,
+        course: &mut Course<'a>,
+        deadline: u64,
+        kept: &mut Option<Box<Kept<'a>>>,
+    ) -> Result<Answered<'a>, Reason> {
         let settings = &self.route.settings;
-        let retries = u32::try_from(settings.max_retries).unwrap_or(u32::MAX);
-        let mut retry = Retry::new(retries, settings.retry_backoff, settings.retry_backoff_max);
+        let idempotent = self.head.method.is_idempotent() || settings.retry_non_idempotent;
+        let mut retry = Retry::new(retry::Terms::of(settings));
         let mut tried = Tried::default();
         let mut failed: Option<Reason> = None;
         let mut again: Option<&'a Arc<Endpoint>> = None;
+        self.route.budget.deposit(self.worker.index(), self.timer.clock().millis());
         loop {
             let replacing = again.is_some();
             let Some(endpoint) = again.take().or_else(|| self.pick(&mut tried)) else {
@@ -59,8 +86,17 @@ impl<'a> Asked<'a> {
             };
             course.attempts = course.attempts.saturating_add(1);
             course.backend = Some(endpoint.identity());
-            let failure = match self.connect(endpoint, client, deadline, !replacing).await {
-                Err(reason) => Failure { reason, failed: Failed { progress: Progress::Unsent, reused: false } },
+            let bounds = Bounds {
+                deadline,
+                attempt: self.until(settings.attempt_timeout),
+                hold: match kept {
+                    Some(_) => Hold::All,
+                    None if idempotent && retry.is_left() => Hold::Failures,
+                    None => Hold::None,
+                },
+            };
+            let failure = match self.connect(endpoint, client, &bounds, !replacing).await {
+                Err(reason) => Failure { reason, failed: Failed::of(reason, Progress::Unsent, false) },
                 Ok(mut connection) => {
                     if !connection.is_reused() {
                         // Now, not once the answer is whole: that may take hours, and until
@@ -69,15 +105,36 @@ impl<'a> Asked<'a> {
                     }
                     self.begin(&mut connection, endpoint);
                     let mut exchange =
-                        Exchange::new(client, &mut connection, self.head, settings, self.timer, deadline, self.worker);
-                    let outcome = exchange.run().await;
-                    course.status = exchange.status;
+                        Exchange::new(client, &mut connection, self.head, settings, self.timer, bounds, self.worker);
+                    let mut outcome = exchange.run().await;
                     course.bytes_in = course.bytes_in.max(exchange.bytes_in());
+                    if let Ok(Finish::Held(head)) = outcome {
+                        let step = if exchange.is_failure(&head) {
+                            let failed = Failed::status(head.status, retry_after(&head));
+                            let allowance = Allowance { idempotent, replayable: exchange.is_replayable() };
+                            retry.next(failed, allowance, fastrand::f64())
+                        } else {
+                            Step::Answer
+                        };
+                        if let Some(leave) = self.leave(step, deadline) {
+                            verdict::answered(self.worker, settings, endpoint, head.status);
+                            let answer = Kept { head, connected: Connected { connection, endpoint } };
+                            self.let_go(kept.replace(Box::new(answer)));
+                            Box::pin(leave.taken(client)).await?;
+                            client.rewind();
+                            continue;
+                        }
+                        self.let_go(kept.take());
+                        exchange.pass(&head);
+                        outcome = exchange.run().await;
+                        course.bytes_in = course.bytes_in.max(exchange.bytes_in());
+                    }
+                    course.status = exchange.status;
                     match outcome {
                         Ok(finish) => {
                             verdict::answered(self.worker, settings, endpoint, course.status);
                             let switched = match finish {
-                                Finish::Complete => None,
+                                Finish::Complete | Finish::Held(_) => None,
                                 Finish::Switch(head) => Some(head),
                             };
                             return Ok((Connected { connection, endpoint }, switched));
@@ -90,23 +147,64 @@ impl<'a> Asked<'a> {
             if reason.side() != Side::Backend {
                 return Err(reason);
             }
-            verdict::failed(self.worker, settings, endpoint, reason, failure.failed.reused);
+            verdict::failed(self.worker, settings, endpoint, reason, failure.failed.stale);
             failed = Some(reason);
-            let allowance = Allowance { idempotent: self.head.method.is_idempotent(), replayable: client.is_held() };
+            let allowance = Allowance { idempotent, replayable: client.is_held() };
             match retry.next(failure.failed, allowance, fastrand::f64()) {
-                Step::Answer => return Err(reason),
                 Step::Replace => again = Some(endpoint),
-                Step::Wait(wait) => {
-                    // With every backend known to be down, waiting only holds a permit.
-                    if self.route.pool.is_down() {
-                        return Err(reason);
-                    }
-                    self.worker.counters().retries.add(1);
-                    Box::pin(self.back_off(wait, client, deadline)).await.map_err(|why| why.unwrap_or(reason))?;
+                step => {
+                    let leave = self.leave(step, deadline).ok_or(reason)?;
+                    Box::pin(leave.taken(client)).await?;
                 }
             }
             client.rewind();
         }
+    }
+
+    /// Passes on the answer of an earlier attempt, since none after it was answered.
+    async fn hand_on<C: Client>(
+        &self,
+        kept: Box<Kept<'a>>,
+        client: &mut C,
+        course: &mut Course<'a>,
+        deadline: u64,
+    ) -> Result<Answered<'a>, Reason> {
+        let Kept { head, mut connected } = *kept;
+        course.backend = Some(connected.endpoint.identity());
+        let bounds = Bounds { deadline, attempt: u64::MAX, hold: Hold::None };
+        let connection = &mut connected.connection;
+        let settings = &self.route.settings;
+        let mut exchange = Exchange::new(client, connection, self.head, settings, self.timer, bounds, self.worker);
+        exchange.resume(&head);
+        let outcome = exchange.run().await;
+        course.status = exchange.status;
+        match outcome {
+            Ok(_) => Ok((connected, None)),
+            Err(failure) => {
+                verdict::failed(self.worker, settings, connected.endpoint, failure.reason, false);
+                Err(failure.reason)
+            }
+        }
+    }
+
+    /// Lets go of an answer that is not passed on; its connection is kept if what has come
+    /// of the answer is all of it.
+    fn let_go(&self, kept: Option<Box<Kept<'a>>>) {
+        if let Some(kept) = kept {
+            let Connected { mut connection, endpoint } = kept.connected;
+            connection.discard();
+            let limit = self.route.settings.backend_idle_timeout;
+            self.worker.idle().put(endpoint, connection, limit, self.timer.clock().millis());
+        }
+    }
+
+    /// Leave for the attempt that a step asks for, if there may be one.
+    fn leave(&self, step: Step, deadline: u64) -> Option<Leave<'a>> {
+        let Step::Wait(wait) = step else { return None };
+        let share = self.worker.shared().sleepers.take()?;
+        // An attempt that could not begin in time is none.
+        let granted = self.until(Some(wait)) < deadline && may_retry(self.worker, self.route, self.timer);
+        granted.then_some(Leave { wait, _share: share })
     }
 
     fn pick(&self, tried: &mut Tried) -> Option<&'a Arc<Endpoint>> {
@@ -118,7 +216,7 @@ impl<'a> Asked<'a> {
         &self,
         endpoint: &Arc<Endpoint>,
         client: &mut impl Client,
-        deadline: u64,
+        bounds: &Bounds,
         reuse: bool,
     ) -> Result<Upstream, Reason> {
         let now = self.timer.clock().millis();
@@ -127,14 +225,15 @@ impl<'a> Asked<'a> {
                 return Ok(idle);
             }
         }
-        Box::pin(self.dial(endpoint, client, deadline)).await
+        Box::pin(self.dial(endpoint, client, bounds)).await
     }
 
     /// A new connection to `endpoint`.
-    async fn dial(&self, endpoint: &Endpoint, client: &mut impl Client, deadline: u64) -> Result<Upstream, Reason> {
+    async fn dial(&self, endpoint: &Endpoint, client: &mut impl Client, bounds: &Bounds) -> Result<Upstream, Reason> {
         let now = self.timer.clock().millis();
-        let remaining = Duration::from_millis(deadline.saturating_sub(now));
-        let limit = self.route.settings.connect_timeout.min(remaining);
+        let remaining = Duration::from_millis(bounds.deadline.saturating_sub(now));
+        let attempt = Duration::from_millis(bounds.attempt.saturating_sub(now));
+        let limit = self.route.settings.connect_timeout.min(attempt).min(remaining);
         let outcome = self
             .timer
             .within(Some(limit), async {
@@ -145,7 +244,7 @@ impl<'a> Asked<'a> {
                 }
             })
             .await;
-        // What the request had left was shorter than CONNECT_TIMEOUT: not the backend's fault.
+        // What the request had left was shorter than what an attempt may take: not the backend's fault.
         let late = if limit == remaining { Reason::RequestTimeout } else { Reason::BackendConnectTimeout };
         outcome.unwrap_or(Err(late)).map(upstream::http)
     }
@@ -162,24 +261,69 @@ impl<'a> Asked<'a> {
         connection.begin(self.head, &forwarded, &self.rewrite);
     }
 
-    /// Sleeps before the next attempt. `Err(None)`: too many sleep already.
-    async fn back_off(&self, wait: Duration, client: &mut impl Client, deadline: u64) -> Result<(), Option<Reason>> {
-        let _share = self.worker.shared().sleepers.take().ok_or(None)?;
-        let ends = self.timer.clock().millis().saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        if ends >= deadline {
-            return Err(Some(Reason::RequestTimeout));
-        }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => Ok(()),
-            () = left(client) => Err(Some(Reason::ClientLeft)),
+    /// The time of the timer's clock at which a limit that begins now is over.
+    pub fn until(&self, limit: Option<Duration>) -> u64 {
+        limit.map_or(u64::MAX, |limit| {
+            self.timer.clock().millis().saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+        })
+    }
+}
+
+/// Whether a route's backends may be asked once more, which then counts as done.
+pub(super) fn may_retry(worker: &Worker, route: &Route, timer: &Timer) -> bool {
+    // With every backend known to be down, waiting only holds a permit.
+    if route.pool.is_down() {
+        return false;
+    }
+    let granted =
+        budget::Terms::of(&route.settings).map_or(Ok(()), |terms| route.budget.withdraw(terms, timer.clock().millis()));
+    match granted {
+        Ok(()) => worker.counters().retries.add(1),
+        Err(Exhausted) => {
+            worker.counters().retries_over_budget.add(1);
+            budget_spent(&route.name);
         }
     }
+    granted.is_ok()
+}
+
+/// Leave to make another attempt.
+struct Leave<'a> {
+    wait: Duration,
+    _share: Share<'a>,
+}
+
+impl Leave<'_> {
+    /// Waits until then.
+    async fn taken(self, client: &mut impl Client) -> Result<(), Reason> {
+        tokio::select! {
+            () = tokio::time::sleep(self.wait) => Ok(()),
+            () = left(client) => Err(Reason::ClientLeft),
+        }
+    }
+}
+
+/// An answer that another attempt was to make good.
+struct Kept<'a> {
+    head: ResponseHead,
+    connected: Connected<'a>,
 }
 
 /// A connection with the backend that it leads to.
 pub(super) struct Connected<'a> {
     pub connection: Upstream,
     pub endpoint: &'a Arc<Endpoint>,
+}
+
+/// How long a backend asks to be left alone (RFC 9110 §10.2.3).
+fn retry_after(head: &ResponseHead) -> Option<Duration> {
+    let bytes = head.fields.bytes();
+    let field = head.fields.iter().find(|field| field.name.of(bytes).eq_ignore_ascii_case(b"retry-after"))?;
+    let text = std::str::from_utf8(field.value.of(bytes)).ok()?;
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().ok().map(Duration::from_secs);
+    }
+    httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok()
 }
 
 /// Resolves when the client has left for good.

@@ -8,6 +8,9 @@
 //! deadline runs: the client, when it alone keeps us waiting ([`super::pace`]); the
 //! backend before its head (`RESPONSE_TIMEOUT`) and after it (`STREAM_TIMEOUT`).
 //!
+//! An answer whose status `RETRY_ON` names is held back, with its body unread, until it is
+//! known whether another attempt is made: [`Finish::Held`].
+//!
 //! An answer may be whole before its request is. A backend that then keeps the
 //! connection may still want the rest, as it would without a proxy, so the rest goes on
 //! to it for as long as it is sent and taken; one that says `close` or ends does not
@@ -25,7 +28,7 @@ use super::relay::{End, Fault, Relay, Sink, Turn};
 use super::upstream::Upstream;
 use super::worker::Worker;
 use crate::balance::retry::{Failed, Progress};
-use crate::config::RouteSettings;
+use crate::config::{RetryOn, RouteSettings};
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
 
@@ -48,6 +51,31 @@ pub enum Finish {
     Complete,
     /// The backend agreed to another protocol.
     Switch(ResponseHead),
+    /// The head of the answer has come and is held back; [`Exchange::pass`] has it go on.
+    Held(ResponseHead),
+}
+
+/// Which answers are held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// None: there will be no other attempt.
+    None,
+    /// Those that another attempt might make good.
+    Failures,
+    /// Every one: there is an earlier answer to be let go of first.
+    All,
+}
+
+/// What bounds an attempt, in times of the timer's clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// When the whole request must be over.
+    pub deadline: u64,
+    /// When the response must have begun. While the client is waited for, this time stands
+    /// still.
+    pub attempt: u64,
+    /// Which answers are held back.
+    pub hold: Hold,
 }
 
 /// How an exchange failed.
@@ -67,8 +95,7 @@ pub struct Exchange<'a, C> {
     head: &'a RequestHead,
     settings: &'a RouteSettings,
     timer: &'a Timer,
-    /// Time of the timer's clock at which the whole request must be over.
-    deadline: u64,
+    bounds: Bounds,
     /// Knows whether the client's connection may go on when the answer comes.
     worker: &'a Worker,
     up: Relay,
@@ -88,6 +115,8 @@ pub struct Exchange<'a, C> {
     pace: Pace,
     /// How much of the answer had come when the client was last waited for.
     heard: u64,
+    /// Since when the client is waited for, which is not the backend's fault.
+    excused: Option<u64>,
     /// Interim responses so far.
     interims: u8,
     /// The client waits for leave to send its body (RFC 9110 §10.1.1).
@@ -134,7 +163,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         head: &'a RequestHead,
         settings: &'a RouteSettings,
         timer: &'a Timer,
-        deadline: u64,
+        bounds: Bounds,
         worker: &'a Worker,
     ) -> Self {
         Self {
@@ -145,7 +174,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             head,
             settings,
             timer,
-            deadline,
+            bounds,
             worker,
             up: Relay::default(),
             down: Relay::default(),
@@ -155,6 +184,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             prodded: None,
             pace: Pace::default(),
             heard: 0,
+            excused: None,
             interims: 0,
             // The expectation of HTTP/1.0 is ignored (RFC 9110 §10.1.1).
             asks: head.version != Version::Http10 && head.fields.first(Known::Expect).is_some(),
@@ -194,8 +224,34 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
         outcome.map_err(|reason| Failure {
             reason,
-            failed: Failed { progress: self.progress(), reused: self.upstream.is_reused() && died(reason) },
+            failed: Failed::of(reason, self.progress(), self.upstream.is_reused()),
         })
+    }
+
+    /// Has an answer go on to the client that was [`Finish::Held`], by [`Self::run`] again.
+    pub fn pass(&mut self, head: &ResponseHead) {
+        self.begin(head);
+        self.waiting = None;
+    }
+
+    /// The same for the answer of an earlier attempt, of whose request no more is sent.
+    pub fn resume(&mut self, head: &ResponseHead) {
+        self.upload = if self.client.is_read() { Upload::Done } else { Upload::Stopped };
+        self.pass(head);
+    }
+
+    /// Whether an answer that is held back is a failure by `RETRY_ON`, and the client has
+    /// heard nothing of it.
+    #[must_use]
+    pub fn is_failure(&self, head: &ResponseHead) -> bool {
+        RetryOn::of_status(head.status).is_some_and(|status| self.settings.retry_on.contains(&status))
+            && self.interims == 0
+    }
+
+    /// Whether the request can be made again.
+    #[must_use]
+    pub fn is_replayable(&self) -> bool {
+        self.client.is_held()
     }
 
     /// Bytes of the request's body that were passed on.
@@ -246,17 +302,8 @@ impl<'a, C: Client> Exchange<'a, C> {
                     let agreed = head.agrees_to(self.head);
                     return Poll::Ready(if agreed { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
                 }
-                Poll::Ready(Ok(head)) => {
-                    // An answer ahead of the request's end: what still comes of that body
-                    // can't be told from the next request in time.
-                    let last = self.worker.is_draining()
-                        || self.upload != Upload::Done
-                        || self.client.is_old(self.timer.clock().millis());
-                    self.status = head.status;
-                    self.client.release();
-                    self.client.answer(&head, last);
-                    self.answer = Answer::Going;
-                }
+                Poll::Ready(Ok(head)) if self.holds(&head) => return Poll::Ready(Ok(Finish::Held(head))),
+                Poll::Ready(Ok(head)) => self.begin(&head),
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(backend(fault, false))),
                 Poll::Pending => {
                     self.wait(if body_wanted { Wait::Body } else { Wait::Response });
@@ -291,6 +338,26 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
     }
 
+    fn holds(&self, head: &ResponseHead) -> bool {
+        match self.bounds.hold {
+            Hold::None => false,
+            Hold::Failures => self.is_failure(head),
+            Hold::All => true,
+        }
+    }
+
+    /// Begins the answer.
+    fn begin(&mut self, head: &ResponseHead) {
+        // An answer ahead of the request's end: what still comes of that body can't be told
+        // from the next request in time.
+        let last =
+            self.worker.is_draining() || self.upload != Upload::Done || self.client.is_old(self.timer.clock().millis());
+        self.status = head.status;
+        self.client.release();
+        self.client.answer(head, last);
+        self.answer = Answer::Going;
+    }
+
     /// Whether the client is free to send: one that waits for leave and has sent nothing
     /// keeps nobody waiting.
     fn may_send(&self) -> bool {
@@ -319,13 +386,21 @@ impl<'a, C: Client> Exchange<'a, C> {
         if !client && self.pace.is_waited_for() {
             self.pace.rests(now, Terms::of(self.settings));
         }
+        match (client, self.excused) {
+            (true, None) => self.excused = Some(now),
+            (false, Some(since)) => {
+                self.excused = None;
+                self.bounds.attempt = self.bounds.attempt.saturating_add(now.saturating_sub(since));
+            }
+            _ => {}
+        }
         let at = match wait {
             Wait::Body | Wait::Reader => self.pace.waits(now, moved, Terms::of(self.settings)),
-            Wait::Response => after(self.settings.response_timeout),
+            Wait::Response => after(self.settings.response_timeout).min(self.bounds.attempt),
             Wait::Stream => self.settings.stream_timeout.map_or(u64::MAX, after),
             Wait::Rest => now.saturating_add(UNTAKEN),
         };
-        self.due = at.min(self.deadline);
+        self.due = at.min(self.bounds.deadline);
         let unwatched = if self.watching { u64::MAX } else { now.saturating_add(UNWATCHED) };
         self.timer.set_at(self.due.min(unwatched));
     }
@@ -333,7 +408,8 @@ impl<'a, C: Client> Exchange<'a, C> {
     /// The time is over: how the exchange ends, unless somebody turns out to take what
     /// only seemed stuck. `None` asks for another turn, which will tell.
     fn overdue(&mut self) -> Option<Result<Finish, Reason>> {
-        let late = self.timer.clock().millis() >= self.deadline;
+        let now = self.timer.clock().millis();
+        let late = now >= self.bounds.deadline;
         if !late && self.prodded != self.waiting {
             self.prodded = self.waiting;
             self.client.prod();
@@ -346,6 +422,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             Some((Wait::Body, _)) => Err(Reason::ClientBodyTimeout),
             Some((Wait::Reader, _)) => Err(Reason::ClientSlowReader),
             Some((Wait::Stream, _)) => Err(Reason::BackendStreamTimeout),
+            Some((Wait::Response, _)) if now >= self.bounds.attempt => Err(Reason::BackendAttemptTimeout),
             Some((Wait::Response | Wait::Rest, _)) | None => Err(Reason::BackendResponseTimeout),
         })
     }
@@ -361,12 +438,6 @@ impl<'a, C: Client> Exchange<'a, C> {
             Progress::Unsent
         }
     }
-}
-
-/// Whether the connection itself ended. Silence on a reused one is the backend's, and
-/// says nothing of the connection's age.
-fn died(reason: Reason) -> bool {
-    matches!(reason, Reason::BackendClosed | Reason::BackendReset)
 }
 
 /// What a fault on the backend's connection is called, by whether its answer had begun.
@@ -387,7 +458,7 @@ mod tests {
     use super::super::http1::Http1;
     use super::super::rewrite::Rewrite;
     use super::super::upstream;
-    use super::{Client, Exchange, Progress, Worker};
+    use super::{Bounds, Client, Exchange, Hold, Progress, Worker};
     use crate::config::{Config, Forwarding};
     use crate::state::Generation;
     use crate::transport::stream::{Family, Socket, Stream};
@@ -441,7 +512,8 @@ mod tests {
                 &Rewrite::default(),
             );
             let timer = worker.clock().timer();
-            let mut exchange = Exchange::new(&mut client, &mut upstream, &head, settings, &timer, u64::MAX, &worker);
+            let bounds = Bounds { deadline: u64::MAX, attempt: u64::MAX, hold: Hold::None };
+            let mut exchange = Exchange::new(&mut client, &mut upstream, &head, settings, &timer, bounds, &worker);
             let failure = exchange.run().await.unwrap_err();
             assert_eq!(failure.failed.progress, progress, "{chunks} chunks: {:?}", failure.reason);
         }

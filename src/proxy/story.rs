@@ -153,7 +153,7 @@ pub async fn story<C: Client>(
 
 impl<'a> Asked<'a> {
     async fn serve<C: Client>(&self, client: &mut C, course: &mut Course<'a>) -> Result<After, Reason> {
-        let deadline = self.deadline();
+        let deadline = self.until(self.route.settings.request_timeout);
         let permit = admit(self.worker, self.timer, left(client), &mut course.queue).await?;
         client.hold();
         let (upstream, switched) = self.attempts(client, course, deadline).await?;
@@ -204,12 +204,6 @@ impl<'a> Asked<'a> {
             counters.cut.add(1);
             client.abort();
         }
-    }
-
-    fn deadline(&self) -> u64 {
-        self.route.settings.request_timeout.map_or(u64::MAX, |limit| {
-            self.timer.clock().millis().saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
-        })
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admit::admit;
+use super::attempts::may_retry;
 use super::http1::wire::Wire;
 use super::story::Source;
 use super::tunnel::{self, Patience};
@@ -17,7 +18,7 @@ use super::upstream;
 use super::verdict;
 use super::worker::Worker;
 use crate::balance::pool::Tried;
-use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step};
+use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step, Terms};
 use crate::config::AccessLog;
 use crate::state::Route;
 use crate::telemetry::Text;
@@ -131,10 +132,10 @@ fn unserved(client: &Wire, reason: Reason) -> Reason {
 /// Dials the backends in turn until one takes the connection or the rules say to stop.
 async fn dial(worker: &Worker, route: &Route, timer: &Timer, course: &mut Course) -> Result<Stream, Reason> {
     let settings = &route.settings;
-    let retries = u32::try_from(settings.max_retries).unwrap_or(u32::MAX);
-    let mut retry = Retry::new(retries, settings.retry_backoff, settings.retry_backoff_max);
+    let mut retry = Retry::new(Terms::of(settings));
     let mut tried = Tried::default();
     let mut failed = None;
+    route.budget.deposit(worker.index(), timer.clock().millis());
     loop {
         let now = timer.clock().millis();
         let Some(endpoint) = route.pool.pick(&mut tried, now) else {
@@ -156,14 +157,13 @@ async fn dial(worker: &Worker, route: &Route, timer: &Timer, course: &mut Course
         verdict::failed(worker, settings, endpoint, reason, false);
         failed = Some(reason);
         let allowance = Allowance { idempotent: false, replayable: true };
-        match retry.next(Failed { progress: Progress::Unsent, reused: false }, allowance, fastrand::f64()) {
+        match retry.next(Failed::of(reason, Progress::Unsent, false), allowance, fastrand::f64()) {
             Step::Answer | Step::Replace => return Err(reason),
             Step::Wait(wait) => {
-                if route.pool.is_down() {
+                let _share = worker.shared().sleepers.take().ok_or(reason)?;
+                if !may_retry(worker, route, timer) {
                     return Err(reason);
                 }
-                let _share = worker.shared().sleepers.take().ok_or(reason)?;
-                worker.counters().retries.add(1);
                 tokio::time::sleep(wait).await;
             }
         }

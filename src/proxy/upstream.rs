@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -31,6 +31,9 @@ const IDLE_MOST: usize = 128;
 /// How long a connection may have been idle to carry a request that must not be
 /// repeated: the shorter, the less likely the backend closes it meanwhile.
 const FRESH: u64 = 1_000;
+
+/// Bytes that are read of an answer only to keep its connection.
+const DISCARDED: usize = 64 * 1024;
 
 /// A connection to a backend.
 #[derive(Debug)]
@@ -110,6 +113,21 @@ impl Upstream {
     pub fn has_answered(&self) -> bool {
         let Self::Http1(upstream) = self;
         upstream.answered || upstream.wire.has_input()
+    }
+
+    /// Reads and drops what has come of an answer that nobody wants, if it is not much: the
+    /// connection can serve on then.
+    pub fn discard(&mut self) {
+        let mut most = DISCARDED;
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok(Piece::Data(data))) = self.poll_piece(&mut cx) {
+            let n = data.len();
+            if n > most {
+                return;
+            }
+            most -= n;
+            self.consume(n);
+        }
     }
 
     /// From here on it carries bytes of another protocol.

@@ -29,7 +29,9 @@ fn meaning(reason: Reason) -> Meaning {
         Reason::BackendReset | Reason::BackendClosed | Reason::BackendMalformed | Reason::BackendTruncated => {
             Meaning::Failed(EjectOn::Reset)
         }
-        Reason::BackendResponseTimeout | Reason::BackendStreamTimeout => Meaning::Failed(EjectOn::Timeout),
+        Reason::BackendResponseTimeout | Reason::BackendAttemptTimeout | Reason::BackendStreamTimeout => {
+            Meaning::Failed(EjectOn::Timeout)
+        }
         // A name without an address is the resolver's to deal with, a head that is too large
         // one resource's; all else is not the backend's doing.
         _ => Meaning::Nothing,

@@ -437,6 +437,19 @@ fn address(peer: &Peer) -> Text<48> {
     }
 }
 
+/// Puts on record, not too often, that a route's retry budget is spent.
+pub fn budget_spent(route: &str) {
+    static LIMITER: Limiter = Limiter::new(1);
+    if let Some(suppressed) = LIMITER.admit(std::time::Instant::now()) {
+        tracing::warn!(
+            message_id = events::RETRY_BUDGET_SPENT,
+            route,
+            suppressed,
+            "the retry budget is spent; failures go to clients as they are"
+        );
+    }
+}
+
 /// Puts on record that a backend died within an answer.
 pub fn response_cut(backend: &str, reason: Reason) {
     static LIMITER: Limiter = Limiter::new(10);

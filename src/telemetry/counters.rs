@@ -109,6 +109,8 @@ counters! {
     tunnels,
     /// Attempts after the first one, since the start.
     retries,
+    /// Attempts that were not made because the retry budget was spent, since the start.
+    retries_over_budget,
     /// Bytes read from clients since the start.
     bytes_in,
     /// Bytes written to clients since the start.

@@ -71,6 +71,8 @@ events! {
     BACKEND_RESOLVED = "7862a0296900debb263acafc1519986b" ["backend"];
     /// A backend's name has more addresses than are used.
     BACKEND_ADDRESSES_IGNORED = "029e26a87e17281e11ceba42d3a257c1" ["backend" "addresses" "limit"];
+    /// The retry budget of a route is spent; failures go to clients as they are.
+    RETRY_BUDGET_SPENT = "98a366e208694458a1b300fa0f993dea" ["route"];
     /// Requests are turned away because the queue is full.
     QUEUE_FULL = "bb16e23a0f83124b2a66f7fb454211ec" ["limit"];
     /// A backend died within a response; the client's connection was cut.

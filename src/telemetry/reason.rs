@@ -65,7 +65,7 @@ macro_rules! reasons {
 reasons! {
     /// The backend refused the connection.
     BackendConnectRefused = "backend_connect_refused", 502, "connection_refused", Backend;
-    /// The backend did not take the connection within `CONNECT_TIMEOUT`.
+    /// The backend did not take the connection within `CONNECT_TIMEOUT`, or `ATTEMPT_TIMEOUT`.
     BackendConnectTimeout = "backend_connect_timeout", 504, "connection_timeout", Backend;
     /// No route leads to the backend, or a firewall says so.
     BackendUnreachable = "backend_unreachable", 502, "destination_ip_unroutable", Backend;
@@ -83,6 +83,8 @@ reasons! {
     BackendHeaderTooLarge = "backend_header_too_large", 502, "http_response_header_section_size", Backend;
     /// The backend sent no response head within `RESPONSE_TIMEOUT`.
     BackendResponseTimeout = "backend_response_timeout", 504, "connection_read_timeout", Backend;
+    /// The backend sent no response head within `ATTEMPT_TIMEOUT`.
+    BackendAttemptTimeout = "backend_attempt_timeout", 504, "http_response_timeout", Backend;
     /// The backend kept silent for `STREAM_TIMEOUT` after its response head.
     BackendStreamTimeout = "backend_stream_timeout", 504, "connection_read_timeout", Backend;
     /// The backend's body ended before its announced end.

@@ -34,6 +34,10 @@ mod patience;
 mod queue;
 /// Attempts after a failed one.
 mod retries;
+/// What an outage makes of retries.
+mod retry_budget;
+/// What is tried again, and what becomes of answers that are not wanted.
+mod retry_on;
 /// Listeners, routes, backends in turn.
 mod routes;
 /// When trying again is pointless, or the fault is ours.

@@ -362,8 +362,11 @@ fn a_backend_that_does_not_take_the_connection_is_passed_over_or_504() {
 #[test]
 fn a_backend_that_does_not_answer_is_504_and_left_alone() {
     let (first, second) = (Backend::new(), Backend::new());
-    let daemon =
-        before(&[&first.address, &second.address]).set("RESPONSE_TIMEOUT", "100ms").set("MAX_RETRIES", 1).start();
+    let daemon = before(&[&first.address, &second.address])
+        .set("RESPONSE_TIMEOUT", "100ms")
+        .set("RETRY_ON", "timeout")
+        .set("MAX_RETRIES", 1)
+        .start();
     let mut client = daemon.connect();
     client.send_body("POST", "/post", b"body");
     let (mut peer, _) = first.take();

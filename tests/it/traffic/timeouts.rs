@@ -216,7 +216,7 @@ fn a_wait_between_attempts_is_not_begun_when_it_would_end_too_late() {
         .start();
     let mut client = daemon.connect();
     client.get("/");
-    client.response().assert_refusal(504, "request_timeout");
+    client.response().assert_refusal(502, "backend_connect_refused");
 }
 
 #[test]
