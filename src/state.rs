@@ -6,6 +6,9 @@
 //!
 //! Where the backends' names lead belongs to a generation too. When that changes, a new
 //! one with the same number is built from the same configuration.
+//!
+//! Routes that name the same backend share its endpoint, unless they check it differently:
+//! what one route's check finds must not count for another that asks something else.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,8 +16,9 @@ use std::sync::Arc;
 use crate::balance::budget::Budget;
 use crate::balance::discovery::{Directory, places};
 use crate::balance::endpoint::Endpoint;
+use crate::balance::health::Check;
 use crate::balance::pool::Pool;
-use crate::config::{Auto, BackendAddress, Config, Daemon, Mode, RouteSettings, SentPath};
+use crate::config::{Auto, BackendAddress, Config, Daemon, Mode, RouteSettings, SentPath, Target};
 use crate::routing::Table;
 
 /// Descriptors kept back for logs, epoll, reloads and the admin socket.
@@ -45,6 +49,18 @@ pub struct Route {
     pub pool: Pool,
     /// How often they may be asked again.
     pub budget: Arc<Budget>,
+    /// How they are checked.
+    check: Option<Arc<Check>>,
+}
+
+impl Route {
+    /// Its backends with how they are checked.
+    fn checked(&self) -> impl Iterator<Item = (&Arc<Endpoint>, Option<&Arc<Check>>)> {
+        self.pool.endpoints().iter().map(|endpoint| {
+            let check = self.check.as_ref().filter(|_| *endpoint.target() != Target::Echo);
+            (endpoint, check)
+        })
+    }
 }
 
 impl Generation {
@@ -53,16 +69,20 @@ impl Generation {
     #[must_use]
     pub fn build(number: u64, config: impl Into<Arc<Config>>, directory: &Directory, previous: Option<&Self>) -> Self {
         let config = config.into();
-        let mut registry = Registry::of(previous);
+        let mut registry = Registry::new(&config, previous);
         let routes = config
             .routes
             .iter()
             .map(|route| {
+                let check = Check::of(&route.settings).map(Arc::new);
                 let backends = &route.settings.backend_address;
-                let members = backends.iter().flat_map(|backend| registry.members(backend, directory));
+                let members = backends.iter().flat_map(|backend| {
+                    let check = check.as_ref().filter(|_| backend.target != Target::Echo);
+                    registry.members(backend, directory, check)
+                });
                 let pool = Pool::new(members.collect());
                 let budget = budget(&route.name, &config.daemon, previous);
-                Route { name: route.name.as_str().into(), settings: route.settings.clone(), pool, budget }
+                Route { name: route.name.as_str().into(), settings: route.settings.clone(), pool, budget, check }
             })
             .collect();
         let table = match previous {
@@ -128,6 +148,14 @@ impl Generation {
             .filter(move |endpoint| seen.insert(Arc::as_ptr(endpoint)))
     }
 
+    /// Every endpoint that is checked, once, and how; not those without an address.
+    pub fn checks(&self) -> impl Iterator<Item = (Arc<Endpoint>, Arc<Check>)> {
+        let mut seen = HashSet::new();
+        let checked = self.routes.iter().flat_map(Route::checked);
+        let checked = checked.filter_map(|(endpoint, check)| Some((Arc::clone(endpoint), Arc::clone(check?))));
+        checked.filter(move |(endpoint, _)| endpoint.is_resolved() && seen.insert(endpoint.number()))
+    }
+
     /// The limits in force, with those set to `auto` worked out.
     #[must_use]
     pub fn limits(&self) -> Limits {
@@ -135,36 +163,74 @@ impl Generation {
     }
 }
 
-/// Endpoints by identity, so that each is made once.
+/// Endpoints by identity and by how they are checked, so that each is made once, and those
+/// of the generation before.
 struct Registry {
-    known: HashMap<Arc<str>, Arc<Endpoint>>,
+    made: HashMap<Arc<str>, Vec<Entry>>,
+    before: HashMap<Arc<str>, Vec<Entry>>,
+    /// The checks of all routes.
+    checks: HashSet<Option<Check>>,
 }
 
+type Entry = (Option<Arc<Check>>, Arc<Endpoint>);
+
 impl Registry {
-    fn of(previous: Option<&Generation>) -> Self {
-        let endpoints = previous.into_iter().flat_map(Generation::endpoints);
-        let known = endpoints.map(|endpoint| (Arc::clone(endpoint.identity()), Arc::clone(endpoint)));
-        Self { known: known.collect() }
+    fn new(config: &Config, previous: Option<&Generation>) -> Self {
+        let mut before: HashMap<Arc<str>, Vec<Entry>> = HashMap::new();
+        let mut seen = HashSet::new();
+        for (endpoint, check) in previous.iter().flat_map(|previous| &previous.routes).flat_map(Route::checked) {
+            if seen.insert(endpoint.number()) {
+                let known = before.entry(Arc::clone(endpoint.identity())).or_default();
+                known.push((check.cloned(), Arc::clone(endpoint)));
+            }
+        }
+        let checks = config.routes.iter().map(|route| Check::of(&route.settings)).collect();
+        Self { made: HashMap::new(), before, checks }
     }
 
     /// The endpoints of a backend with their weights: one, or one for each place of a name.
-    fn members(&mut self, backend: &BackendAddress, directory: &Directory) -> Vec<(Arc<Endpoint>, u16)> {
+    fn members(
+        &mut self,
+        backend: &BackendAddress,
+        directory: &Directory,
+        check: Option<&Arc<Check>>,
+    ) -> Vec<(Arc<Endpoint>, u16)> {
         let target = &backend.target;
         let places = places(target, directory);
         if places.is_empty() {
-            let endpoint = self.endpoint(target.to_string(), || Endpoint::new(backend));
+            let endpoint = self.endpoint(target.to_string(), check, || Endpoint::new(backend));
             return vec![(endpoint, backend.weight)];
         }
         let member = |place| {
-            let endpoint = self.endpoint(Endpoint::identity_at(target, place), || Endpoint::at(target, place));
+            let endpoint = self.endpoint(Endpoint::identity_at(target, place), check, || Endpoint::at(target, place));
             (endpoint, place.weight.unwrap_or(backend.weight))
         };
         // Those kept for when these are down have no place in a pool yet.
         places.iter().filter(|place| !place.backup).map(member).collect()
     }
 
-    fn endpoint(&mut self, identity: String, make: impl FnOnce() -> Endpoint) -> Arc<Endpoint> {
-        Arc::clone(self.known.entry(identity.into()).or_insert_with(|| Arc::new(make())))
+    /// The endpoint of this identity that is checked so: one of this generation or of the
+    /// one before. If there it was checked in another way, which no route wants any more,
+    /// it is still the same backend.
+    fn endpoint(
+        &mut self,
+        identity: String,
+        check: Option<&Arc<Check>>,
+        make: impl FnOnce() -> Endpoint,
+    ) -> Arc<Endpoint> {
+        let made = self.made.entry(identity.as_str().into()).or_default();
+        if let Some((_, endpoint)) = made.iter().find(|(known, _)| known.as_ref() == check) {
+            return Arc::clone(endpoint);
+        }
+        let endpoint = self.before.get_mut(identity.as_str()).and_then(|before| {
+            let same = before.iter().position(|(known, _)| known.as_ref() == check);
+            let free = || before.iter().position(|(known, _)| !self.checks.contains(&known.as_deref().cloned()));
+            let place = same.or_else(free)?;
+            Some(before.swap_remove(place).1)
+        });
+        let endpoint = endpoint.unwrap_or_else(|| Arc::new(make()));
+        made.push((check.cloned(), Arc::clone(&endpoint)));
+        endpoint
     }
 }
 
@@ -218,5 +284,61 @@ impl Limits {
             tunnels: auto(&daemon.max_tunnels, descriptors / 4),
             connections: auto(&daemon.max_connections, descriptors / 4 * 3),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Directory, Generation};
+    use crate::config::{Config, Text};
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    fn generation(main: &str, routes: &[&str], previous: Option<&Generation>) -> Generation {
+        let text = |name: String, text: &str| Text { path: Path::new(&name).into(), bytes: text.into() };
+        let routes = routes.iter().enumerate().map(|(index, route)| text(format!("routes.d/r{index}.env"), route));
+        let config = Config::assemble(Some(text("config.env".into(), main)), routes.collect(), &BTreeMap::new());
+        Generation::build(1, config.unwrap(), &Directory::new(), previous)
+    }
+
+    /// The number of the first backend of each route.
+    fn numbers(generation: &Generation) -> Vec<u64> {
+        generation.routes().iter().map(|route| route.pool.endpoints()[0].number()).collect()
+    }
+
+    #[test]
+    fn routes_share_a_backend_unless_they_check_it_differently() {
+        let main = "BACKEND_ADDRESS=10.0.0.1:80\nHEALTH_CHECK=/health\n";
+        let routes = ["MATCH_PATH=/a\n", "MATCH_PATH=/b\nHEALTH_CHECK=/b\n", "MATCH_PATH=/c\nHEALTH_CHECK=off\n"];
+        let generation = generation(main, &routes, None);
+        let [a, b, c, default] = numbers(&generation).try_into().unwrap();
+        assert!(a == default && a != b && b != c && c != a);
+        let checked: Vec<u64> = generation.checks().map(|(endpoint, _)| endpoint.number()).collect();
+        assert_eq!(checked, [a, b]);
+    }
+
+    #[test]
+    fn a_backend_outlives_a_change_of_its_check_but_does_not_become_another_routes() {
+        let main = "BACKEND_ADDRESS=10.0.0.1:80\nHEALTH_CHECK=/health\n";
+        let before = generation(main, &["MATCH_PATH=/a\nHEALTH_CHECK=/a\n"], None);
+        let [a, default] = numbers(&before).try_into().unwrap();
+        let after = generation(main, &["MATCH_PATH=/a\nHEALTH_CHECK=/b\n"], Some(&before));
+        assert_eq!(numbers(&after), [a, default]);
+        // The first route asks as the other one did: it gets what that check has found.
+        let swapped = generation(
+            "BACKEND_ADDRESS=10.0.0.1:80\nHEALTH_CHECK=/a\n",
+            &["MATCH_PATH=/a\nHEALTH_CHECK=/health\n"],
+            Some(&before),
+        );
+        assert_eq!(numbers(&swapped), [default, a]);
+        let fewer = generation(main, &["MATCH_PATH=/a\n"], Some(&before));
+        assert_eq!(numbers(&fewer), [default, default]);
+    }
+
+    #[test]
+    fn the_built_in_backend_is_not_checked() {
+        let generation = generation("HEALTH_CHECK=tcp\nBACKEND_ADDRESS=builtin:echo,10.0.0.1:80\n", &[], None);
+        let checked: Vec<String> = generation.checks().map(|(endpoint, _)| endpoint.identity().to_string()).collect();
+        assert_eq!(checked, ["10.0.0.1:80"]);
     }
 }

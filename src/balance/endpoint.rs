@@ -204,9 +204,10 @@ impl Endpoint {
         self.change(|standing| standing.eject(time, most, why, now));
     }
 
-    /// Notes the outcome of a check; `Err` says why it did not pass.
-    pub fn checked(&self, outcome: Result<(), Arc<str>>, rise: u32, fall: u32, now: u64) {
-        self.change(|standing| standing.checked(outcome, rise, fall, now));
+    /// Notes the outcome of a check; `Err` says why it did not pass. Whether its state
+    /// changed.
+    pub fn checked(&self, outcome: Result<(), Arc<str>>, rise: u32, fall: u32, now: u64) -> bool {
+        self.change(|standing| standing.checked(outcome, rise, fall, now)).1
     }
 
     /// Forgets what checks have found: it is not checked any more.

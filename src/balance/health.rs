@@ -7,7 +7,56 @@
 //!
 //! Source: HAProxy, `rise` and `fall` of a server.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{Auto, HealthCheck, RouteSettings};
+
+/// How backends are checked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Check {
+    /// What is done.
+    pub kind: HealthCheck,
+    /// From one check to the next.
+    pub interval: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// Successes in a row that bring a backend back.
+    pub rise: u32,
+    /// Failures in a row that take it out.
+    pub fall: u32,
+    /// Statuses with which it passes.
+    pub statuses: Vec<RangeInclusive<u16>>,
+    /// The `Host` that is asked for; `None` for the backend's own.
+    pub host: Option<Box<str>>,
+}
+
+impl Check {
+    /// That of a route, if it has one.
+    #[must_use]
+    pub fn of(settings: &RouteSettings) -> Option<Self> {
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Some(Self {
+            kind: settings.health_check.clone()?,
+            interval: settings.health_interval,
+            timeout: settings.health_timeout,
+            rise: number(settings.health_rise),
+            fall: number(settings.health_fall),
+            statuses: settings.health_status.clone(),
+            host: match &settings.health_host {
+                Auto::Auto => None,
+                Auto::Is(host) => Some(host.clone()),
+            },
+        })
+    }
+
+    /// Whether a check passes that was answered so.
+    #[must_use]
+    pub fn passes(&self, status: u16) -> bool {
+        self.statuses.iter().any(|range| range.contains(&status))
+    }
+}
 
 /// What the checks of one endpoint have found so far.
 #[derive(Debug, Default)]

@@ -300,6 +300,21 @@ fn name(text: &str) -> Result<String, String> {
     Ok(host.to_ascii_lowercase())
 }
 
+/// Whether `text` is a name or an address, with a port or without.
+pub(super) fn authority(text: &str) -> bool {
+    let bracketed = |text: &str| {
+        let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        inside.is_some_and(|inside| inside.parse::<Ipv6Addr>().is_ok())
+    };
+    let host = match host_and_port(text) {
+        Ok((host, _)) => host,
+        Err(_) => text,
+    };
+    let is_host =
+        |host: &str| bracketed(host) || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()) || name(host).is_ok();
+    is_host(host)
+}
+
 fn unix(path: &str) -> Result<PathBuf, Wrong> {
     if path.starts_with('@') {
         return Err(Wrong::new("abstract sockets have no owner and no mode; write `unix:/PATH`"));

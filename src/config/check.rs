@@ -25,6 +25,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         backoff(config, route, problems);
         ejection(config, route, problems);
         attempt(config, route, problems);
+        health(config, route, problems);
         if route.is_default() {
             continue;
         }
@@ -90,6 +91,18 @@ fn attempt(config: &Config, route: &RouteConfig, problems: &mut Problems) {
             in_words(*request)
         );
         contradicts(config, route, ["ATTEMPT_TIMEOUT", "REQUEST_TIMEOUT"], message, problems);
+    }
+}
+
+fn health(config: &Config, route: &RouteConfig, problems: &mut Problems) {
+    let RouteSettings { health_timeout: timeout, health_interval: interval, .. } = &route.settings;
+    if timeout > interval {
+        let message = format!(
+            "a check may take longer ({}) than it is until the next one ({})",
+            in_words(*timeout),
+            in_words(*interval)
+        );
+        contradicts(config, route, ["HEALTH_TIMEOUT", "HEALTH_INTERVAL"], message, problems);
     }
 }
 

@@ -6,9 +6,11 @@
 //! doorward.env(5) and the README's table.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
+use super::health::{Check, HealthCheck, HostField, Statuses};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
 use super::values::{
@@ -172,6 +174,10 @@ const fn backends() -> List<Backend> {
     List { of: Backend, noun: "backends", may_be_empty: false, same: |a, b| a.target == b.target }
 }
 
+const fn statuses() -> List<Statuses> {
+    List { of: Statuses, noun: "statuses", may_be_empty: false, same: |a, b| a == b }
+}
+
 const fn eject_on() -> List<Choice<EjectOn>> {
     List { of: Choice(EjectOn::WORDS), noun: "conditions", may_be_empty: false, same: |a, b| a == b }
 }
@@ -300,6 +306,23 @@ keys! {
             ]);
         }
         "Health" {
+            /// How backends are checked: by a GET of this path, or with `tcp` by a connection. A
+            /// backend whose checks fail gets no requests, unless no other is left: then all
+            /// that take connections do. `builtin:echo` is not checked.
+            "HEALTH_CHECK", health_check: Option<HealthCheck> = "off", "", Check;
+            /// From one check of a backend to the next, give or take a tenth.
+            "HEALTH_INTERVAL", health_interval: Duration = "2s", "seconds", span(10, DAY);
+            /// How long a check may take, connecting included; no longer than `HEALTH_INTERVAL`.
+            "HEALTH_TIMEOUT", health_timeout: Duration = "1s", "seconds", span(1, DAY);
+            /// Checks in a row that must pass to bring a backend back.
+            "HEALTH_RISE", health_rise: usize = "2", "checks", Int { min: 1, max: 100 };
+            /// Checks in a row that must fail to take a backend out; its very first check
+            /// decides alone.
+            "HEALTH_FALL", health_fall: usize = "3", "checks", Int { min: 1, max: 100 };
+            /// Statuses with which a check passes.
+            "HEALTH_STATUS", health_status: Vec<RangeInclusive<u16>> = "200-399", "", statuses();
+            /// The `Host` of a check. `auto` means the backend's own address.
+            "HEALTH_HOST", health_host: Auto<Box<str>> = "auto", "", AutoOr(HostField);
             /// Failures in a row after which a backend is ejected: requests keep away from it for
             /// `EJECT_TIME`. Only while at least half of the others fare well, and never more than
             /// half of a route's backends, so never the only one. `off` ejects none.

@@ -12,6 +12,7 @@
 
 mod addresses;
 mod check;
+mod health;
 mod keys;
 mod load;
 mod normal;
@@ -23,6 +24,7 @@ mod values;
 mod words;
 
 pub use addresses::{BackendAddress, ListenAddress, Target, UNIX_PATH_LIMIT, WEIGHT_LIMIT};
+pub use health::HealthCheck;
 pub use keys::{Daemon, KEYS, Key, Matcher, RouteSettings, Scope, nearest};
 pub use load::{Config, DEFAULT_ROUTE, Request, RouteConfig, Text, load};
 pub use normal::{SentPath, normal_host};

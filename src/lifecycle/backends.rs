@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use super::checker::Checked;
 use super::control::Daemon;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::outlier::{self, Group, Terms};
 use crate::balance::standing::{Report, State};
+use crate::proxy::probe::Miss;
 use crate::state::Generation;
 use crate::telemetry::events;
 
@@ -152,6 +154,32 @@ impl Ledger {
 }
 
 impl Daemon {
+    /// Checks the backends of the generation that serves, and no others.
+    pub(super) fn watch_backends(&mut self) {
+        let now = self.workers.millis();
+        for endpoint in self.checker.watch(self.generation.checks()) {
+            endpoint.unchecked(now);
+        }
+        self.ledger.forget(&self.generation);
+        self.look_at_backends();
+    }
+
+    /// Takes note of what a check has found.
+    pub(super) fn backend_checked(&mut self, checked: Checked) {
+        let Checked { endpoint, check, outcome } = checked;
+        let outcome = match outcome {
+            Ok(()) => Ok(()),
+            Err(Miss::Theirs(why)) => Err(why),
+            Err(Miss::Ours(reason)) => {
+                debug!(backend = &**endpoint.identity(), reason = reason.as_str(), "backend can't be checked");
+                return;
+            }
+        };
+        if endpoint.checked(outcome, check.rise, check.fall, self.workers.millis()) {
+            self.look_at_backends();
+        }
+    }
+
     /// Looks what has become of the backends.
     pub(super) fn look_at_backends(&mut self) {
         self.ledger.look(&self.generation, self.workers.millis());

@@ -20,6 +20,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info};
 
 use super::backends::Ledger;
+use super::checker::{Checked, Checker, Network};
 use super::doors::list;
 use super::drain::Drain;
 use super::lookup::Lookups;
@@ -55,6 +56,8 @@ pub(super) enum Control {
     Reload(reload::Step),
     /// There is news of a name.
     Resolved(Resolution),
+    /// A backend was checked.
+    Checked(Checked),
     /// A worker has seen something of a backend.
     Stirred,
     /// Names lead elsewhere, and that is to take effect.
@@ -109,6 +112,7 @@ pub(super) struct Daemon {
     pub(super) reload: Reload,
     pub(super) drain: Option<Drain>,
     pub(super) pulse: Pulse,
+    pub(super) checker: Checker<Network>,
     pub(super) ledger: Ledger,
 }
 
@@ -143,6 +147,7 @@ impl Daemon {
                         return worker_died(&died);
                     }
                 }
+                Control::Checked(checked) => self.backend_checked(checked),
                 Control::Stirred => self.look_at_backends(),
                 Control::Tick => self.tick(&mut notifier),
                 Control::Round => self.round(&mut notifier),
@@ -172,6 +177,7 @@ impl Daemon {
             Some(question) = self.questions.recv() => Control::Question(question),
             step = self.reload.step() => Control::Reload(step),
             resolution = self.resolver.next() => Control::Resolved(resolution),
+            checked = self.checker.next() => Control::Checked(checked),
             () = self.ledger.stirred() => Control::Stirred,
             () = self.change.due() => Control::Moved,
             _ = tick.tick() => Control::Tick,

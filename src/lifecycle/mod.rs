@@ -11,6 +11,7 @@
 //! | SIGHUP, `doorward reload` | `reload` |
 //! | SIGTERM, SIGINT | `drain` |
 //! | a name to look up, and what it led to | `resolver`, `lookup`, `names` |
+//! | a backend to check | `checker` |
 //! | a backend that falls or returns | `backends` |
 //! | a thread that stands still | `watchdog` |
 //! | `systemctl status`, `doorward status` | `status` |
@@ -26,6 +27,7 @@ use crate::config;
 use crate::transport::listeners;
 
 mod backends;
+mod checker;
 mod control;
 mod doors;
 mod drain;

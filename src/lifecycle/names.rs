@@ -105,8 +105,7 @@ impl Daemon {
             }
         }
         self.generation = generation;
-        self.ledger.forget(&self.generation);
-        self.look_at_backends();
+        self.watch_backends();
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::backends::Ledger;
+use super::checker::{Checker, Network};
 use super::control::{Daemon, Fixed};
 use super::doors::{Doors, list};
 use super::lookup::Lookups;
@@ -174,8 +175,10 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         reload: reload::Reload::default(),
         drain: None,
         pulse,
+        checker: Checker::new(Network),
         ledger,
     };
+    daemon.watch_backends();
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");
     if !notifier.connected() && io::stderr().is_terminal() {

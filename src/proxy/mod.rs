@@ -7,7 +7,7 @@
 //!
 //! [`worker`] is a thread that owns its connections, [`accept`] takes them in,
 //! [`connection`] reads requests off one, [`story`] tells what becomes of each, and
-//! `attempts` has backends asked until one answers, and [`verdict`] says what that tells of them. What is HTTP/1 on the wire is in
+//! `attempts` has backends asked until one answers, and [`verdict`] says what that tells of them. [`probe`] is a health check. What is HTTP/1 on the wire is in
 //! [`http1`] alone.
 
 pub mod accept;
@@ -22,6 +22,7 @@ pub mod head;
 pub mod http1;
 pub mod origin;
 pub mod pace;
+pub mod probe;
 pub mod relay;
 pub mod rewrite;
 pub mod story;

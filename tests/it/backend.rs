@@ -5,13 +5,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::daemon::DEADLINE;
-use crate::peer::{Message, Peer};
+use crate::peer::{Head, Message, Peer};
 
 /// A backend that takes connections when the test says so.
 pub struct Backend {
@@ -154,16 +154,27 @@ pub struct Moody {
 }
 
 struct Shared {
-    mood: Mutex<Mood>,
+    /// For requests, and for those of [`CHECKED`].
+    moods: Mutex<(Mood, Mood)>,
     asked: AtomicUsize,
+    checks: Mutex<Vec<Head>>,
+    more: Condvar,
 }
+
+/// The path that health checks ask for.
+pub const CHECKED: &str = "/health";
 
 impl Moody {
     /// One that answers everything with 200.
     pub fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let shared = Arc::new(Shared { mood: Mutex::new(Mood::Answers(200)), asked: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            moods: Mutex::new((Mood::Answers(200), Mood::Answers(200))),
+            asked: AtomicUsize::new(0),
+            checks: Mutex::default(),
+            more: Condvar::new(),
+        });
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
@@ -176,19 +187,46 @@ impl Moody {
 
     /// Treats requests so from now on.
     pub fn set(&self, mood: Mood) {
-        *self.shared.mood.lock().unwrap() = mood;
+        self.shared.moods.lock().unwrap().0 = mood;
     }
 
-    /// Requests that have come so far.
+    /// Treats checks so from now on.
+    pub fn set_checks(&self, mood: Mood) {
+        self.shared.moods.lock().unwrap().1 = mood;
+    }
+
+    /// Requests that have come so far, without checks.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `count` checks more have come; the last one.
+    pub fn next_checks(&self, count: usize) -> Head {
+        let checks = self.shared.checks.lock().unwrap();
+        let wanted = checks.len() + count;
+        let (checks, late) =
+            self.shared.more.wait_timeout_while(checks, DEADLINE, |checks| checks.len() < wanted).unwrap();
+        assert!(!late.timed_out(), "{} of {wanted} checks have come", checks.len());
+        checks.last().unwrap().clone()
+    }
+
+    /// Checks that have come so far.
+    pub fn checks(&self) -> usize {
+        self.shared.checks.lock().unwrap().len()
     }
 }
 
 fn serve(mut peer: Peer, shared: &Shared) {
-    while peer.try_head().is_some() {
-        shared.asked.fetch_add(1, Ordering::SeqCst);
-        let mood = *shared.mood.lock().unwrap();
+    while let Some(head) = peer.try_head() {
+        let is_check = head.line.starts_with(&format!("GET {CHECKED} "));
+        let (mood, check_mood) = *shared.moods.lock().unwrap();
+        let mood = if is_check { check_mood } else { mood };
+        if is_check {
+            shared.checks.lock().unwrap().push(head);
+            shared.more.notify_all();
+        } else {
+            shared.asked.fetch_add(1, Ordering::SeqCst);
+        }
         match mood {
             Mood::Resets => return peer.reset(),
             Mood::Hangs => {

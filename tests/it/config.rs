@@ -82,6 +82,24 @@ fn names_and_name_servers_are_checked_before_anybody_is_asked() {
 }
 
 #[test]
+fn wrong_keys_of_health_are_refused_with_their_line() {
+    let text = "HEALTH_CHECK=health\nHEALTH_STATUS=200-399,600\nHEALTH_RISE=0\nHEALTH_HOST=a/b\nEJECT_ON=reset,500\n\
+                EJECT_AFTER=-1\nHEALTH_INTERVAL=0\n";
+    assert_eq!(
+        problems(&[("config.env", text)]),
+        [
+            "config.env:1: `HEALTH_CHECK`: expected `off`, `tcp` or a path that begins with `/`, found `health`",
+            "config.env:2: `HEALTH_STATUS`: expected a status from 200 to 599 or a range as in `200-399`, found `600`",
+            "config.env:3: `HEALTH_RISE`: expected a whole number from 1 to 100, found `0`",
+            "config.env:4: `HEALTH_HOST`: expected `auto` or `HOST`, `HOST:PORT` or `[V6]:PORT`, found `a/b`",
+            "config.env:5: `EJECT_ON`: expected `reset`, `timeout`, `502`, `503` or `504`, found `500`",
+            "config.env:6: `EJECT_AFTER`: expected `off` or a whole number from 1 to 1000, found `-1`",
+            "config.env:7: `HEALTH_INTERVAL`: expected a duration from 10ms to 24h, found `0`",
+        ]
+    );
+}
+
+#[test]
 fn check_reports_every_problem_of_every_file_at_once() {
     let folder = folder(&[
         ("config.env", "# mine\nWORKER=2\nMAX_RETRIES=many # none\n\nMATCH_HOST=a\nBACKEND_ADDRESS=a:1,b:0\n"),
@@ -227,6 +245,13 @@ fn routes_that_contradict_each_other_are_refused() {
                 "config.env:2: `RETRY_BUDGET`: expected `off` or a share from 0% to 100%, found `120%`",
                 "config.env:3: `RETRY_BUDGET_MIN`: expected a rate from 0/s to 1000000/s, found `5/m`",
                 "config.env:4: `RETRY_NON_IDEMPOTENT`: expected `on` or `off`, found `yes`",
+            ],
+        ),
+        (
+            &[("config.env", "HEALTH_TIMEOUT=5s\n"), ("routes.d/a.env", "MATCH_HOST=a\nHEALTH_INTERVAL=500ms\n")],
+            &[
+                "routes.d/a.env:2: `HEALTH_INTERVAL`: a check may take longer (5s) than it is until the next one (500ms)",
+                "config.env:1: `HEALTH_TIMEOUT`: a check may take longer (5s) than it is until the next one (2s)",
             ],
         ),
         (

@@ -81,6 +81,21 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>,
     out.extend_from_slice(b"\r\n");
 }
 
+/// Who a health check says that it is.
+const CHECKER: &str = concat!("doorward/", env!("CARGO_PKG_VERSION"), " (health check)");
+
+/// Writes the request of a health check, the only one on its connection.
+pub fn check(out: &mut Vec<u8>, path: &str, host: &str) {
+    out.extend_from_slice(b"GET ");
+    out.extend_from_slice(path.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    field(out, b"Host", host.as_bytes());
+    field(out, b"User-Agent", CHECKER.as_bytes());
+    field(out, b"Accept", b"*/*");
+    field(out, b"Connection", b"close");
+    out.extend_from_slice(b"\r\n");
+}
+
 /// How a response goes on to a client.
 #[derive(Debug, Clone, Copy)]
 pub struct Onward {

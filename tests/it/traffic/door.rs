@@ -144,6 +144,13 @@ impl Daemon {
         self.process.all_heard()
     }
 
+    /// Puts a file into `routes.d`, for the next reload.
+    pub fn put_route(&self, name: &str, text: &str) {
+        let folder = self.admin.with_file_name("routes.d");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(name), text).unwrap();
+    }
+
     /// Asks for its state until it is as wanted.
     pub fn wait(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
         let until = Instant::now() + DEADLINE;

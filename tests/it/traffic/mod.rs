@@ -12,6 +12,8 @@ mod discovery;
 mod door;
 /// Backends that fare worse than the others.
 mod ejection;
+/// Backends that are checked.
+mod health;
 /// Heads, connections and their reuse, versions.
 mod http;
 /// Clients that leave, and those that only end their direction.
