@@ -13,8 +13,10 @@ pub const SIZE: usize = 16 * 1024;
 /// Buffers a thread keeps for reuse (8 MiB); more are returned to the allocator.
 const KEPT: usize = 512;
 
-/// Bytes in a wide buffer: one read takes what a bulk sender has put into the socket.
-pub const WIDE: usize = 64 * 1024;
+/// Bytes in a wide buffer: one read takes what a bulk sender has put into the socket. That is
+/// often a round 64 KiB, with a head or a chunk's framing: so there is room for that too, or
+/// each message would take two reads and two writes.
+pub const WIDE: usize = 68 * 1024;
 
 /// Wide buffers that a thread has at once (4 MiB); who gets none has to do with [`SIZE`].
 const WIDE_MOST: usize = 64;
