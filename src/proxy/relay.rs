@@ -7,8 +7,9 @@
 //!
 //! Where both sides are plain sockets at this point of their messages ([`Raw`]), a body
 //! that has proved large is spliced: see [`splice`]. A body proves so by four pieces in a
-//! row that would fill a buffer, and no longer counts as such once it comes in small
-//! pieces: those are cheaper to copy.
+//! row that would fill a buffer, or by one where its head announces that much more is to
+//! come; it no longer counts as such once it comes in small pieces: those are cheaper to
+//! copy.
 //!
 //! In one turn a relay moves [`TURN_BYTES`] or [`TURN_PIECES`], and then has everybody
 //! else's turn before its next.
@@ -27,6 +28,9 @@ const LARGE: usize = buffer::SIZE;
 
 /// Large pieces in a row after which a body is spliced.
 const PROVED: u8 = 4;
+
+/// Bytes still to come, by what the head said, from which on one large piece is enough.
+const ANNOUNCED: u64 = 128 * 1024;
 
 /// Where the count of large pieces ends: so many small ones lead back to copying.
 const SURE: u8 = 8;
@@ -186,8 +190,12 @@ impl Relay {
             match source.poll_piece(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => match sink.poll_push(cx, data) {
                     Poll::Ready(Ok(n)) => {
-                        self.large = if n >= LARGE { self.large.saturating_add(1) } else { 0 };
                         source.consume(n);
+                        self.large = match self.large {
+                            _ if n < LARGE => 0,
+                            _ if announces(source) => PROVED,
+                            pieces => pieces.saturating_add(1),
+                        };
                         self.moved += u64::try_from(n).unwrap_or(0);
                         pieces += 1;
                     }
@@ -287,6 +295,11 @@ impl Relay {
     }
 }
 
+/// Whether the source says that much more is to come, so that no more pieces need prove it.
+fn announces(source: &impl Source) -> bool {
+    source.raw_source().is_some_and(|raw| (ANNOUNCED..u64::MAX).contains(&raw.left))
+}
+
 /// Ends a turn in which enough was moved: the next comes after whatever else is ready,
 /// also what the kernel has not told of yet.
 fn others_first(cx: &mut Context<'_>) -> Turn {
@@ -296,7 +309,7 @@ fn others_first(cx: &mut Context<'_>) -> Turn {
 
 #[cfg(test)]
 mod tests {
-    use super::{End, Fault, LARGE, PROVED, Piece, Raw, Relay, Sink, Source, TURN_BYTES, Turn};
+    use super::{ANNOUNCED, End, Fault, LARGE, PROVED, Piece, Raw, Relay, Sink, Source, TURN_BYTES, Turn};
     use crate::transport::splice;
     use crate::transport::stream::{Family, Socket, Stream};
     use std::future::poll_fn;
@@ -309,6 +322,7 @@ mod tests {
         pieces: usize,
         io: Stream,
         raw: bool,
+        left: u64,
     }
 
     impl Source for From {
@@ -321,7 +335,7 @@ mod tests {
         }
 
         fn raw_source(&self) -> Option<Raw<'_>> {
-            (self.raw && self.pieces == 0).then_some(Raw { io: &self.io, left: u64::MAX, anyway: false })
+            (self.raw && self.pieces == 0).then_some(Raw { io: &self.io, left: self.left, anyway: false })
         }
     }
 
@@ -365,7 +379,7 @@ mod tests {
     fn sides() -> (From, UnixStream, To, UnixStream) {
         splice::provide();
         let ((from, sender), (to, reader)) = (pair(), pair());
-        let from = From { pieces: usize::from(PROVED), io: from, raw: true };
+        let from = From { pieces: usize::from(PROVED), io: from, raw: true, left: u64::MAX };
         (from, sender, To { pushed: 0, spliced: 0, io: to }, reader)
     }
 
@@ -413,6 +427,19 @@ mod tests {
             from.pieces = 1;
             assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Source));
             assert_eq!(relay.spliced, if raw { LARGE as u64 } else { 0 });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_announces_much_is_spliced_after_one_large_piece() {
+        for (left, spliced) in [(ANNOUNCED, LARGE), (ANNOUNCED - 1, 0), (u64::MAX, 0)] {
+            let (mut from, mut sender, mut to, _reader) = sides();
+            (from.pieces, from.left) = (1, left);
+            sender.write_all(&[7; LARGE]).unwrap();
+            let mut relay = Relay::default();
+            let cx = &mut Context::from_waker(Waker::noop());
+            assert_eq!(relay.turn(cx, &mut from, &mut to), Turn::Waits(End::Source));
+            assert_eq!(relay.spliced, spliced as u64, "{left}");
         }
     }
 
