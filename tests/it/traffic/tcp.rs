@@ -282,7 +282,7 @@ fn what_a_unix_client_sent_before_it_closed_arrives() {
 #[test]
 fn a_steady_reader_lives_on_in_a_tunnel_too() {
     let backend = Backend::new();
-    let daemon = before(&backend.address).set("STREAM_TIMEOUT", "600ms").start();
+    let daemon = before(&backend.address).set("STREAM_TIMEOUT", "2s").start();
     let (mut client, peer) = open(&daemon, &backend);
     client.shrink_to(64 * 1024);
     let mut flood = peer.writer();
@@ -290,7 +290,7 @@ fn a_steady_reader_lives_on_in_a_tunnel_too() {
     let mut quiet = peer;
     // The kernel holds megabytes for it: within STREAM_TIMEOUT it takes too little of them
     // for the socket to turn writable.
-    for _ in 0..60 {
+    for _ in 0..90 {
         quiet.pause(Duration::from_millis(50));
         assert_ne!(client.sip(16_384).unwrap(), 0, "cut off");
     }
