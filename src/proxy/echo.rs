@@ -7,13 +7,13 @@
 
 use std::io;
 
-use httparse::{EMPTY_HEADER, Request, Status};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::head::{Framing, MAX_FIELDS};
+use super::head::{Framing, Known, Span, Version};
 use super::http1::body::Decoder;
+use super::http1::lines::{self, Stop};
 use crate::transport::stream::{Family, Socket, Stream};
 
 /// Bytes of a request head that it reads.
@@ -78,31 +78,36 @@ async fn serve(mut socket: UnixStream) -> io::Result<()> {
 /// and the head's length.
 async fn head(socket: &mut UnixStream, input: &mut Vec<u8>) -> io::Result<Option<(Page, Framing, bool, usize)>> {
     loop {
-        let mut headers = [EMPTY_HEADER; MAX_FIELDS + 16];
-        let mut request = Request::new(&mut headers);
-        if let Status::Complete(length) = request.parse(input).map_err(io::Error::other)? {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            let mut framing = Framing::Empty;
-            let mut html = false;
-            for header in request.headers.iter() {
-                let value = String::from_utf8_lossy(header.value);
-                if header.name.eq_ignore_ascii_case("transfer-encoding") {
-                    framing = Framing::Chunked;
-                } else if header.name.eq_ignore_ascii_case("content-length") {
-                    framing = value.parse().map(Framing::Length).map_err(io::Error::other)?;
-                } else if header.name.eq_ignore_ascii_case("accept") {
-                    html = value.contains("text/html");
+        let mut fields = Vec::new();
+        match lines::request(input, &mut fields) {
+            Ok((line, length)) => {
+                let text = |span: Span| String::from_utf8_lossy(span.of(input)).into_owned();
+                let mut framing = Framing::Empty;
+                let mut html = false;
+                for field in &fields {
+                    match field.known {
+                        Known::TransferEncoding => framing = Framing::Chunked,
+                        Known::ContentLength => {
+                            framing = text(field.value).parse().map(Framing::Length).map_err(io::Error::other)?;
+                        }
+                        _ if field.name.of(input).eq_ignore_ascii_case(b"accept") => {
+                            html = text(field.value).contains("text/html");
+                        }
+                        _ => {}
+                    }
                 }
+                let page = Page {
+                    method: text(line.method),
+                    target: text(line.target),
+                    version: if line.version == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" },
+                    headers: fields.iter().map(|field| (text(field.name), text(field.value))).collect(),
+                    body_bytes: 0,
+                    body: String::new(),
+                };
+                return Ok(Some((page, framing, html, length)));
             }
-            let page = Page {
-                method: request.method.unwrap_or_default().to_owned(),
-                target: request.path.unwrap_or_default().to_owned(),
-                version: if request.version == Some(0) { "HTTP/1.0" } else { "HTTP/1.1" },
-                headers: request.headers.iter().map(|header| (header.name.to_owned(), text(header.value))).collect(),
-                body_bytes: 0,
-                body: String::new(),
-            };
-            return Ok(Some((page, framing, html, length)));
+            Err(Stop::More) => {}
+            Err(_) => return Err(io::ErrorKind::InvalidData.into()),
         }
         if input.len() > HEAD_LIMIT || socket.read_buf(input).await? == 0 {
             return Ok(None);

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use super::head::{Fields, Known, RequestHead};
-use super::http1::body::is_token;
+use super::http1::grammar::is_token;
 use super::http1::parse::is_authority;
 use super::origin::{HOPS, node, sound, x_forwarded_for};
 use crate::config::Forwarding;

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::http1::body::is_token;
+use super::http1::grammar::is_token;
 use crate::transport::buffer;
 
 /// Fields a head may have; more are refused (HAProxy 101, Envoy 100).
@@ -25,15 +25,43 @@ impl Span {
     /// The part of `whole` that `part`, a subslice of it, covers.
     #[must_use]
     pub fn within(whole: &[u8], part: &[u8]) -> Self {
-        let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
-        Self { start: u16::try_from(start).unwrap_or(u16::MAX), len: u16::try_from(part.len()).unwrap_or(0) }
+        Self::new((part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize), part.len())
+    }
+
+    /// So many bytes from `start` on; both have 16 bits at most.
+    #[must_use]
+    pub fn new(start: usize, len: usize) -> Self {
+        Self { start: u16::try_from(start).unwrap_or(u16::MAX), len: u16::try_from(len).unwrap_or(0) }
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.len.into()
+    }
+
+    /// Where it ends.
+    #[must_use]
+    pub fn end(self) -> usize {
+        usize::from(self.start) + usize::from(self.len)
+    }
+
+    /// The same without its last byte.
+    #[must_use]
+    pub fn without_last(self) -> Self {
+        Self { len: self.len.saturating_sub(1), ..self }
     }
 
     /// Where it begins and ends.
     #[must_use]
     pub fn range(self) -> Range<usize> {
-        let start = usize::from(self.start);
-        start..start + usize::from(self.len)
+        usize::from(self.start)..self.end()
     }
 
     /// The bytes it stands for; empty when it does not fit.

@@ -17,7 +17,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::head::{Fields, Known};
-use super::http1::body::is_token;
+use super::http1::grammar::is_token;
 use crate::config::{Forwarding, PeerPattern};
 use crate::telemetry::Peer;
 

@@ -7,6 +7,7 @@
 //! has it (RFC 9112 §7.1.1) and nowhere else, so not at a line's end. Trailer fields are
 //! kept for whoever takes them: see [`super::trailers`].
 
+use super::grammar::{is_text, is_token};
 use super::trailers::Trailers;
 use crate::proxy::head::{Fields, Framing, Known, list};
 use crate::proxy::relay::Fault;
@@ -314,19 +315,6 @@ impl State {
             _ => return None,
         })
     }
-}
-
-/// `tchar` of RFC 9110 §5.6.2.
-#[must_use]
-pub fn is_token(byte: u8) -> bool {
-    matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+'
-        | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~')
-}
-
-/// What a field's value or a quoted string may have: `VCHAR`, `obs-text`, space and tab
-/// (RFC 9110 §5.5, §5.6.4).
-fn is_text(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! HTTP/1.1 and 1.0 on the wire (RFC 9112).
 //!
-//! [`wire`] reads a connection's bytes, [`output`] writes them, [`parse`] reads heads, [`body`] finds the ends
-//! of bodies, [`trailers`] keeps what stands behind them, [`encode`] writes heads.
+//! [`wire`] reads a connection's bytes, [`output`] writes them. [`lines`] takes heads apart by
+//! the [`grammar`], [`parse`] says what they mean, [`encode`] writes them. [`body`] finds the
+//! ends of bodies, [`trailers`] keeps what stands behind them.
 //! [`Http1`] is the client's side of it; the backend's side is in [`super::upstream`].
 
 pub mod body;
 pub mod encode;
+pub mod grammar;
+pub mod lines;
 pub mod output;
 pub mod parse;
 pub mod trailers;

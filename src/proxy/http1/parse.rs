@@ -1,13 +1,10 @@
-//! Parsing of request and response heads (RFC 9112 §2 to §6).
+//! Parsing of request and response heads: what they mean (RFC 9110, RFC 9112 §3 to §6).
 //!
-//! `httparse` finds the lines; what it lets pass and a proxy must not (bare LF, several
-//! lengths, a Host that is none, framing that two readers could read differently) is
-//! refused here. What is ambiguous is refused, never guessed.
+//! [`super::lines`] finds their parts; what a proxy must not pass on although each part is
+//! as it should be (several lengths, a Host that is none, framing that two readers could
+//! read differently) is refused here. What is ambiguous is refused, never guessed.
 
-use std::mem::MaybeUninit;
-
-use httparse::{Header, Status};
-
+use super::lines::{self, RequestLine, StatusLine, Stop};
 use crate::proxy::head::{
     Field, Fields, Framing, Known, MAX_FIELDS, Method, RequestHead, ResponseHead, Span, Version, list,
 };
@@ -25,36 +22,30 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
     })
 }
 
-/// Bytes that a method's name may have; the longest registered one has 17. A longer one is
-/// nobody's (RFC 9112 §3).
-const METHOD_MOST: usize = 32;
-
-/// A head and the number of bytes it took, or `None` when more must be read.
-type Parsed<T> = Result<Option<(T, usize)>, Reason>;
-
 /// Parses a request head of at most `limit` bytes from the front of `input` and drops it
 /// there. An `input` that is empty then is given back.
 ///
 /// # Errors
 /// The reason to refuse the request with.
 pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<RequestHead>, Reason> {
-    let parsed = take(input, |bytes, index| request_head(bytes, index, limit))?;
-    let Some((parts, fields)) = parsed else { return Ok(None) };
-    let RequestParts { method, method_name, target, authority, version, framing, keep_alive, .. } = parts;
-    let mut head = RequestHead {
-        fields,
-        method,
-        method_name,
-        target,
-        authority,
-        version,
-        framing,
-        keep_alive,
-        upgrade: false,
-        trailers: parts.trailers,
-        max_forwards: parts.max_forwards,
+    let Some(buffer) = input.as_ref() else { return Ok(None) };
+    let bytes = buffer.filled();
+    let mut fields = Fields::new();
+    let (line, length) = match lines::request(bytes, fields.index_mut()) {
+        Ok(read) => read,
+        Err(Stop::More) => return Ok(None),
+        Err(Stop::Malformed) => return Err(Reason::BadRequest),
+        Err(Stop::MethodTooLong) => return Err(Reason::MethodTooLong),
+        Err(Stop::Version) => return Err(Reason::VersionUnsupported),
+        Err(Stop::TooManyFields) => return Err(Reason::HeaderTooLarge),
     };
-    head.upgrade = parts.upgrade && head.offers().next().is_some();
+    if length > limit {
+        let target = line.target.len();
+        return Err(if target >= limit { Reason::TargetTooLong } else { Reason::HeaderTooLarge });
+    }
+    let mut head = request_head(bytes, line, fields)?;
+    keep(input, &mut head.fields, length);
+    head.upgrade = head.upgrade && head.offers().next().is_some();
     // Whether these bytes are HTTP's or the other protocol's would be anybody's guess.
     if head.upgrade && !matches!(head.framing, Framing::Empty | Framing::Length(0)) {
         return Err(Reason::BadRequest);
@@ -62,155 +53,94 @@ pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<Reques
     Ok(Some(head))
 }
 
-/// Parses a response head, likewise. `to` is the method of the request it answers.
+/// Parses a response head, likewise, of as many bytes as a [`Span`] can point into. `to` is
+/// the method of the request it answers.
 ///
 /// # Errors
 /// [`Reason::BackendMalformed`], [`Reason::BackendHeaderTooLarge`].
 pub fn response(input: &mut Option<Buffer>, to: Method) -> Result<Option<ResponseHead>, Reason> {
-    let parsed = take(input, |bytes, index| response_head(bytes, index, to))?;
-    Ok(parsed.map(|(parts, fields)| {
-        let ResponseParts { status, phrase, framing, stated_length, keep_alive, upgrade } = parts;
-        ResponseHead { fields, status, phrase, framing, stated_length, keep_alive, upgrade }
-    }))
+    let Some(buffer) = input.as_ref() else { return Ok(None) };
+    let bytes = buffer.filled();
+    let mut fields = Fields::new();
+    let (line, length) = match lines::response(bytes, fields.index_mut()) {
+        Ok(read) => read,
+        Err(Stop::More) => return Ok(None),
+        Err(Stop::TooManyFields) => return Err(Reason::BackendHeaderTooLarge),
+        Err(Stop::Malformed | Stop::MethodTooLong | Stop::Version) => return Err(Reason::BackendMalformed),
+    };
+    let mut head = response_head(bytes, line, fields, to).ok_or(Reason::BackendMalformed)?;
+    keep(input, &mut head.fields, length);
+    Ok(Some(head))
 }
 
-fn take<T>(
-    input: &mut Option<Buffer>,
-    parse: impl FnOnce(&[u8], &mut Vec<Field>) -> Parsed<T>,
-) -> Result<Option<(T, Fields)>, Reason> {
-    let Some(buffer) = input.as_mut() else { return Ok(None) };
-    let mut fields = Fields::new();
-    let Some((head, length)) = parse(buffer.filled(), fields.index_mut())? else { return Ok(None) };
+/// Moves a head of `length` bytes from the input to its fields.
+fn keep(input: &mut Option<Buffer>, fields: &mut Fields, length: usize) {
+    let Some(buffer) = input.as_mut() else { return };
     fields.keep(buffer.filled().get(..length).unwrap_or_default());
     buffer.consume(length);
     if buffer.is_empty() {
         *input = None;
     }
-    Ok(Some((head, fields)))
 }
 
-struct RequestParts {
-    method: Method,
-    method_name: Span,
-    target: Span,
-    authority: Option<Span>,
-    version: Version,
-    framing: Framing,
-    keep_alive: bool,
-    upgrade: bool,
-    trailers: bool,
-    max_forwards: Option<u64>,
-}
-
-fn request_head(bytes: &[u8], index: &mut Vec<Field>, limit: usize) -> Parsed<RequestParts> {
-    let mut headers = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, &mut headers);
-    let length = match parsed {
-        Ok(Status::Complete(length)) => length,
-        Ok(Status::Partial) if method_length(bytes) > METHOD_MOST => return Err(Reason::MethodTooLong),
-        Ok(Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderTooLarge),
-        Err(httparse::Error::Version) => return version_refused(bytes).map_or(Ok(None), Err),
-        Err(_) => return Err(Reason::BadRequest),
-    };
-    let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(Reason::BadRequest);
-    };
-    let start = Span::within(bytes, method_name.as_bytes()).range().start;
-    refuse_bare_lf(bytes.get(..length).unwrap_or_default(), start, request.headers).ok_or(Reason::BadRequest)?;
-    if length > limit {
-        return Err(if target.len() >= limit { Reason::TargetTooLong } else { Reason::HeaderTooLarge });
-    }
-    if method_name.len() > METHOD_MOST {
-        return Err(Reason::MethodTooLong);
-    }
-    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
-    let method = Method::of(method_name.as_bytes());
+fn request_head(bytes: &[u8], line: RequestLine, mut fields: Fields) -> Result<RequestHead, Reason> {
+    let RequestLine { method: method_name, target, version } = line;
+    let method = Method::of(method_name.of(bytes));
     if method == Method::Connect {
         return Err(Reason::MethodRefused);
     }
-    let facts = Facts::gather(bytes, request.headers, index).ok_or(Reason::BadRequest)?;
+    let facts = Facts::gather(bytes, fields.index_mut()).ok_or(Reason::BadRequest)?;
     if version == Version::Http11 && facts.expects_other {
         return Err(Reason::ExpectationFailed);
     }
     let framing = facts.request_framing(version)?;
-    let (target, authority) = target_form(method, target.as_bytes()).ok_or(Reason::BadRequest)?;
+    let (target, asked) = target_form(method, target, bytes).ok_or(Reason::BadRequest)?;
     let host = match facts.hosts {
         0 if version == Version::Http10 => None,
         1 => facts.host,
         _ => return Err(Reason::BadRequest),
     };
     // Also a Host that the target's own authority replaces must be one (RFC 9112 §3.2).
-    let asked = authority.map(|authority| Span::within(bytes, authority));
     for named in [asked, host].into_iter().flatten() {
         is_authority(named.of(bytes)).ok_or(Reason::BadRequest)?;
     }
-    let authority = asked.or(host);
     let max_forwards = match method {
-        Method::Options | Method::Trace => max_forwards(bytes, index)?,
+        Method::Options | Method::Trace => max_forwards(bytes, fields.index_mut())?,
         _ => None,
     };
-    let parts = RequestParts {
+    Ok(RequestHead {
+        fields,
         method,
-        method_name: Span::within(bytes, method_name.as_bytes()),
-        target: Span::within(bytes, target),
-        authority,
+        method_name,
+        target,
+        authority: asked.or(host),
         version,
         framing,
         keep_alive: facts.keeps_alive(version),
         upgrade: facts.upgrade && facts.connection_upgrade && version == Version::Http11,
         trailers: facts.trailers && version == Version::Http11,
         max_forwards,
-    };
-    Ok(Some((parts, length)))
+    })
 }
 
-struct ResponseParts {
-    status: u16,
-    phrase: Span,
-    framing: Framing,
-    stated_length: Option<u64>,
-    keep_alive: bool,
-    upgrade: bool,
-}
-
-fn response_head(bytes: &[u8], index: &mut Vec<Field>, to: Method) -> Parsed<ResponseParts> {
-    let mut headers = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
-    let mut response = httparse::Response::new(&mut []);
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
-    let malformed = Reason::BackendMalformed;
-    // Empty lines are let pass before a request only (RFC 9112 §2.2).
-    if matches!(bytes.first(), Some(b'\r' | b'\n')) {
-        return Err(malformed);
-    }
-    let length = match parsed {
-        Ok(Status::Complete(length)) => length,
-        Ok(Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(Reason::BackendHeaderTooLarge),
-        Err(_) => return Err(malformed),
-    };
-    let head = bytes.get(..length).filter(|head| head.starts_with(b"HTTP/")).ok_or(malformed)?;
-    refuse_bare_lf(head, 0, response.headers).ok_or(malformed)?;
+fn response_head(bytes: &[u8], line: StatusLine, mut fields: Fields, to: Method) -> Option<ResponseHead> {
+    let StatusLine { version, status, phrase } = line;
     // Statuses from 600 on are none of HTTP's, yet some servers have them; they go on as they
     // are, and a client takes one for a 5xx (RFC 9110 §15).
-    let (Some(status @ 100..=999), Some(phrase), Some(minor)) = (response.code, response.reason, response.version)
-    else {
-        return Err(malformed);
-    };
-    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
-    let facts = Facts::gather(bytes, response.headers, index).ok_or(malformed)?;
-    let (framing, stated_length) = facts.response_framing(version, status, to).ok_or(malformed)?;
-    let parts = ResponseParts {
+    if status < 100 {
+        return None;
+    }
+    let facts = Facts::gather(bytes, fields.index_mut())?;
+    let (framing, stated_length) = facts.response_framing(version, status, to)?;
+    Some(ResponseHead {
+        fields,
         status,
-        phrase: if phrase.is_empty() { Span::default() } else { Span::within(bytes, phrase.as_bytes()) },
+        phrase,
         framing,
         stated_length,
         keep_alive: facts.keeps_alive(version) && framing != Framing::UntilClose,
         upgrade: facts.connection_upgrade && version == Version::Http11,
-    };
-    Ok(Some((parts, length)))
+    })
 }
 
 /// What the fields say of connection and framing.
@@ -234,59 +164,58 @@ struct Facts {
 }
 
 impl Facts {
-    /// Fills the index. `None` when the fields contradict each other.
-    fn gather(bytes: &[u8], headers: &[Header<'_>], index: &mut Vec<Field>) -> Option<Self> {
+    /// What the fields say, and which of them end here. `None` when they contradict each other.
+    fn gather(bytes: &[u8], index: &mut [Field]) -> Option<Self> {
         let mut facts = Self::default();
         let mut nominates = false;
-        index.reserve(headers.len());
-        for header in headers {
-            let known = Known::of(header.name.as_bytes());
-            let field = Field {
-                name: Span::within(bytes, header.name.as_bytes()),
-                value: Span::within(bytes, header.value),
-                known,
-                hop: known.is_hop_by_hop(),
-            };
-            match known {
+        for field in index.iter() {
+            let value = || field.value.of(bytes);
+            match field.known {
+                Known::Other => {}
                 Known::Host => {
                     facts.hosts += 1;
                     facts.host = Some(field.value);
                 }
                 Known::ContentLength => {
-                    let length = decimal(header.value)?;
+                    let length = decimal(value())?;
                     if facts.length.is_some_and(|before| before != length) {
                         return None;
                     }
                     facts.length = Some(length);
                 }
                 Known::TransferEncoding => {
-                    let chunked = header.value.eq_ignore_ascii_case(b"chunked");
+                    let chunked = value().eq_ignore_ascii_case(b"chunked");
                     // A second field makes a list, which is not exactly `chunked`.
                     facts.coding = Some(chunked && facts.coding.is_none());
                 }
                 Known::Upgrade => facts.upgrade = true,
                 Known::Connection => nominates = true,
-                Known::Te => {
-                    facts.trailers |= list(header.value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
-                }
-                Known::Expect => facts.expects_other |= !header.value.eq_ignore_ascii_case(b"100-continue"),
+                Known::Te => facts.trailers |= list(value()).any(|coding| coding.eq_ignore_ascii_case(b"trailers")),
+                Known::Expect => facts.expects_other |= !value().eq_ignore_ascii_case(b"100-continue"),
                 _ => {}
             }
-            index.push(field);
         }
-        let nominating = headers.iter().filter(|header| nominates && header.name.eq_ignore_ascii_case("connection"));
+        if nominates {
+            facts.nominated(bytes, index)?;
+        }
+        Some(facts)
+    }
+
+    /// Takes in what `Connection` lists.
+    fn nominated(&mut self, bytes: &[u8], index: &mut [Field]) -> Option<()> {
         let mut options = 0;
-        for header in nominating {
-            for token in header.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+        for at in 0..index.len() {
+            let Some(field) = index.get(at).filter(|field| field.known == Known::Connection) else { continue };
+            for token in list(field.value.of(bytes)) {
                 // Each is compared with every field: no more of them than of fields.
-                options += usize::from(!token.is_empty());
+                options += 1;
                 if options > MAX_FIELDS {
                     return None;
                 }
-                facts.nominate(token, bytes, index);
+                self.nominate(token, bytes, index);
             }
         }
-        Some(facts)
+        Some(())
     }
 
     /// Takes in one option of `Connection`: a field of that name ends here too, except
@@ -298,7 +227,7 @@ impl Facts {
             self.keep_alive = true;
         } else if token.eq_ignore_ascii_case(b"upgrade") {
             self.connection_upgrade = true;
-        } else if !token.is_empty() {
+        } else {
             for field in index.iter_mut() {
                 let essential = matches!(field.known, Known::Host | Known::ContentLength);
                 if !essential && field.name.of(bytes).eq_ignore_ascii_case(token) {
@@ -345,13 +274,6 @@ impl Facts {
     }
 }
 
-/// Bytes at the front of a request line that is not whole, up to its first space.
-fn method_length(bytes: &[u8]) -> usize {
-    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
-    let line = bytes.get(start..).unwrap_or_default();
-    memchr::memchr(b' ', line).unwrap_or(line.len())
-}
-
 /// How often a request may still be passed on (RFC 9110 §7.6.2).
 fn max_forwards(bytes: &[u8], index: &[Field]) -> Result<Option<u64>, Reason> {
     let mut values = index.iter().filter(|field| field.known == Known::MaxForwards);
@@ -373,35 +295,6 @@ fn decimal(value: &[u8]) -> Option<u64> {
     })
 }
 
-/// Every line must end in CRLF (RFC 9112 §2.2). httparse takes a bare LF for an end too,
-/// so what stands before the first line, which begins at `start`, before each field, and
-/// at the end is looked at.
-fn refuse_bare_lf(head: &[u8], start: usize, headers: &[Header<'_>]) -> Option<()> {
-    let empty_lines = head.get(..start)?.chunks(2).all(|line| line == b"\r\n");
-    let ends = |field: &Header<'_>| {
-        let at = Span::within(head, field.name.as_bytes()).range().start;
-        head.get(at.checked_sub(2)?..at)
-    };
-    let fields = headers.iter().all(|field| ends(field) == Some(b"\r\n"));
-    (empty_lines && fields && head.ends_with(b"\r\n\r\n")).then_some(())
-}
-
-/// Tells a version we do not speak from what is no HTTP at all; `None` while more of the
-/// line must be read for that.
-fn version_refused(bytes: &[u8]) -> Option<Reason> {
-    let line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end));
-    let version = line.unwrap_or(bytes).trim_ascii_end().rsplit(|byte| *byte == b' ').next().unwrap_or_default();
-    match version {
-        // Another word stands where the version was looked for.
-        b"HTTP/1.0" | b"HTTP/1.1" => Some(Reason::BadRequest),
-        [b'H', b'T', b'T', b'P', b'/', number @ ..] if line.is_none() && number.len() <= 3 => None,
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
-            Some(Reason::VersionUnsupported)
-        }
-        _ => Some(Reason::BadRequest),
-    }
-}
-
 /// The target in origin form (or `*`), and the authority of an absolute form (RFC 9112 §3.2).
 ///
 /// An absolute form may say `https`: a proxy before us has taken that off, and what we tell
@@ -411,26 +304,23 @@ fn version_refused(bytes: &[u8]) -> Option<Reason> {
 /// `^`, `` ` ``, `{`, `}` and others as they are (WHATWG URL), and nginx and HAProxy pass
 /// them. Bytes from 0x80 on are refused, as HAProxy does: which character they stand for is
 /// each reader's guess. So is a fragment, which is never sent (RFC 9110 §7.1).
-fn target_form(method: Method, target: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
-    if !target.is_ascii() {
-        return None;
-    }
-    match target {
-        // A URI is ASCII (RFC 3986 §2).
-        _ if !target.is_ascii() => return None,
-        [b'/', ..] => return memchr::memchr(b'#', target).is_none().then_some((target, None)),
+fn target_form(method: Method, target: Span, bytes: &[u8]) -> Option<(Span, Option<Span>)> {
+    let whole = target.of(bytes);
+    match whole {
+        [b'/', ..] => return memchr::memchr(b'#', whole).is_none().then_some((target, None)),
         b"*" => return (method == Method::Options).then_some((target, None)),
         _ => {}
     }
     let behind = |scheme: &[u8]| {
-        let (start, rest) = target.split_at_checked(scheme.len())?;
+        let (start, rest) = whole.split_at_checked(scheme.len())?;
         start.eq_ignore_ascii_case(scheme).then_some(rest)
     };
     let rest = behind(b"http://").or_else(|| behind(b"https://"))?;
     let end = memchr::memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len());
     let (authority, path) = rest.split_at_checked(end)?;
     // An empty path stands for `/` (RFC 9112 §3.2.1); it is written so further on.
-    (!authority.is_empty() && !path.contains(&b'#')).then_some((path, Some(authority)))
+    let valid = !authority.is_empty() && !path.contains(&b'#');
+    valid.then_some((Span::within(bytes, path), Some(Span::within(bytes, authority))))
 }
 
 /// `uri-host [ ":" port ]` (RFC 9110 §7.2), without user information; empty is allowed
