@@ -11,15 +11,18 @@
 //! what one route's check finds must not count for another that asks something else.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, LazyLock};
 
 use crate::balance::budget::Budget;
-use crate::balance::discovery::{Directory, places};
+use crate::balance::discovery::{Directory, Place, places};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
-use crate::balance::pool::Pool;
-use crate::config::{Auto, BackendAddress, Config, Daemon, Mode, RouteSettings, SentPath, Target};
+use crate::balance::pool::{Member, Pool, Terms};
+use crate::balance::sip::Key;
+use crate::config::{Auto, BackendAddress, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target};
 use crate::routing::Table;
+use crate::telemetry::events;
 
 /// Descriptors kept back for logs, epoll, reloads and the admin socket.
 const RESERVED_DESCRIPTORS: u64 = 128;
@@ -49,6 +52,8 @@ pub struct Route {
     pub pool: Pool,
     /// How often they may be asked again.
     pub budget: Arc<Budget>,
+    /// The name of its cookie, with `BALANCE=sticky`.
+    pub cookie: Box<str>,
     /// How they are checked.
     check: Option<Arc<Check>>,
 }
@@ -74,15 +79,22 @@ impl Generation {
             .routes
             .iter()
             .map(|route| {
-                let check = Check::of(&route.settings).map(Arc::new);
-                let backends = &route.settings.backend_address;
-                let members = backends.iter().flat_map(|backend| {
+                let settings = route.settings.clone();
+                let check = Check::of(&settings).map(Arc::new);
+                let members = settings.backend_address.iter().flat_map(|backend| {
                     let check = check.as_ref().filter(|_| backend.target != Target::Echo);
                     registry.members(backend, directory, check)
                 });
-                let pool = Pool::new(members.collect());
+                let secret = (settings.balance == Balance::Sticky).then(|| *SECRET);
+                let terms = Terms { balance: settings.balance.clone(), slow_start: settings.slow_start, secret };
+                let pool = Pool::new(members.collect(), &terms);
+                let cookie = match (&settings.sticky_cookie, secret) {
+                    (Auto::Is(name), _) => name.clone(),
+                    (Auto::Auto, Some(secret)) => cookie(secret, &route.name),
+                    (Auto::Auto, None) => Box::default(),
+                };
                 let budget = budget(&route.name, &config.daemon, previous);
-                Route { name: route.name.as_str().into(), settings: route.settings.clone(), pool, budget, check }
+                Route { name: route.name.as_str().into(), settings, pool, budget, cookie, check }
             })
             .collect();
         let table = match previous {
@@ -188,25 +200,20 @@ impl Registry {
         Self { made: HashMap::new(), before, checks }
     }
 
-    /// The endpoints of a backend with their weights: one, or one for each place of a name.
-    fn members(
-        &mut self,
-        backend: &BackendAddress,
-        directory: &Directory,
-        check: Option<&Arc<Check>>,
-    ) -> Vec<(Arc<Endpoint>, u16)> {
+    /// The endpoints of a backend: one, or one for each place of a name.
+    fn members(&mut self, backend: &BackendAddress, directory: &Directory, check: Option<&Arc<Check>>) -> Vec<Member> {
         let target = &backend.target;
         let places = places(target, directory);
         if places.is_empty() {
             let endpoint = self.endpoint(target.to_string(), check, || Endpoint::new(backend));
-            return vec![(endpoint, backend.weight)];
+            return vec![Member { endpoint, weight: backend.weight, backup: backend.backup }];
         }
-        let member = |place| {
+        let member = |place: &Place| {
             let endpoint = self.endpoint(Endpoint::identity_at(target, place), check, || Endpoint::at(target, place));
-            (endpoint, place.weight.unwrap_or(backend.weight))
+            let weight = place.weight.unwrap_or(backend.weight);
+            Member { endpoint, weight, backup: backend.backup || place.backup }
         };
-        // Those kept for when these are down have no place in a pool yet.
-        places.iter().filter(|place| !place.backup).map(member).collect()
+        places.iter().map(member).collect()
     }
 
     /// The endpoint of this identity that is checked so: one of this generation or of the
@@ -228,7 +235,13 @@ impl Registry {
             let place = same.or_else(free)?;
             Some(before.swap_remove(place).1)
         });
-        let endpoint = endpoint.unwrap_or_else(|| Arc::new(make()));
+        let endpoint = endpoint.unwrap_or_else(|| {
+            let endpoint = make();
+            if !self.before.is_empty() {
+                endpoint.load().begin_cold();
+            }
+            Arc::new(endpoint)
+        });
         made.push((check.cloned(), Arc::clone(&endpoint)));
         endpoint
     }
@@ -245,6 +258,34 @@ fn budget(route: &str, daemon: &Daemon, previous: Option<&Generation>) -> Arc<Bu
         },
         |before| Arc::clone(&before.budget),
     )
+}
+
+/// What tokens in cookies are made with. It follows from the id of the machine, so that
+/// clients stay with their backends over a restart; machine-id(5) wants it to be seen by
+/// nobody, which a digest keeps to.
+static SECRET: LazyLock<Key> = LazyLock::new(|| {
+    let id = std::fs::read_to_string("/etc/machine-id").ok().and_then(|id| u128::from_str_radix(id.trim(), 16).ok());
+    let [low, high] = match id.filter(|id| *id != 0) {
+        Some(id) => {
+            let machine = Key::new(id.to_be_bytes());
+            [&b"doorward sticky 1"[..], b"doorward sticky 2"].map(|purpose| machine.digest(purpose))
+        }
+        None => {
+            tracing::warn!(
+                message_id = events::CONFIG_WARNING,
+                warning = "there is no /etc/machine-id: with a restart, clients lose the backends they stick to",
+                "no machine id"
+            );
+            [(); 2].map(|()| std::hash::RandomState::new().hash_one(0))
+        }
+    };
+    Key::new((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
+});
+
+/// The cookie of a route that names none: routes of one host must not take each other's.
+fn cookie(secret: Key, route: &str) -> Box<str> {
+    let code = secret.digest(&[b"route ", route.as_bytes()].concat()) >> 32;
+    format!("doorward-{code:08x}").into()
 }
 
 /// Numbers that bound the daemon.

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::discovery::{Place, Query, Ways};
+use super::load::Load;
 use super::standing::{Report, Standing, State};
 use crate::config::{BackendAddress, Target};
 use crate::telemetry::Reason;
@@ -40,6 +41,7 @@ pub struct Endpoint {
     up_since: AtomicU64,
     /// Whether a connection made, or an answer, changes anything.
     troubled: AtomicBool,
+    load: Load,
 }
 
 impl Endpoint {
@@ -95,7 +97,14 @@ impl Endpoint {
             down_until: AtomicU64::new(0),
             up_since: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
+            load: Load::default(),
         }
+    }
+
+    /// What it has under way, and how long it takes.
+    #[must_use]
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 
     /// Its number: no two endpoints of a process have the same.
@@ -364,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_name_without_an_address_stands_for_itself() {
-        let endpoint = Endpoint::new(&BackendAddress { target: named(), weight: 1 });
+        let endpoint = Endpoint::new(&BackendAddress { target: named(), weight: 1, backup: false });
         assert!(!endpoint.is_resolved() && !endpoint.is_up());
         assert_eq!((&**endpoint.identity(), endpoint.ways()), ("app.test:80", None));
     }

@@ -2,14 +2,26 @@
 //!
 //! [`discovery`] tells where a name leads, [`endpoint`] holds what is known of one
 //! backend, [`standing`] what is held against it, by [`health`] checks or as an
-//! [`outlier`]; [`pool`] takes them in turn, [`retry`] decides what follows a failure,
-//! [`budget`] bounds how often. Policy only: no I/O, and time comes as an argument.
+//! [`outlier`], [`load`] what it has under way; [`pool`] chooses one for a request by the
+//! route's algorithm, [`retry`] decides what follows a failure, [`budget`] bounds how
+//! often. Policy only: no I/O, and time and random numbers come as arguments.
 
 pub mod budget;
+mod dice;
 pub mod discovery;
 pub mod endpoint;
+#[cfg(test)]
+mod fixture;
+mod hash;
 pub mod health;
+mod least;
+pub mod load;
 pub mod outlier;
+mod p2c;
 pub mod pool;
 pub mod retry;
+mod round_robin;
+pub mod sip;
 pub mod standing;
+pub mod sticky;
+mod tier;

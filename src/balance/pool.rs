@@ -1,8 +1,12 @@
-//! Pool: the backends of one route, taken in turn by weight.
+//! Pool: the backends of one route, and who of them takes a request.
 //!
-//! The order of turns is worked out once: smooth weighted round-robin, which spreads
-//! a heavy backend's turns instead of giving them in a row. A request then costs one
-//! shared addition, and the turn is the same whichever worker takes it.
+//! A pool is immutable and belongs to one configuration. What it goes by, health and load,
+//! is the endpoints' own, so that a reload, which makes new pools, forgets nothing.
+//!
+//! Whatever the algorithm, a backend must be one that the request has not tried, whose name
+//! is resolved, and that is not down; backups come after all others. Where that leaves
+//! nobody, one that was tried is tried again; failing that, one that is not really down;
+//! failing that, one whose name is not resolved, since its reason is the answer.
 //!
 //! Where checks and outlier ejection leave no backend at all, the pool *fails open*: they
 //! may be wrong of all at once, so requests go to every backend that is not really down, as
@@ -10,20 +14,94 @@
 //! the first one to return would have to take what all of them could not.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use super::dice::Dice;
 use super::endpoint::Endpoint;
+use super::load::Lease;
+use super::round_robin::Turns;
+use super::sip::Key;
+use super::sticky::Token;
+use super::tier::{Fitness, Tier, View};
+use super::{hash, least, p2c};
+use crate::config::Balance;
 
 /// Attempts of one request that are remembered, so that each goes elsewhere.
 const REMEMBERED: usize = 32;
+
+/// What a backend's name is digested with, for its place among keys: any fixed number.
+/// Another one would send every key elsewhere.
+const NAMES: Key = Key::new(*b"doorward ring v1");
+
+/// A backend as a route has it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The backend.
+    pub endpoint: Arc<Endpoint>,
+    /// Its weight; with 0 it drains.
+    pub weight: u16,
+    /// It is used only while none of the others takes requests.
+    pub backup: bool,
+}
+
+/// How a route chooses.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The algorithm.
+    pub balance: Balance,
+    /// How long a backend that is new or came back takes less than its share.
+    pub slow_start: Option<Duration>,
+    /// What tokens are made with; without it nobody sticks.
+    pub secret: Option<Key>,
+}
 
 /// The backends of one route.
 #[derive(Debug)]
 pub struct Pool {
     endpoints: Box<[Arc<Endpoint>]>,
-    order: Box<[u16]>,
-    turn: AtomicUsize,
+    /// Those without the mark `backup`, then those with it.
+    tiers: [Tier; 2],
+    policy: Policy,
+    /// Milliseconds; 0 when nothing warms up.
+    slow_start: u64,
     open: AtomicBool,
+}
+
+/// The algorithm with what it keeps.
+#[derive(Debug)]
+enum Policy {
+    RoundRobin([Turns; 2]),
+    LeastRequests,
+    P2c,
+    Hash,
+    /// The token of each endpoint.
+    Sticky(Box<[Token]>),
+}
+
+/// What is asked of a pool.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Ask {
+    /// Milliseconds of the worker's clock.
+    pub now: u64,
+    /// Microseconds of the same clock, read just now; from them on the attempt is timed.
+    pub micros: u64,
+    /// A random number.
+    pub draw: u64,
+    /// What the request goes by.
+    pub key: Affinity,
+}
+
+/// What of a request leads it to a certain backend.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Affinity {
+    /// Nothing.
+    #[default]
+    None,
+    /// A digest of its key.
+    Key(u64),
+    /// The token in its cookie.
+    Token(Token),
 }
 
 /// The backends that a request has tried.
@@ -46,13 +124,40 @@ impl Tried {
     }
 }
 
-impl Pool {
-    /// A pool of these endpoints with their weights (at least 1 each).
+impl Affinity {
+    /// That of a key: what is the same in a request leads to the same backend, also from
+    /// another host that has the same backends.
     #[must_use]
-    pub fn new(members: Vec<(Arc<Endpoint>, u16)>) -> Self {
-        let order = smooth(&members.iter().map(|(_, weight)| *weight).collect::<Vec<_>>());
-        let endpoints = members.into_iter().map(|(endpoint, _)| endpoint).collect();
-        Self { endpoints, order, turn: AtomicUsize::new(0), open: AtomicBool::new(false) }
+    pub fn of(key: &[u8]) -> Self {
+        Self::Key(NAMES.digest(key))
+    }
+}
+
+impl Pool {
+    /// A pool of these backends.
+    #[must_use]
+    pub fn new(members: Vec<Member>, terms: &Terms) -> Self {
+        let tier = |backup| {
+            let ranked = (0..).zip(&members).filter(|(_, member)| member.backup == backup);
+            let seated = |(place, member): (u16, &Member)| {
+                (place, member.weight, NAMES.digest(member.endpoint.identity().as_bytes()))
+            };
+            Tier::new(&ranked.map(seated).collect::<Vec<_>>())
+        };
+        let tiers = [tier(false), tier(true)];
+        let policy = match terms.balance {
+            Balance::RoundRobin => Policy::RoundRobin(tiers.each_ref().map(Turns::new)),
+            Balance::LeastRequests => Policy::LeastRequests,
+            Balance::P2c => Policy::P2c,
+            Balance::Hash(_) => Policy::Hash,
+            Balance::Sticky => terms.secret.map_or(Policy::P2c, |secret| {
+                let token = |member: &Member| Token::of(secret, member.endpoint.identity());
+                Policy::Sticky(members.iter().map(token).collect())
+            }),
+        };
+        let slow_start = terms.slow_start.map_or(0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        let endpoints = members.into_iter().map(|member| member.endpoint).collect();
+        Self { endpoints, tiers, policy, slow_start, open: AtomicBool::new(false) }
     }
 
     /// Its backends.
@@ -64,31 +169,50 @@ impl Pool {
     /// Whether it has the same endpoints with the same shares as another one.
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
-        self.order == other.order
-            && self.endpoints.len() == other.endpoints.len()
+        self.endpoints.len() == other.endpoints.len()
             && self.endpoints.iter().zip(&other.endpoints).all(|(mine, theirs)| Arc::ptr_eq(mine, theirs))
+            && self.tiers.iter().zip(&other.tiers).all(|(mine, theirs)| mine.same(theirs))
     }
 
-    /// The next backend in turn that was not tried and is up; failing that, one that was
-    /// tried; failing that, one that is not really down; failing that, one whose name is
-    /// not resolved. `None` when every backend is down, or the pool is empty.
-    pub fn pick(&self, tried: &mut Tried, now: u64) -> Option<&Arc<Endpoint>> {
-        // Where there is no choice, there is no line of memory for the workers to fight over.
-        let turn = if self.order.len() > 1 { self.turn.fetch_add(1, Ordering::Relaxed) } else { 0 };
+    /// Whether there is more than one backend, so that a random number, a clock and the
+    /// request's key are needed.
+    #[must_use]
+    pub fn is_choice(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
+    /// The token of a backend that was leased from this pool, where clients stick.
+    #[must_use]
+    pub fn token(&self, lease: &Lease<'_>) -> Option<Token> {
+        let Policy::Sticky(tokens) = &self.policy else { return None };
+        let tokens = self.is_choice().then_some(tokens)?;
+        let place = self.endpoints.iter().position(|endpoint| Arc::ptr_eq(endpoint, lease.endpoint()))?;
+        tokens.get(place).copied()
+    }
+
+    /// The backend for the next attempt of a request. `None` when every backend is down, or
+    /// the pool is empty.
+    pub fn pick(&self, tried: &mut Tried, ask: &Ask) -> Option<Lease<'_>> {
+        if let [only] = &*self.endpoints {
+            // No choice: nothing is counted, and no worker writes what another one reads.
+            let admitted = only.admits(ask.now) || (only.is_resolved() && only.admits_anyway(ask.now));
+            return admitted.then(|| Lease::uncounted(only));
+        }
+        let mut dice = Dice::new(ask.draw);
         let open = self.fails_open();
-        let up = |endpoint: &Endpoint| if open { endpoint.admits_anyway(now) } else { endpoint.admits(now) };
-        let (place, endpoint) = self
-            .scan(turn, |place, endpoint| !tried.has(place) && endpoint.is_resolved() && up(endpoint))
-            .or_else(|| self.scan(turn, |_, endpoint| endpoint.is_resolved() && up(endpoint)))
-            .or_else(|| {
-                self.scan(turn, |place, endpoint| {
-                    !tried.has(place) && endpoint.is_resolved() && endpoint.admits_anyway(now)
-                })
-            })
-            .or_else(|| self.scan(turn, |_, endpoint| endpoint.is_resolved() && endpoint.admits_anyway(now)))
-            .or_else(|| self.scan(turn, |_, endpoint| endpoint.admits(now)))?;
+        let mut choose = |anyway, again, unresolved| {
+            let wanted =
+                |place, endpoint: &Endpoint| (again || !tried.has(place)) && (unresolved || endpoint.is_resolved());
+            self.choose(&mut dice, ask, anyway, wanted)
+        };
+        let place = choose(open, false, false)
+            .or_else(|| choose(open, true, false))
+            .or_else(|| choose(true, false, false))
+            .or_else(|| choose(true, true, false))
+            .or_else(|| choose(false, true, true))?;
         tried.note(place);
-        Some(endpoint)
+        let endpoint = self.endpoints.get(usize::from(place))?;
+        Some(Lease::counted(endpoint, ask.micros))
     }
 
     /// Whether no connection can be made to any of its backends.
@@ -104,126 +228,157 @@ impl Pool {
     }
 
     /// Works out anew whether it fails open, and says so; for control, after each change of
-    /// a backend's state.
+    /// a backend's state. Those that drain are no help.
     pub fn weigh(&self) -> bool {
-        let count = |wanted: fn(&Endpoint) -> bool| self.endpoints.iter().filter(|one| wanted(one)).count();
+        let count = |wanted: fn(&Endpoint) -> bool| {
+            let seats = self.tiers.iter().flat_map(|tier| &tier.seats);
+            seats.filter_map(|seat| self.endpoints.get(usize::from(seat.place))).filter(|one| wanted(one)).count()
+        };
         let (up, reachable) = (count(Endpoint::is_up), count(|endpoint| !endpoint.is_down()));
         let open = if self.fails_open() { up * 2 < reachable } else { up == 0 && reachable > 0 };
         self.open.store(open, Ordering::Relaxed);
         open
     }
 
-    fn scan(&self, turn: usize, wanted: impl Fn(u16, &Endpoint) -> bool) -> Option<(u16, &Arc<Endpoint>)> {
-        let start = turn.checked_rem(self.order.len())?;
-        let (before, from) = self.order.split_at_checked(start)?;
-        from.iter().chain(before).copied().find_map(|place| {
-            let endpoint = self.endpoints.get(usize::from(place))?;
-            wanted(place, endpoint).then_some((place, endpoint))
+    /// The place of one that is wanted, a backup only if there is none else; `anyway` where
+    /// nothing but being down is held against anybody.
+    fn choose<W>(&self, dice: &mut Dice, ask: &Ask, anyway: bool, wanted: W) -> Option<u16>
+    where
+        W: Fn(u16, &Endpoint) -> bool,
+    {
+        self.tiers.iter().enumerate().find_map(|(rank, tier)| {
+            let view = View {
+                tier,
+                endpoints: &self.endpoints,
+                wanted: &wanted,
+                anyway,
+                now: ask.now,
+                slow_start: self.slow_start,
+            };
+            if let (Policy::Sticky(tokens), Affinity::Token(token)) = (&self.policy, ask.key) {
+                let named = |place: &u16| tokens.get(usize::from(*place)) == Some(&token);
+                let drained = tier.drained.iter().copied();
+                let place = tier.seats.iter().map(|seat| seat.place).chain(drained).find(named);
+                if let Some(place) = place.filter(|place| view.fitness(*place) != Fitness::Out) {
+                    return Some(place);
+                }
+            }
+            let seat = match (&self.policy, ask.key) {
+                (Policy::RoundRobin(turns), _) => turns.get(rank)?.choose(&view, dice),
+                (Policy::LeastRequests, _) => least::choose(&view, dice),
+                (Policy::Hash, Affinity::Key(key)) => hash::choose(&view, key),
+                // Also for requests without a key, and clients without a cookie.
+                (Policy::P2c | Policy::Hash | Policy::Sticky(_), _) => p2c::choose(&view, dice),
+            };
+            tier.seats.get(seat?).map(|seat| seat.place)
         })
     }
-}
-
-/// Smooth weighted round-robin: in each step every backend gains its weight, the
-/// richest is chosen and pays the sum. Source: nginx, `ngx_http_upstream_round_robin`.
-fn smooth(weights: &[u16]) -> Box<[u16]> {
-    let divisor = weights.iter().copied().filter(|weight| *weight > 0).reduce(gcd).unwrap_or(1);
-    let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / divisor).max(1)).collect();
-    let sum: i64 = weights.iter().sum();
-    let mut credit = vec![0_i64; weights.len()];
-    (0..sum)
-        .filter_map(|_| {
-            for (credit, weight) in credit.iter_mut().zip(&weights) {
-                *credit += weight;
-            }
-            // `max_by_key` takes the last of equals, so look from behind: the first wins.
-            let (richest, credit) = credit.iter_mut().enumerate().rev().max_by_key(|(_, credit)| **credit)?;
-            *credit -= sum;
-            u16::try_from(richest).ok()
-        })
-        .collect()
-}
-
-fn gcd(a: u16, b: u16) -> u16 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Pool, Tried, smooth};
+    use super::{Affinity, Ask, Balance, Member, Tried};
     use crate::balance::endpoint::Endpoint;
-    use crate::balance::standing::FALL;
+    use crate::balance::fixture::{
+        SECRET, ask, assert_near, backup, down, every_balance, in_turn, keyed, member, name, of, pick, shares,
+    };
+    use crate::balance::sticky::Token;
     use crate::config::{BackendAddress, Target};
-    use crate::telemetry::Reason;
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
-    fn pool(weights: &[u16]) -> Pool {
-        let members = weights.iter().enumerate().map(|(index, weight)| {
-            let target = Target::Ip(format!("127.0.0.1:{}", 4000 + index).parse().unwrap());
-            (Arc::new(Endpoint::new(&BackendAddress { target, weight: *weight })), *weight)
-        });
-        Pool::new(members.collect())
-    }
-
-    fn pick(pool: &Pool, tried: &mut Tried) -> String {
-        pool.pick(tried, 0).expect("a backend").identity().to_string()
-    }
-
     #[test]
-    fn turns_are_taken_one_after_the_other() {
-        let pool = pool(&[1, 1, 1]);
-        let taken: Vec<_> = (0..4).map(|_| pick(&pool, &mut Tried::default())).collect();
-        assert_eq!(taken, ["127.0.0.1:4000", "127.0.0.1:4001", "127.0.0.1:4002", "127.0.0.1:4000"]);
-    }
-
-    #[test]
-    fn heavy_backends_get_their_share_spread_out() {
-        assert_eq!(*smooth(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
-        assert_eq!(*smooth(&[10, 20]), [1, 0, 1]);
+    fn every_algorithm_gives_an_idle_pool_shares_by_weight() {
+        for balance in every_balance() {
+            let pool = of(balance.clone(), vec![member(0, 1), member(1, 5), member(2, 2)]);
+            let counts = shares(&pool, 20_000, keyed);
+            println!("{balance}: {counts:?}");
+            assert_near(&counts, &[0.125, 0.625, 0.25]);
+        }
     }
 
     #[test]
     fn each_attempt_of_a_request_goes_elsewhere_while_there_is_elsewhere() {
-        let pool = pool(&[1, 1, 1]);
-        let mut tried = Tried::default();
-        let mut taken: Vec<_> = (0..3).map(|_| pick(&pool, &mut tried)).collect();
-        taken.sort();
-        taken.dedup();
-        assert_eq!(taken.len(), 3);
-        pick(&pool, &mut tried);
+        for balance in every_balance() {
+            let pool = of(balance, vec![member(0, 1), member(1, 256), backup(2), member(3, 1)]);
+            let mut tried = Tried::default();
+            let mut taken: Vec<_> = (0..4).map(|_| pick(&pool, &mut tried)).collect();
+            assert_eq!(taken.pop().unwrap(), "127.0.0.1:4002", "the backup comes last");
+            taken.sort();
+            assert_eq!(taken, ["127.0.0.1:4000", "127.0.0.1:4001", "127.0.0.1:4003"]);
+            pick(&pool, &mut tried);
+        }
     }
 
     #[test]
     fn a_backend_that_is_down_is_passed_over_and_none_is_left_when_all_are() {
-        let pool = pool(&[1, 1]);
-        let (first, second) = (&pool.endpoints()[0], &pool.endpoints()[1]);
-        for _ in 0..FALL {
-            first.refused(Reason::BackendConnectRefused, 0);
+        for balance in every_balance() {
+            let pool = of(balance, vec![member(0, 1), member(1, 1)]);
+            let (first, second) = (&pool.endpoints()[0], &pool.endpoints()[1]);
+            down(first);
+            assert_eq!(shares(&pool, 50, keyed), [0, 50]);
+            down(second);
+            assert!(pool.is_down());
+            assert!(pool.pick(&mut Tried::default(), &ask(1)).is_none());
         }
-        for _ in 0..4 {
-            assert_eq!(pick(&pool, &mut Tried::default()), **second.identity());
-        }
-        for _ in 0..FALL {
-            second.refused(Reason::BackendConnectRefused, 0);
-        }
-        assert!(pool.is_down());
-        assert!(pool.pick(&mut Tried::default(), 1).is_none());
     }
 
     #[test]
-    fn a_name_that_is_not_resolved_is_passed_over_while_there_is_another() {
-        let target = Target::Name { host: "app.test".into(), port: 80 };
-        let named = Arc::new(Endpoint::new(&BackendAddress { target, weight: 1 }));
-        let pool = Pool::new(vec![(Arc::clone(&named), 1), (Arc::clone(&pool(&[1]).endpoints()[0]), 1)]);
-        let taken: Vec<_> = (0..4).map(|_| pick(&pool, &mut Tried::default())).collect();
-        assert_eq!(taken, ["127.0.0.1:4000"; 4]);
-        let unknown = Pool::new(vec![(
-            Arc::new(Endpoint::new(&BackendAddress {
-                target: Target::Name { host: "other.test".into(), port: 80 },
-                weight: 1,
-            })),
-            1,
-        )]);
-        assert_eq!(pick(&unknown, &mut Tried::default()), "other.test:80", "its reason is the answer");
+    fn a_backend_that_is_to_be_probed_gets_one_request_soon() {
+        for balance in every_balance() {
+            let pool = of(balance, vec![member(0, 1), member(1, 1), member(2, 1)]);
+            down(&pool.endpoints()[1]);
+            let later = |n| Ask { now: 150, ..keyed(n) };
+            assert_eq!(shares(&pool, 60, later)[1], 1);
+        }
+    }
+
+    #[test]
+    fn backups_are_used_only_while_no_other_takes_requests() {
+        for balance in every_balance() {
+            let pool = of(balance, vec![backup(0), member(1, 1), member(2, 1), backup(3)]);
+            let counts = shares(&pool, 400, keyed);
+            assert_eq!((counts[0], counts[3]), (0, 0));
+            down(&pool.endpoints()[1]);
+            assert_eq!(shares(&pool, 100, keyed), [0, 0, 100, 0]);
+            down(&pool.endpoints()[2]);
+            let counts = shares(&pool, 400, keyed);
+            assert_eq!((counts[1], counts[2]), (0, 0));
+            assert_near(&[counts[0], counts[3]], &[0.5, 0.5]);
+            pool.endpoints()[2].connected(1);
+            assert_eq!(shares(&pool, 100, keyed), [0, 0, 100, 0]);
+        }
+    }
+
+    #[test]
+    fn a_backend_that_drains_takes_nothing_new() {
+        for balance in every_balance() {
+            let pool = of(balance, vec![member(0, 1), member(1, 0), member(2, 1)]);
+            assert_eq!(shares(&pool, 400, keyed)[1], 0);
+            down(&pool.endpoints()[0]);
+            down(&pool.endpoints()[2]);
+            assert!(pool.pick(&mut Tried::default(), &keyed(1)).is_none(), "not even when it is the last one");
+        }
+    }
+
+    #[test]
+    fn a_cookie_leads_to_its_backend_also_while_that_drains_and_not_while_it_is_down() {
+        let pool = of(Balance::Sticky, vec![member(0, 1), member(1, 0), member(2, 1), backup(3)]);
+        let named = |number: u16, n| {
+            let token = Token::of(SECRET, &format!("127.0.0.1:400{number}"));
+            Ask { key: Affinity::Token(token), ..ask(n) }
+        };
+        assert_eq!(shares(&pool, 50, |n| named(2, n)), [0, 0, 50, 0]);
+        assert_eq!(shares(&pool, 50, |n| named(1, n)), [0, 50, 0, 0]);
+        assert_eq!(shares(&pool, 50, |n| named(3, n))[3], 0, "nobody is held on a backup");
+        assert_near(&shares(&pool, 400, |n| named(9, n)), &[0.5, 0.0, 0.5, 0.0]);
+        down(&pool.endpoints()[2]);
+        let lease = pool.pick(&mut Tried::default(), &named(2, 1)).unwrap();
+        assert_eq!(name(&lease), "127.0.0.1:4000");
+        assert_eq!(pool.token(&lease), Some(Token::of(SECRET, "127.0.0.1:4000")));
+        down(&pool.endpoints()[0]);
+        assert_eq!(shares(&pool, 50, |n| named(3, n)), [0, 0, 0, 50]);
+        assert_eq!(in_turn(&[1, 1]).token(&lease), None, "no cookie where nobody sticks");
     }
 
     fn fail_check(endpoint: &Endpoint) {
@@ -232,53 +387,86 @@ mod tests {
 
     #[test]
     fn where_every_check_fails_all_are_used_but_those_that_are_down() {
-        let pool = pool(&[1, 1, 1]);
-        pool.endpoints().iter().for_each(|endpoint| fail_check(endpoint));
-        for _ in 0..FALL {
-            pool.endpoints()[1].refused(Reason::BackendConnectRefused, 0);
-        }
-        assert!(!pool.is_down());
-        // Also before control has seen to it.
-        for weighed in [false, true] {
-            let mut tried = Tried::default();
-            let mut taken = [pick(&pool, &mut tried), pick(&pool, &mut tried)];
-            taken.sort();
-            assert_eq!(taken, ["127.0.0.1:4000", "127.0.0.1:4002"], "{weighed}");
-            pool.weigh();
+        for balance in every_balance() {
+            let pool = of(balance, (0..3).map(|number| member(number, 1)).collect());
+            pool.endpoints().iter().for_each(|endpoint| fail_check(endpoint));
+            down(&pool.endpoints()[1]);
+            assert!(!pool.is_down());
+            // Also before control has seen to it.
+            for weighed in [false, true] {
+                let mut tried = Tried::default();
+                let taken = BTreeSet::from([pick(&pool, &mut tried), pick(&pool, &mut tried)]);
+                assert_eq!(taken, ["127.0.0.1:4000", "127.0.0.1:4002"].map(String::from).into(), "{weighed}");
+                pool.weigh();
+            }
         }
     }
 
     #[test]
     fn a_pool_fails_open_when_none_is_left_and_until_half_are_back() {
-        let pool = pool(&[1, 1, 1, 1]);
-        for (index, endpoint) in pool.endpoints().iter().enumerate() {
-            assert!(!pool.weigh(), "{index}");
-            fail_check(endpoint);
-        }
-        assert!(pool.weigh() && pool.fails_open());
-        pool.endpoints()[2].checked(Ok(()), 1, 1, 0);
-        assert!(pool.weigh());
-        let taken: Vec<_> = (0..4).map(|_| pick(&pool, &mut Tried::default())).collect();
-        assert_eq!(taken.len(), taken.iter().collect::<std::collections::BTreeSet<_>>().len(), "the first is spared");
-        pool.endpoints()[3].checked(Ok(()), 1, 1, 0);
-        assert!(!pool.weigh() && !pool.fails_open());
-        for _ in 0..4 {
-            assert!(["127.0.0.1:4002", "127.0.0.1:4003"].contains(&pick(&pool, &mut Tried::default()).as_str()));
+        for balance in every_balance() {
+            let mut members: Vec<Member> = (0..4).map(|number| member(number, 1)).collect();
+            // One that drains is no help.
+            members.push(member(4, 0));
+            let pool = of(balance, members);
+            for (index, endpoint) in pool.endpoints()[..4].iter().enumerate() {
+                assert!(!pool.weigh(), "{index}");
+                fail_check(endpoint);
+            }
+            assert!(pool.weigh() && pool.fails_open());
+            pool.endpoints()[2].checked(Ok(()), 1, 1, 0);
+            assert!(pool.weigh());
+            let counts = shares(&pool, 400, keyed);
+            assert!(counts[..4].iter().all(|count| *count > 50), "the first one is spared: {counts:?}");
+            pool.endpoints()[3].checked(Ok(()), 1, 1, 0);
+            assert!(!pool.weigh() && !pool.fails_open());
+            let counts = shares(&pool, 400, keyed);
+            assert_eq!((counts[0], counts[1]), (0, 0));
         }
     }
 
     #[test]
     fn one_that_fails_its_check_is_better_than_one_without_an_address() {
         let target = Target::Name { host: "app.test".into(), port: 80 };
-        let named = Arc::new(Endpoint::new(&BackendAddress { target, weight: 1 }));
-        let failing = Arc::clone(&pool(&[1]).endpoints()[0]);
-        fail_check(&failing);
-        let pool = Pool::new(vec![(named, 1), (failing, 1)]);
-        assert_eq!(pick(&pool, &mut Tried::default()), "127.0.0.1:4000");
+        let named = Arc::new(Endpoint::new(&BackendAddress { target, weight: 1, backup: false }));
+        for balance in every_balance() {
+            let failing = member(0, 1);
+            fail_check(&failing.endpoint);
+            let pool = of(balance, vec![Member { endpoint: Arc::clone(&named), weight: 1, backup: false }, failing]);
+            assert_eq!(pick(&pool, &mut Tried::default()), "127.0.0.1:4000");
+        }
+    }
+
+    #[test]
+    fn where_there_is_no_choice_nothing_is_counted() {
+        for balance in every_balance() {
+            let pool = of(balance, vec![member(0, 1)]);
+            let lease = pool.pick(&mut Tried::default(), &Ask::default()).unwrap();
+            assert!(!pool.is_choice() && !lease.is_counted());
+            assert_eq!(lease.endpoint().load().in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_resolved_is_passed_over_while_there_is_another() {
+        let unresolved = |host: &str| {
+            let target = Target::Name { host: host.into(), port: 80 };
+            Arc::new(Endpoint::new(&BackendAddress { target, weight: 1, backup: false }))
+        };
+        for balance in every_balance() {
+            let named = Member { endpoint: unresolved("app.test"), weight: 1, backup: false };
+            let pool = of(balance.clone(), vec![named, member(0, 1)]);
+            assert_eq!(shares(&pool, 40, keyed), [0, 40]);
+            let both = ["app.test", "other.test"].map(unresolved);
+            let pool = of(balance, both.map(|endpoint| Member { endpoint, weight: 1, backup: false }).into());
+            assert!(pick(&pool, &mut Tried::default()).ends_with(".test:80"), "its reason is the answer");
+        }
     }
 
     #[test]
     fn an_empty_pool_has_nothing_to_pick() {
-        assert!(Pool::new(Vec::new()).pick(&mut Tried::default(), 0).is_none());
+        for balance in every_balance() {
+            assert!(of(balance, Vec::new()).pick(&mut Tried::default(), &keyed(1)).is_none());
+        }
     }
 }

@@ -182,9 +182,12 @@ pub(super) fn leads_to(route: &RouteConfig) -> String {
         .settings
         .backend_address
         .iter()
-        .map(|backend| match backend.weight {
-            1 => backend.target.to_string(),
-            weight => format!("{} (weight {weight})", backend.target),
+        .map(|backend| match (backend.weight, backend.backup) {
+            (1, false) => backend.target.to_string(),
+            (1, true) => format!("{} (backup)", backend.target),
+            (0, _) => format!("{} (drains)", backend.target),
+            (weight, false) => format!("{} (weight {weight})", backend.target),
+            (weight, true) => format!("{} (weight {weight}, backup)", backend.target),
         })
         .collect();
     backends.join(", ")

@@ -84,8 +84,11 @@ impl fmt::Display for Target {
 pub struct BackendAddress {
     /// Where it is.
     pub target: Target,
-    /// Its share of the traffic relative to its neighbours, 1 to [`WEIGHT_LIMIT`].
+    /// Its share of the traffic relative to its neighbours, up to [`WEIGHT_LIMIT`]. With 0
+    /// it drains: it takes nothing new.
     pub weight: u16,
+    /// It is used only when none of those without this mark takes requests.
+    pub backup: bool,
 }
 
 /// The form of a [`ListenAddress`].
@@ -138,21 +141,27 @@ impl Form for Backend {
         };
         let target = target(address)?;
         let mut weight = None;
+        let mut backup = false;
         for option in options.into_iter().flat_map(|options| options.split('&')) {
             match option.split_once('=') {
                 Some(("weight", value)) if weight.is_none() => {
-                    let known = value.parse().ok().filter(|n| (1..=WEIGHT_LIMIT).contains(n));
+                    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+                    let known = value.parse().ok().filter(|n| digits && *n <= WEIGHT_LIMIT);
                     weight = Some(known.ok_or_else(|| {
-                        Wrong::new(format!("a weight is a whole number from 1 to {WEIGHT_LIMIT}, found `{value}`"))
+                        Wrong::new(format!("a weight is a whole number from 0 to {WEIGHT_LIMIT}, found `{value}`"))
                             .at(option)
                     })?);
                 }
                 Some(("weight", _)) => {
                     return Err(Wrong::new("`weight` is given twice").at(option));
                 }
+                None if option == "backup" && !backup => backup = true,
+                None if option == "backup" => {
+                    return Err(Wrong::new("`backup` is given twice").at(option));
+                }
                 _ => {
                     return Err(Wrong::new(format!(
-                        "unknown option `{option}`; the one known is `weight=1` to `weight={WEIGHT_LIMIT}`"
+                        "unknown option `{option}`; there are `weight=0` to `weight={WEIGHT_LIMIT}`, and `backup`"
                     ))
                     .at(option));
                 }
@@ -161,12 +170,12 @@ impl Form for Backend {
         if weight.is_some() && matches!(target, Target::Service(_)) {
             return Err(Wrong::new("SRV records have weights of their own").at(options.unwrap_or_default()));
         }
-        Ok(BackendAddress { target, weight: weight.unwrap_or(1) })
+        Ok(BackendAddress { target, weight: weight.unwrap_or(1), backup })
     }
 
     fn describe(&self) -> String {
-        "`HOST:PORT`, `[V6]:PORT`, `srv:_SERVICE._tcp.DOMAIN`, `unix:/PATH` or `builtin:echo`, all but `srv:` with \
-         `?weight=1` to `?weight=256`"
+        "`HOST:PORT`, `[V6]:PORT`, `srv:_SERVICE._tcp.DOMAIN`, `unix:/PATH` or `builtin:echo`, each with `?backup`, \
+         and all but `srv:` with `?weight=0` to `?weight=256`, both joined by `&`"
             .to_owned()
     }
 }
@@ -358,13 +367,16 @@ mod tests {
             ("HTTP://app", "app:80", 1),
             ("http://[::1]", "[::1]:80", 1),
             ("unix:/run/app.sock?weight=256", "unix:/run/app.sock", 256),
+            ("app:80?weight=0", "app:80", 0),
             ("builtin:echo", "builtin:echo", 1),
             ("srv:_http._tcp.Example.com.", "srv:_http._tcp.example.com", 1),
         ] {
             let backend = Backend.parse(text).unwrap_or_else(|wrong| panic!("{text}: {wrong}"));
             assert_eq!(backend.target.to_string(), identity, "{text}");
-            assert_eq!(backend.weight, weight, "{text}");
+            assert_eq!((backend.weight, backend.backup), (weight, false), "{text}");
         }
+        let backup = Backend.parse("app:80?weight=2&backup").unwrap();
+        assert_eq!((backup.weight, backup.backup), (2, true));
     }
 
     #[test]
@@ -393,10 +405,14 @@ mod tests {
             ("builtin:page", "no built-in backend `page`; there is `builtin:echo`"),
             ("unix:run/app", "a Unix socket needs its absolute path, as in `unix:/run/app.sock`"),
             ("unix:@app", "abstract sockets have no owner and no mode; write `unix:/PATH`"),
-            ("app:80?weight=0", "a weight is a whole number from 1 to 256, found `0`"),
-            ("app:80?weight=257", "a weight is a whole number from 1 to 256, found `257`"),
+            ("app:80?weight=-1", "a weight is a whole number from 0 to 256, found `-1`"),
+            ("app:80?weight=+1", "a weight is a whole number from 0 to 256, found `+1`"),
+            ("app:80?weight=", "a weight is a whole number from 0 to 256, found ``"),
+            ("app:80?weight=257", "a weight is a whole number from 0 to 256, found `257`"),
             ("app:80?weight=1&weight=2", "`weight` is given twice"),
-            ("app:80?wait=1", "unknown option `wait=1`; the one known is `weight=1` to `weight=256`"),
+            ("app:80?backup&weight=2&backup", "`backup` is given twice"),
+            ("app:80?wait=1", "unknown option `wait=1`; there are `weight=0` to `weight=256`, and `backup`"),
+            ("app:80?backup=1", "unknown option `backup=1`; there are `weight=0` to `weight=256`, and `backup`"),
         ] {
             match Backend.parse(text) {
                 Ok(backend) => panic!("{text} gave {backend:?}"),

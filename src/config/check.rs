@@ -26,6 +26,8 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         ejection(config, route, problems);
         attempt(config, route, problems);
         health(config, route, problems);
+        backends(config, route, problems);
+        balance(config, route, problems);
         if route.is_default() {
             continue;
         }
@@ -59,6 +61,29 @@ fn combinations(route: &RouteConfig) -> usize {
         return 0;
     }
     counts.iter().fold(1, |product: usize, count| product.saturating_mul((*count).max(1)))
+}
+
+/// A pool needs somebody who takes what is new.
+fn backends(config: &Config, route: &RouteConfig, problems: &mut Problems) {
+    let backends = &route.settings.backend_address;
+    let message = if backends.iter().all(|backend| backend.backup) {
+        "every backend is a `backup`; one without the mark is needed"
+    } else if backends.iter().all(|backend| backend.weight == 0) {
+        "every backend has `weight=0`, so that none takes requests"
+    } else {
+        return;
+    };
+    contradicts(config, route, ["BACKEND_ADDRESS"; 2], message.to_owned(), problems);
+}
+
+/// A connection of `MODE=tcp` brings no field and no cookie.
+fn balance(config: &Config, route: &RouteConfig, problems: &mut Problems) {
+    let balance = &route.settings.balance;
+    if route.settings.mode != Mode::Tcp || !balance.needs_http() {
+        return;
+    }
+    let message = format!("with `MODE=tcp` nothing is read that `BALANCE={balance}` could go by");
+    contradicts(config, route, ["BALANCE", "MODE"], message, problems);
 }
 
 fn backoff(config: &Config, route: &RouteConfig, problems: &mut Problems) {

@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
+use super::balance::{Algorithm, Balance, CookieName};
 use super::health::{Check, HealthCheck, HostField, Statuses};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
@@ -286,11 +287,26 @@ keys! {
             /// Whether bytes are read as HTTP requests, or relayed both ways unread, so that any
             /// protocol passes.
             "MODE", mode: Mode = "http", "", Choice(&[("http", Mode::Http), ("tcp", Mode::Tcp)]);
-            /// One backend or several, taken in turn. A name stands for every address that it leads
-            /// to, `srv:` and a service for what its SRV records say. `builtin:echo` is a page that
-            /// shows the request as a backend receives it.
+            /// One backend or several; `BALANCE` says which one takes a request. A name stands for
+            /// every address that it leads to, `srv:` and a service for what its SRV records say.
+            /// `builtin:echo` is a page that shows the request as a backend receives it. `?weight=2`
+            /// gives a backend twice the share of one without; with `?weight=0` it drains: it takes
+            /// nothing new, but from clients whose cookie names it. One with `?backup` is used only
+            /// while none of the others takes requests.
             "BACKEND_ADDRESS", backend_address: Vec<BackendAddress> = "builtin:echo", "",
                 backends();
+            /// Which backend takes a request: each in turn (`round-robin`); the one with the fewest
+            /// requests under way (`least-requests`); of two drawn at random, the one with the lower
+            /// product of latency and requests under way (`p2c`); always the same one for a client's
+            /// address, a field or a cookie (`hash:`), as long as that has no more than its share and
+            /// a quarter; the one that a cookie of ours names (`sticky`).
+            "BALANCE", balance: Balance = "round-robin", "", Algorithm;
+            /// The cookie of `BALANCE=sticky`. `auto` means `doorward-` and a code for the route, so
+            /// that routes of one host don't take each other's.
+            "STICKY_COOKIE", sticky_cookie: Auto<Box<str>> = "auto", "", AutoOr(CookieName);
+            /// How long a backend that is new or came back takes less than its share: a tenth of it
+            /// at first, all of it at the end.
+            "SLOW_START", slow_start: Option<Duration> = "off", "seconds", SpanOrOff(span(1, DAY));
             /// How long an idle connection to a backend is kept for the next request.
             "BACKEND_IDLE_TIMEOUT", backend_idle_timeout: Duration = "4s", "seconds",
                 span(1, DAY);

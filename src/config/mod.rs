@@ -11,6 +11,7 @@
 //! process environment, and nothing here opens a socket or resolves a name.
 
 mod addresses;
+mod balance;
 mod check;
 mod health;
 mod keys;
@@ -24,6 +25,7 @@ mod values;
 mod words;
 
 pub use addresses::{BackendAddress, ListenAddress, Target, UNIX_PATH_LIMIT, WEIGHT_LIMIT};
+pub use balance::{Balance, HashKey};
 pub use health::HealthCheck;
 pub use keys::{Daemon, KEYS, Key, Matcher, RouteSettings, Scope, nearest};
 pub use load::{Config, DEFAULT_ROUTE, Request, RouteConfig, Text, load};

@@ -243,7 +243,9 @@ mod tests {
 
     fn endpoints(count: u16) -> Vec<Arc<Endpoint>> {
         let at = |index| Target::Ip(format!("127.0.0.1:{}", 4000 + index).parse().unwrap());
-        (0..count).map(|index| Arc::new(Endpoint::new(&BackendAddress { target: at(index), weight: 1 }))).collect()
+        (0..count)
+            .map(|index| Arc::new(Endpoint::new(&BackendAddress { target: at(index), weight: 1, backup: false })))
+            .collect()
     }
 
     fn each(endpoints: &[Arc<Endpoint>], check: &Arc<Check>) -> Vec<(Arc<Endpoint>, Arc<Check>)> {

@@ -7,6 +7,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::affinity;
 use super::client::Client;
 use super::exchange::{Bounds, Exchange, Failure, Finish, Hold};
 use super::forwarded::Forwarded;
@@ -19,8 +20,10 @@ use super::worker::{Worker, budget_spent};
 use crate::admission::quota::Share;
 use crate::balance::budget::{self, Exhausted};
 use crate::balance::endpoint::Endpoint;
-use crate::balance::pool::Tried;
+use crate::balance::load::Lease;
+use crate::balance::pool::{Affinity, Tried};
 use crate::balance::retry::{self, Allowance, Failed, Progress, Retry, Step};
+use crate::config::Balance;
 use crate::state::Route;
 use crate::telemetry::Text;
 use crate::telemetry::{Reason, Side};
@@ -38,6 +41,8 @@ pub(super) struct Asked<'a> {
     pub request_id: &'a Text<64>,
     /// What the peer says of others is kept.
     pub trusted: bool,
+    /// What leads it to a certain backend.
+    pub affinity: Affinity,
 }
 
 /// What attempts have come to: the connection, and the head that ends HTTP on it, if one does.
@@ -77,13 +82,17 @@ impl<'a> Asked<'a> {
         let mut retry = Retry::new(retry::Terms::of(settings));
         let mut tried = Tried::default();
         let mut failed: Option<Reason> = None;
-        let mut again: Option<&'a Arc<Endpoint>> = None;
+        let mut again: Option<Lease<'a>> = None;
         self.route.budget.deposit(self.worker.index(), self.timer.clock().millis());
         loop {
             let replacing = again.is_some();
-            let Some(endpoint) = again.take().or_else(|| self.pick(&mut tried)) else {
+            let Some(lease) = again.take().or_else(|| self.pick(&mut tried)) else {
                 return Err(failed.unwrap_or(Reason::BackendsDown));
             };
+            let endpoint = lease.endpoint();
+            if settings.balance == Balance::Sticky {
+                client.set_cookie(affinity::cookie(self.route, &lease, self.affinity));
+            }
             course.attempts = course.attempts.saturating_add(1);
             course.backend = Some(endpoint.identity());
             let bounds = Bounds {
@@ -105,7 +114,8 @@ impl<'a> Asked<'a> {
                     }
                     self.begin(&mut connection, endpoint);
                     let mut exchange =
-                        Exchange::new(client, &mut connection, self.head, settings, self.timer, bounds, self.worker);
+                        Exchange::new(client, &mut connection, self.head, settings, self.timer, bounds, self.worker)
+                            .timed_by(&lease);
                     let mut outcome = exchange.run().await;
                     course.bytes_in = course.bytes_in.max(exchange.bytes_in());
                     if let Ok(Finish::Held(head)) = outcome {
@@ -118,7 +128,8 @@ impl<'a> Asked<'a> {
                         };
                         if let Some(leave) = self.leave(step, deadline) {
                             verdict::answered(self.worker, settings, endpoint, head.status);
-                            let answer = Kept { head, connected: Connected { connection, endpoint } };
+                            affinity::answered(&lease, head.status, self.timer.clock());
+                            let answer = Kept { head, connected: Connected { connection, lease } };
                             self.let_go(kept.replace(Box::new(answer)));
                             Box::pin(leave.taken(client)).await?;
                             client.rewind();
@@ -137,13 +148,16 @@ impl<'a> Asked<'a> {
                                 Finish::Complete | Finish::Held(_) => None,
                                 Finish::Switch(head) => Some(head),
                             };
-                            return Ok((Connected { connection, endpoint }, switched));
+                            return Ok((Connected { connection, lease }, switched));
                         }
                         Err(failure) => failure,
                     }
                 }
             };
             let reason = failure.reason;
+            if !failure.failed.stale {
+                affinity::failed(&lease, reason, self.timer.clock());
+            }
             if reason.side() != Side::Backend {
                 return Err(reason);
             }
@@ -151,7 +165,7 @@ impl<'a> Asked<'a> {
             failed = Some(reason);
             let allowance = Allowance { idempotent, replayable: client.is_held() };
             match retry.next(failure.failed, allowance, fastrand::f64()) {
-                Step::Replace => again = Some(endpoint),
+                Step::Replace => again = Some(lease),
                 step => {
                     let leave = self.leave(step, deadline).ok_or(reason)?;
                     Box::pin(leave.taken(client)).await?;
@@ -170,10 +184,14 @@ impl<'a> Asked<'a> {
         deadline: u64,
     ) -> Result<Answered<'a>, Reason> {
         let Kept { head, mut connected } = *kept;
-        course.backend = Some(connected.endpoint.identity());
+        let settings = &self.route.settings;
+        let endpoint = connected.lease.endpoint();
+        course.backend = Some(endpoint.identity());
+        if settings.balance == Balance::Sticky {
+            client.set_cookie(affinity::cookie(self.route, &connected.lease, self.affinity));
+        }
         let bounds = Bounds { deadline, attempt: u64::MAX, hold: Hold::None };
         let connection = &mut connected.connection;
-        let settings = &self.route.settings;
         let mut exchange = Exchange::new(client, connection, self.head, settings, self.timer, bounds, self.worker);
         exchange.resume(&head);
         let outcome = exchange.run().await;
@@ -181,7 +199,7 @@ impl<'a> Asked<'a> {
         match outcome {
             Ok(_) => Ok((connected, None)),
             Err(failure) => {
-                verdict::failed(self.worker, settings, connected.endpoint, failure.reason, false);
+                verdict::failed(self.worker, settings, endpoint, failure.reason, false);
                 Err(failure.reason)
             }
         }
@@ -191,10 +209,10 @@ impl<'a> Asked<'a> {
     /// of the answer is all of it.
     fn let_go(&self, kept: Option<Box<Kept<'a>>>) {
         if let Some(kept) = kept {
-            let Connected { mut connection, endpoint } = kept.connected;
+            let Connected { mut connection, lease } = kept.connected;
             connection.discard();
             let limit = self.route.settings.backend_idle_timeout;
-            self.worker.idle().put(endpoint, connection, limit, self.timer.clock().millis());
+            self.worker.idle().put(lease.endpoint(), connection, limit, self.timer.clock().millis());
         }
     }
 
@@ -207,8 +225,8 @@ impl<'a> Asked<'a> {
         granted.then_some(Leave { wait, _share: share })
     }
 
-    fn pick(&self, tried: &mut Tried) -> Option<&'a Arc<Endpoint>> {
-        self.route.pool.pick(tried, self.timer.clock().millis())
+    fn pick(&self, tried: &mut Tried) -> Option<Lease<'a>> {
+        affinity::pick(&self.route.pool, tried, self.affinity, self.timer.clock())
     }
 
     /// An idle connection to `endpoint`, or a new one.
@@ -309,10 +327,10 @@ struct Kept<'a> {
     connected: Connected<'a>,
 }
 
-/// A connection with the backend that it leads to.
+/// A connection with the share of the backend that it leads to.
 pub(super) struct Connected<'a> {
     pub connection: Upstream,
-    pub endpoint: &'a Arc<Endpoint>,
+    pub lease: Lease<'a>,
 }
 
 /// How long a backend asks to be left alone (RFC 9110 §10.2.3).

@@ -42,6 +42,10 @@ pub trait Client: Source + Sink {
     /// Whether the request was read to its end.
     fn is_read(&self) -> bool;
 
+    /// Has the answer to this request, if it is a backend's, set a cookie: the whole value of
+    /// the field `Set-Cookie`. `None` takes that back.
+    fn set_cookie(&mut self, cookie: Option<Box<str>>);
+
     /// Queues an interim response, for a client that understands them.
     fn inform(&mut self, head: &ResponseHead);
 

@@ -21,12 +21,14 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use super::affinity;
 use super::client::Client;
 use super::head::{Known, RequestHead, ResponseHead, Version};
 use super::pace::{Pace, Terms};
 use super::relay::{End, Fault, Relay, Sink, Turn};
 use super::upstream::Upstream;
 use super::worker::Worker;
+use crate::balance::load::Lease;
 use crate::balance::retry::{Failed, Progress};
 use crate::config::{RetryOn, RouteSettings};
 use crate::telemetry::Reason;
@@ -123,6 +125,8 @@ pub struct Exchange<'a, C> {
     asks: bool,
     /// The final status, once its head has come.
     pub status: u16,
+    /// Whom to tell how long that took.
+    lease: Option<&'a Lease<'a>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +193,14 @@ impl<'a, C: Client> Exchange<'a, C> {
             // The expectation of HTTP/1.0 is ignored (RFC 9110 §10.1.1).
             asks: head.version != Version::Http10 && head.fields.first(Known::Expect).is_some(),
             status: 0,
+            lease: None,
         }
+    }
+
+    /// Has `lease` told when the head of the answer has come.
+    pub fn timed_by(mut self, lease: &'a Lease<'a>) -> Self {
+        self.lease = lease.is_counted().then_some(lease);
+        self
     }
 
     /// Runs to the end.
@@ -353,6 +364,9 @@ impl<'a, C: Client> Exchange<'a, C> {
         let last =
             self.worker.is_draining() || self.upload != Upload::Done || self.client.is_old(self.timer.clock().millis());
         self.status = head.status;
+        if let Some(lease) = self.lease {
+            affinity::answered(lease, head.status, self.timer.clock());
+        }
         self.client.release();
         self.client.answer(head, last);
         self.answer = Answer::Going;

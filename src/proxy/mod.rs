@@ -12,6 +12,7 @@
 
 pub mod accept;
 pub mod admit;
+mod affinity;
 mod attempts;
 pub mod client;
 pub mod connection;

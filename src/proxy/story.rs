@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admit::admit;
+use super::affinity;
 use super::attempts::{Asked, Connected, left};
 use super::client::{Client, Own};
 use super::head::{Method, RequestHead};
@@ -105,7 +106,9 @@ pub async fn story<C: Client>(
         Some(route) => {
             let trusted = origin.trusted;
             let rewrite = Rewrite { path: path.changed() };
-            let request = Asked { worker, source, head, timer, route, rewrite, request_id: &request_id, trusted };
+            let affinity = affinity::of(route, &origin.client, head);
+            let request =
+                Asked { worker, source, head, timer, route, rewrite, request_id: &request_id, trusted, affinity };
             request.serve(client, &mut course).await
         }
     };
@@ -160,7 +163,7 @@ impl<'a> Asked<'a> {
         match switched {
             None => {
                 self.worker.idle().put(
-                    upstream.endpoint,
+                    upstream.lease.endpoint(),
                     upstream.connection,
                     self.route.settings.backend_idle_timeout,
                     self.timer.clock().millis(),

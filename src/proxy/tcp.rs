@@ -2,7 +2,8 @@
 //!
 //! A permit stands for a connection, taken before the backend is dialled and kept to
 //! the end. Failed dials are retried like requests of which no byte was sent. A client
-//! that can't be served is closed; there is no language to tell it why.
+//! that can't be served is closed; there is no language to tell it why. For the choice of
+//! a backend, its latency is the time until it took the connection.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admit::admit;
+use super::affinity;
 use super::attempts::may_retry;
 use super::http1::wire::Wire;
 use super::story::Source;
@@ -17,12 +19,13 @@ use super::tunnel::{self, Patience};
 use super::upstream;
 use super::verdict;
 use super::worker::Worker;
+use crate::balance::load::Lease;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step, Terms};
 use crate::config::AccessLog;
 use crate::state::Route;
 use crate::telemetry::Text;
-use crate::telemetry::{Kind, Record};
+use crate::telemetry::{Kind, Peer, Record};
 use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
@@ -45,7 +48,7 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
     let mut course = Course::default();
     let counters = worker.counters();
     counters.in_flight.add(1);
-    let outcome = Box::pin(relay(&worker, route, io, &mut course)).await;
+    let outcome = Box::pin(relay(&worker, route, source.peer, io, &mut course)).await;
     counters.in_flight.sub(1);
     counters.bytes_in.add(course.up);
     counters.bytes_out.add(course.down);
@@ -80,7 +83,7 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
     }
 }
 
-async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) -> Result<(), Reason> {
+async fn relay(worker: &Worker, route: &Route, peer: Peer, io: Stream, course: &mut Course) -> Result<(), Reason> {
     io.keep_alive();
     let mut client = Wire::new(io);
     let timer = worker.clock().timer();
@@ -94,11 +97,11 @@ async fn relay(worker: &Worker, route: &Route, io: Stream, course: &mut Course) 
     };
     let dialled = tokio::select! {
         biased;
-        dialled = dial(worker, route, &timer, course) => dialled,
+        dialled = dial(worker, route, peer, &timer, course) => dialled,
         _ = left.as_mut() => Err(Reason::ClientLeft),
     };
-    let backend = match dialled {
-        Ok(backend) => backend,
+    let (_lease, backend) = match dialled {
+        Ok(dialled) => dialled,
         Err(reason) => return Err(unserved(&client, reason)),
     };
     backend.keep_alive();
@@ -130,27 +133,36 @@ fn unserved(client: &Wire, reason: Reason) -> Reason {
 }
 
 /// Dials the backends in turn until one takes the connection or the rules say to stop.
-async fn dial(worker: &Worker, route: &Route, timer: &Timer, course: &mut Course) -> Result<Stream, Reason> {
+async fn dial<'r>(
+    worker: &Worker,
+    route: &'r Route,
+    peer: Peer,
+    timer: &Timer,
+    course: &mut Course,
+) -> Result<(Lease<'r>, Stream), Reason> {
     let settings = &route.settings;
     let mut retry = Retry::new(Terms::of(settings));
     let mut tried = Tried::default();
+    let affinity = affinity::of_peer(route, &peer);
     let mut failed = None;
     route.budget.deposit(worker.index(), timer.clock().millis());
     loop {
-        let now = timer.clock().millis();
-        let Some(endpoint) = route.pool.pick(&mut tried, now) else {
+        let Some(lease) = affinity::pick(&route.pool, &mut tried, affinity, timer.clock()) else {
             return Err(failed.unwrap_or(Reason::BackendsDown));
         };
+        let endpoint = lease.endpoint();
         course.attempts = course.attempts.saturating_add(1);
         course.backend = Some(Arc::clone(endpoint.identity()));
         let dialled = timer.within(Some(settings.connect_timeout), upstream::connect(endpoint)).await;
         let reason = match dialled.unwrap_or(Err(Reason::BackendConnectTimeout)) {
             Ok(stream) => {
                 verdict::connected(worker, endpoint);
-                return Ok(stream);
+                affinity::answered(&lease, 0, timer.clock());
+                return Ok((lease, stream));
             }
             Err(reason) => reason,
         };
+        affinity::failed(&lease, reason, timer.clock());
         if reason.side() != Side::Backend {
             return Err(reason);
         }

@@ -104,6 +104,13 @@ impl Clock {
         read.millis
     }
 
+    /// Microseconds on the same clock, read from the system now. For what is measured rather
+    /// than waited for.
+    #[must_use]
+    pub fn micros(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(NEVER)
+    }
+
     /// A timer without a deadline.
     #[must_use]
     pub fn timer(self: &Rc<Self>) -> Timer {

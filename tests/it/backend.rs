@@ -105,9 +105,16 @@ impl Refusing {
 
     /// Takes connections from now on.
     pub fn open(self) -> Backend {
+        let address = self.address.clone();
+        let socket = self.listen();
+        SockRef::from(&socket).set_read_timeout(Some(DEADLINE)).unwrap();
+        Backend { socket: Door::Tcp(socket), address }
+    }
+
+    /// The same, as a socket for whoever serves it.
+    pub fn listen(self) -> TcpListener {
         self.socket.listen(128).unwrap();
-        self.socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        Backend { socket: Door::Tcp(self.socket.into()), address: self.address }
+        self.socket.into()
     }
 }
 

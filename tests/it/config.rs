@@ -271,6 +271,41 @@ fn routes_that_contradict_each_other_are_refused() {
                 "config.env:1: `BACKEND_ADDRESS`: TLS to backends is not in this version; write `HOST:PORT` for cleartext",
             ],
         ),
+        (
+            &[("config.env", "BALANCE=leastconn\nBACKEND_ADDRESS=a:1?weight=300\nSTICKY_COOKIE=a;b\nSLOW_START=-1\n")],
+            &[
+                "config.env:1: `BALANCE`: unknown algorithm `leastconn`; did you mean `least-requests`?",
+                "config.env:2: `BACKEND_ADDRESS`: a weight is a whole number from 0 to 256, found `300`",
+                "config.env:3: `STICKY_COOKIE`: expected `auto` or the name of a cookie: a token of 1 to 64 characters, \
+                 such as letters, digits, `-` and `_`, found `a;b`",
+                "config.env:4: `SLOW_START`: expected `off` or a duration from 1ms to 24h, found `-1`",
+            ],
+        ),
+        (
+            &[
+                ("config.env", "BACKEND_ADDRESS=a:1?backup,b:1?backup\n"),
+                ("routes.d/a.env", "MATCH_HOST=a\n"),
+                ("routes.d/b.env", "MATCH_HOST=b\nBACKEND_ADDRESS=a:1?weight=0,b:1?weight=0&backup\n"),
+                ("routes.d/c.env", "MATCH_HOST=c\nBACKEND_ADDRESS=a:1?weight=0,b:1?backup\nBALANCE=hash:header\n"),
+            ],
+            &[
+                "routes.d/c.env:3: `BALANCE`: `hash:header` lacks the name of a header; write `hash:header:NAME`",
+                "routes.d/b.env:2: `BACKEND_ADDRESS`: every backend has `weight=0`, so that none takes requests",
+                "config.env:1: `BACKEND_ADDRESS`: every backend is a `backup`; one without the mark is needed",
+            ],
+        ),
+        (
+            &[
+                ("config.env", "BALANCE=sticky\n"),
+                ("routes.d/a.env", "MATCH_LISTENER=a\nMODE=tcp\n"),
+                ("routes.d/b.env", "MATCH_LISTENER=b\nMODE=tcp\nBALANCE=hash:cookie:sid\n"),
+                ("routes.d/c.env", "MATCH_LISTENER=c\nMODE=tcp\nBALANCE=hash:client\n"),
+            ],
+            &[
+                "routes.d/a.env:2: `MODE`: with `MODE=tcp` nothing is read that `BALANCE=sticky` could go by",
+                "routes.d/b.env:3: `BALANCE`: with `MODE=tcp` nothing is read that `BALANCE=hash:cookie:sid` could go by",
+            ],
+        ),
     ];
     for (files, expected) in cases {
         assert_eq!(&problems(files), expected, "{files:?}");

@@ -145,6 +145,13 @@ pub fn switching(out: &mut Vec<u8>, head: &ResponseHead) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Adds a cookie of ours to a head that is whole.
+pub fn set_cookie(out: &mut Vec<u8>, cookie: &str) {
+    out.truncate(out.len().saturating_sub(2));
+    field(out, b"Set-Cookie", cookie.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Writes an answer of our own with its body.
 pub fn own(out: &mut Vec<u8>, own: &Own<'_>, onward: &Onward) {
     status_line(out, own.status, phrase(own.status).as_bytes());

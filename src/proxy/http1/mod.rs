@@ -38,6 +38,8 @@ pub struct Http1 {
     trailers: bool,
     /// Nothing of the answer to the current request was queued yet.
     unanswered: bool,
+    /// What the answer sets besides.
+    cookie: Option<Box<str>>,
     /// Time of the worker's clock from which on each answer is the last.
     expires: u64,
     leaving: Leaving,
@@ -65,6 +67,7 @@ impl Http1 {
             keep_alive: true,
             trailers: false,
             unanswered: true,
+            cookie: None,
             expires: u64::MAX,
             leaving: Leaving::default(),
         }
@@ -93,6 +96,7 @@ impl Http1 {
             self.keep_alive = head.keep_alive;
             self.trailers = head.trailers;
             self.unanswered = true;
+            self.cookie = None;
             self.leaving = Leaving::default();
         }
         Poll::Ready(Ok(head))
@@ -201,6 +205,10 @@ impl Client for Http1 {
         self.wire.is_read()
     }
 
+    fn set_cookie(&mut self, cookie: Option<Box<str>>) {
+        self.cookie = cookie;
+    }
+
     fn inform(&mut self, head: &ResponseHead) {
         // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
         if self.version == Version::Http11 {
@@ -216,7 +224,11 @@ impl Client for Http1 {
         };
         let mut onward = self.onward(framing, last);
         onward.trailers = self.trailers && head.framing == Framing::Chunked && framing == Framing::Chunked;
-        encode::response(self.wire.output_mut().begin(framing), head, &onward);
+        let out = self.wire.output_mut().begin(framing);
+        encode::response(out, head, &onward);
+        if let Some(cookie) = self.cookie.take() {
+            encode::set_cookie(out, &cookie);
+        }
     }
 
     fn answer_own(&mut self, own: &Own<'_>, last: bool) {
@@ -233,7 +245,11 @@ impl Client for Http1 {
     fn switch(&mut self, head: &ResponseHead) {
         self.keep_alive = false;
         self.unanswered = false;
-        encode::switching(self.wire.output_mut().begin(Framing::Empty), head);
+        let out = self.wire.output_mut().begin(Framing::Empty);
+        encode::switching(out, head);
+        if let Some(cookie) = self.cookie.take() {
+            encode::set_cookie(out, &cookie);
+        }
         self.wire.become_tunnel();
     }
 

@@ -2,6 +2,8 @@
 
 /// When a connection is old.
 mod age;
+/// Which backend takes a request.
+mod balance;
 /// Bodies: framing, size, both directions at once, what is expected and refused.
 mod bodies;
 /// Answers ahead of their request, and how connections end.

@@ -1,0 +1,318 @@
+//! Load: what one backend has under way and how long it takes to answer, as all workers
+//! see it.
+//!
+//! Taking a share of it gives a [`Lease`]; dropping the lease gives the share back, so
+//! that no path of a request can forget to. An answer feeds the latency.
+//!
+//! The latency is a moving average that believes bad news at once: a value above it
+//! becomes it, one below it moves it by the time that went by, with the time constant
+//! [`DECAY`]. So does silence, so that a backend which was slow once is tried again.
+//! Source: "peak EWMA" of Finagle's `com.twitter.finagle.loadbalancer`.
+//!
+//! Everything is a relaxed atomic in a cache line of its own. Two workers that write at
+//! once may each act on what the other has not seen; a count never goes wrong by that,
+//! and the average is one of many samples.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::endpoint::Endpoint;
+
+/// How fast old latencies are forgotten. Source: the default of Finagle and Linkerd.
+pub const DECAY: Duration = Duration::from_secs(10);
+
+/// The least that a failed attempt counts as having taken, in microseconds.
+const FAILED_LEAST: u64 = 1_000;
+
+/// The most, so that the product with a number under way stays far from overflow.
+const LATENCY_MOST: u64 = 60_000_000;
+
+/// The share of its weight that a backend begins with while it warms up. Source: Envoy,
+/// `min_weight_percent`.
+const COLD: f64 = 0.1;
+
+/// Nobody has looked at it yet.
+const NEW: u64 = u64::MAX;
+
+/// What one backend has under way, and how long it takes.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Load {
+    in_flight: AtomicU32,
+    /// Microseconds of latency in the upper half, 0 while nothing is known; the lower half
+    /// of the milliseconds when that was written in the lower.
+    latency: AtomicU64,
+    /// Milliseconds since which it is there; 0 when it was from the start, [`NEW`] until
+    /// somebody has looked at it.
+    new_since: AtomicU64,
+}
+
+impl Load {
+    /// Requests, or connections of `MODE=tcp`, that hold a lease.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Its latency in microseconds as of `now`, in milliseconds; 0 while nothing is known.
+    #[must_use]
+    pub fn latency(&self, now: u64) -> f64 {
+        let (latency, age) = unpack(self.latency.load(Relaxed), now);
+        if age == 0 { f64::from(latency) } else { (f64::from(latency) * fading(age)).floor() }
+    }
+
+    /// It is new among others: from when it is first looked at, it warms up.
+    pub fn begin_cold(&self) {
+        self.new_since.store(NEW, Relaxed);
+    }
+
+    /// The share of its weight that it takes at `now`, from a tenth to 1, when it came up at
+    /// `up_since` (0: it always was) and warming up takes `slow_start`, all in milliseconds.
+    #[must_use]
+    pub fn warmth(&self, up_since: u64, now: u64, slow_start: u64) -> f64 {
+        let mut new_since = self.new_since.load(Relaxed);
+        if new_since == NEW {
+            // Somebody else may have been faster, by no more than the clocks differ.
+            self.new_since.store(now.max(1), Relaxed);
+            new_since = now.max(1);
+        }
+        let since = up_since.max(new_since);
+        let age = now.saturating_sub(since);
+        if since == 0 || age >= slow_start {
+            return 1.0;
+        }
+        COLD.max(ratio(age, slow_start))
+    }
+
+    /// Notes that an answer took so many microseconds.
+    fn observe(&self, micros: u64, now: u64) {
+        let sample = u32::try_from(micros.clamp(1, LATENCY_MOST)).unwrap_or(u32::MAX);
+        self.update(now, |latency, age| {
+            if latency <= sample {
+                return sample;
+            }
+            let kept = fading(age);
+            narrow(f64::from(latency) * kept + f64::from(sample) * (1.0 - kept))
+        });
+    }
+
+    /// Notes that an attempt failed after so many microseconds: twice as slow as before,
+    /// or as slow as that. A backend that fails fast must not look like a fast one.
+    fn observe_failure(&self, micros: u64, now: u64) {
+        let least = u32::try_from(micros.clamp(FAILED_LEAST, LATENCY_MOST)).unwrap_or(u32::MAX);
+        self.update(now, |latency, age| narrow(f64::from(latency) * fading(age) * 2.0).max(least));
+    }
+
+    /// Notes that nobody waited longer than so many microseconds: so long it takes at least.
+    fn observe_patience(&self, micros: u64, now: u64) {
+        let least = u32::try_from(micros.min(LATENCY_MOST)).unwrap_or(u32::MAX);
+        if f64::from(least) > self.latency(now) {
+            self.update(now, |latency, _| latency.max(least));
+        }
+    }
+
+    fn update(&self, now: u64, change: impl Fn(u32, u32) -> u32) {
+        let mut before = self.latency.load(Relaxed);
+        loop {
+            let (latency, age) = unpack(before, now);
+            let changed = change(latency, age);
+            // Most answers within one millisecond write nothing.
+            if changed == latency && age == 0 {
+                return;
+            }
+            match self.latency.compare_exchange_weak(before, pack(changed, now), Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(meanwhile) => before = meanwhile,
+            }
+        }
+    }
+}
+
+/// One request's share of a backend's load; dropping it gives the share back.
+#[derive(Debug)]
+#[must_use = "the share is given back at once"]
+pub struct Lease<'a> {
+    endpoint: &'a Arc<Endpoint>,
+    /// Microseconds at which it was taken; `None` where there is no choice to be made, and
+    /// so nothing to be counted.
+    begun: Option<u64>,
+}
+
+impl<'a> Lease<'a> {
+    /// A share of `endpoint`'s load, taken at `begun` microseconds.
+    pub(super) fn counted(endpoint: &'a Arc<Endpoint>, begun: u64) -> Self {
+        endpoint.load().in_flight.fetch_add(1, Relaxed);
+        Self { endpoint, begun: Some(begun) }
+    }
+
+    /// The right to use `endpoint` where nothing is counted.
+    pub(super) fn uncounted(endpoint: &'a Arc<Endpoint>) -> Self {
+        Self { endpoint, begun: None }
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn endpoint(&self) -> &'a Arc<Endpoint> {
+        self.endpoint
+    }
+
+    /// Whether what becomes of the attempt is to be told. Otherwise nobody need read a clock.
+    #[must_use]
+    pub fn is_counted(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// The head of an answer came at `now` microseconds.
+    pub fn answered(&self, now: u64) {
+        self.tell(now, Load::observe);
+    }
+
+    /// The attempt failed on the backend's side at `now` microseconds, or its answer says
+    /// that it did (5xx).
+    pub fn failed(&self, now: u64) {
+        self.tell(now, Load::observe_failure);
+    }
+
+    /// Nobody waits any longer at `now` microseconds.
+    pub fn abandoned(&self, now: u64) {
+        self.tell(now, Load::observe_patience);
+    }
+
+    fn tell(&self, now: u64, note: fn(&Load, u64, u64)) {
+        if let Some(begun) = self.begun {
+            note(self.endpoint.load(), now.saturating_sub(begun), now / 1_000);
+        }
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        if self.begun.is_some() {
+            self.endpoint.load().in_flight.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+fn pack(latency: u32, now: u64) -> u64 {
+    u64::from(latency) << 32 | now & u64::from(u32::MAX)
+}
+
+/// The latency, and its age in milliseconds: 0 too when another worker's clock is ahead,
+/// and after 24 days without an answer, when the count of milliseconds has come round.
+fn unpack(packed: u64, now: u64) -> (u32, u32) {
+    let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
+    let age = half(now).wrapping_sub(half(packed));
+    (half(packed >> 32), if age > u32::MAX / 2 { 0 } else { age })
+}
+
+/// What is left of an old value after so many milliseconds.
+fn fading(age: u32) -> f64 {
+    (-f64::from(age) / (DECAY.as_secs_f64() * 1_000.0)).exp()
+}
+
+fn narrow(micros: f64) -> u32 {
+    (micros.round() as u32).min(u32::try_from(LATENCY_MOST).unwrap_or(u32::MAX))
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    part as f64 / whole as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LATENCY_MOST, Lease, Load};
+    use crate::balance::endpoint::Endpoint;
+    use crate::config::{BackendAddress, Target};
+    use std::sync::Arc;
+
+    fn endpoint() -> Arc<Endpoint> {
+        Arc::new(Endpoint::new(&BackendAddress { target: Target::Echo, weight: 1, backup: false }))
+    }
+
+    #[test]
+    fn a_lease_is_under_way_until_it_is_dropped() {
+        let endpoint = endpoint();
+        let (first, second) = (Lease::counted(&endpoint, 0), Lease::counted(&endpoint, 0));
+        assert_eq!(endpoint.load().in_flight(), 2);
+        drop(first);
+        assert_eq!(endpoint.load().in_flight(), 1);
+        second.answered(5);
+        drop(second);
+        assert_eq!(endpoint.load().in_flight(), 0);
+        let none = Lease::uncounted(&endpoint);
+        none.answered(900);
+        assert_eq!((endpoint.load().in_flight(), none.is_counted()), (0, false));
+        assert!(endpoint.load().latency(0) == 5.0, "what is not counted is not measured");
+    }
+
+    #[test]
+    fn bad_news_is_believed_at_once_and_good_news_with_time() {
+        let load = Load::default();
+        assert!(load.latency(0) == 0.0);
+        load.observe(2_000, 10);
+        load.observe(50_000, 11);
+        assert!(load.latency(11) == 50_000.0);
+        load.observe(2_000, 11);
+        assert!(load.latency(11) == 50_000.0, "no time has gone by");
+        load.observe(2_000, 11 + 10_000);
+        let third = load.latency(10_011);
+        assert!((19_000.0..20_000.0).contains(&third), "{third}");
+    }
+
+    #[test]
+    fn what_was_slow_is_forgotten_also_without_answers() {
+        let load = Load::default();
+        load.observe(1_000_000, 1);
+        assert!((360_000.0..370_000.0).contains(&load.latency(10_001)));
+        assert!(load.latency(200_001) == 0.0, "as if nothing were known");
+        assert!(load.latency(0) == 1_000_000.0, "another clock that lags");
+    }
+
+    #[test]
+    fn failing_fast_looks_slow_and_ever_slower() {
+        let load = Load::default();
+        load.observe(3_000, 1);
+        load.observe_failure(100, 1);
+        assert!(load.latency(1) == 6_000.0);
+        load.observe_failure(100, 1);
+        assert!(load.latency(1) == 12_000.0);
+        load.observe_failure(90_000, 1);
+        assert!(load.latency(1) == 90_000.0);
+        for _ in 0..64 {
+            load.observe_failure(100, 1);
+        }
+        assert!(load.latency(1) == LATENCY_MOST as f64);
+        let unknown = Load::default();
+        unknown.observe_failure(20, 1);
+        assert!(unknown.latency(1) == 1_000.0);
+    }
+
+    #[test]
+    fn who_gave_up_says_only_how_long_it_took_at_least() {
+        let load = Load::default();
+        load.observe(3_000, 1);
+        load.observe_patience(1_000, 1);
+        assert!(load.latency(1) == 3_000.0);
+        load.observe_patience(8_000, 1);
+        assert!(load.latency(1) == 8_000.0);
+    }
+
+    #[test]
+    fn a_backend_that_came_up_or_is_new_takes_a_growing_share() {
+        let load = Load::default();
+        assert!(load.warmth(0, 5, 1_000) == 1.0, "it was there from the start");
+        let warmth: Vec<f64> = [2_000, 2_050, 2_250, 2_500, 3_000].map(|now| load.warmth(2_000, now, 1_000)).into();
+        assert_eq!(warmth, [0.1, 0.1, 0.25, 0.5, 1.0]);
+        assert!(load.warmth(2_000, 2_001, 0) == 1.0);
+        load.begin_cold();
+        let warmth: Vec<f64> = [7_000, 7_250, 8_000].map(|now| load.warmth(0, now, 1_000)).into();
+        assert_eq!(warmth, [0.1, 0.25, 1.0]);
+        assert!(load.warmth(8_000, 8_500, 1_000) == 0.5, "the later of both counts");
+    }
+
+    #[test]
+    fn it_has_a_cache_line_of_its_own() {
+        assert_eq!((std::mem::align_of::<Load>(), std::mem::size_of::<Load>()), (128, 128));
+    }
+}
