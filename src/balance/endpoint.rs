@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::connections::Connections;
 use super::discovery::{Place, Query, Ways};
 use super::load::Load;
 use super::standing::{Report, Standing, State};
@@ -34,6 +35,7 @@ pub struct Endpoint {
     second_first: AtomicBool,
     /// It is to get no more requests.
     draining: AtomicBool,
+    connections: Arc<Connections>,
     standing: Mutex<Standing>,
     /// What of the standing requests look at, in milliseconds of the daemon's clock.
     closed_until: AtomicU64,
@@ -92,6 +94,7 @@ impl Endpoint {
             ways,
             second_first: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            connections: Connections::new(),
             standing: Mutex::default(),
             closed_until: AtomicU64::new(0),
             down_until: AtomicU64::new(0),
@@ -169,6 +172,12 @@ impl Endpoint {
     /// Has it drain, or serve again.
     pub fn drain(&self, drains: bool) {
         self.draining.store(drains, Ordering::Relaxed);
+    }
+
+    /// Its connections, those of all workers.
+    #[must_use]
+    pub fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
 
     /// Whether anything is held against it, or was counted, that a connection made or an

@@ -8,6 +8,7 @@
 
 pub mod budget;
 mod dice;
+pub mod connections;
 pub mod discovery;
 pub mod endpoint;
 #[cfg(test)]
