@@ -110,13 +110,25 @@ impl Generation {
         Self::build(self.number, Arc::clone(&self.config), directory, Some(self))
     }
 
-    /// Takes over from `previous`: endpoints that are not used any more drain from now on.
-    pub fn relieve(&self, previous: &Self) {
+    /// Takes over from `previous`: endpoints that are not used any more drain from now on,
+    /// the others have the limits of this configuration.
+    pub fn take_over(&self, previous: Option<&Self>) {
         let used: HashSet<u64> = self.endpoints().map(|endpoint| endpoint.number()).collect();
         // One by one and never back and forth: a connection that is given back meanwhile
         // to an endpoint that stays must not be closed.
-        for endpoint in previous.endpoints().chain(self.endpoints()) {
+        for endpoint in previous.into_iter().flat_map(Self::endpoints).chain(self.endpoints()) {
             endpoint.drain(!used.contains(&endpoint.number()));
+        }
+        // Routes may share an endpoint: then the least of their limits holds.
+        let mut limits: HashMap<u64, Option<usize>> = HashMap::new();
+        for route in &self.routes {
+            for endpoint in route.pool.endpoints() {
+                let limit = limits.entry(endpoint.number()).or_default();
+                *limit = (*limit).into_iter().chain(route.settings.max_backend_connections).min();
+            }
+        }
+        for endpoint in self.endpoints() {
+            endpoint.connections().resize(limits.get(&endpoint.number()).copied().flatten());
         }
     }
 

@@ -138,6 +138,10 @@ pub struct BackendStatus {
     /// Why not, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Connections to it, idle ones included.
+    pub connections: usize,
+    /// Requests that wait for one, where `MAX_BACKEND_CONNECTIONS` is reached.
+    pub waiting: usize,
 }
 
 /// How the last reload ended.

@@ -7,8 +7,8 @@
 //! often. Policy only: no I/O, and time and random numbers come as arguments.
 
 pub mod budget;
-mod dice;
 pub mod connections;
+mod dice;
 pub mod discovery;
 pub mod endpoint;
 #[cfg(test)]

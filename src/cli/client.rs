@@ -274,7 +274,7 @@ mod tests {
 
     fn backend(address: &str, state: &str, since: Option<u64>, reason: Option<&str>) -> BackendStatus {
         let (address, state, reason) = (address.to_owned(), state.to_owned(), reason.map(str::to_owned));
-        BackendStatus { address, up: state == "up", state, since, reason }
+        BackendStatus { address, up: state == "up", state, since, reason, ..BackendStatus::default() }
     }
 
     #[test]

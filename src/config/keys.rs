@@ -307,9 +307,20 @@ keys! {
             /// How long a backend that is new or came back takes less than its share: a tenth of it
             /// at first, all of it at the end.
             "SLOW_START", slow_start: Option<Duration> = "off", "seconds", SpanOrOff(span(1, DAY));
-            /// How long an idle connection to a backend is kept for the next request.
+            /// How long an idle connection to a backend is kept for the next request, unless the
+            /// backend itself says less (`Keep-Alive: timeout`).
             "BACKEND_IDLE_TIMEOUT", backend_idle_timeout: Duration = "4s", "seconds",
                 span(1, DAY);
+            /// Idle connections that each worker keeps to one backend; beyond it the oldest is
+            /// closed. 0 keeps none.
+            "BACKEND_IDLE_CONNECTIONS", backend_idle_connections: usize = "128", "connections",
+                Int { min: 0, max: 100_000 };
+            /// Connections to one backend, idle ones included, of all workers together. Requests
+            /// for which there is none wait for up to `QUEUE_TIMEOUT`, ten times as many as the
+            /// limit at most; then the answer is 503. Where routes share a backend the least limit
+            /// holds.
+            "MAX_BACKEND_CONNECTIONS", max_backend_connections: Option<usize> = "off", "connections",
+                IntOrOff(Int { min: 1, max: 1_000_000 });
             /// Fields that tell a backend where a request came from: `X-Forwarded-For`, `-Proto`
             /// and `-Host`, or `Forwarded` of RFC 7239. All that are not named here are removed.
             /// What a peer in `TRUSTED_PROXIES` says is read from `Forwarded` with `rfc7239`, else

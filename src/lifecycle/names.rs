@@ -96,7 +96,7 @@ impl Daemon {
     /// Hands a generation to every worker: from here on new requests meet it.
     pub(super) async fn take_up(&mut self, generation: Generation) -> Result<(), WorkerDied> {
         let generation = Arc::new(generation);
-        generation.relieve(&self.generation);
+        generation.take_over(Some(&self.generation));
         match timeout(ADOPT_PATIENCE, self.workers.adopt(Arc::clone(&generation))).await {
             Ok(adopted) => adopted?,
             Err(_) => {

@@ -141,6 +141,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     resolver.watch(&names::of(&config));
     names::look_up(&mut resolver, &config).await;
     let generation = Arc::new(Generation::build(1, config, &resolver.directory(), None));
+    generation.take_over(None);
 
     let mut workers = Workers::start(threads, &doors.listeners, Arc::clone(&generation), log.clone())
         .map_err(|error| Refusal::System { what: "can't start the workers", error })?;

@@ -79,6 +79,8 @@ impl Daemon {
                 state: state.as_str().to_owned(),
                 since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
                 reason: unresolved.or_else(|| report.why.map(|reason| reason.to_string())),
+                connections: endpoint.connections().open(),
+                waiting: endpoint.connections().waiting(),
             }
         });
         let routes = self.generation.routes().iter().filter(|route| route.pool.fails_open());

@@ -12,13 +12,16 @@ use super::client::Client;
 use super::exchange::{Bounds, Exchange, Failure, Finish, Hold};
 use super::forwarded::Forwarded;
 use super::head::{RequestHead, ResponseHead};
+use super::idle::is_fresh;
 use super::rewrite::Rewrite;
+use super::slot::{self, only_slot};
 use super::story::{Course, Source};
 use super::upstream::{self, Upstream};
 use super::verdict;
 use super::worker::{Worker, budget_spent};
 use crate::admission::quota::Share;
 use crate::balance::budget::{self, Exhausted};
+use crate::balance::connections::Handed;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::load::Lease;
 use crate::balance::pool::{Affinity, Tried};
@@ -28,6 +31,7 @@ use crate::state::Route;
 use crate::telemetry::Text;
 use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
+use crate::transport::stream::Stream;
 
 /// A request with everything that stays the same while it is served.
 pub(super) struct Asked<'a> {
@@ -104,7 +108,7 @@ impl<'a> Asked<'a> {
                     None => Hold::None,
                 },
             };
-            let failure = match self.connect(endpoint, client, &bounds, !replacing).await {
+            let failure = match self.connect(endpoint, client, &bounds, !replacing, course).await {
                 Err(reason) => Failure { reason, failed: Failed::of(reason, Progress::Unsent, false) },
                 Ok(mut connection) => {
                     if !connection.is_reused() {
@@ -211,8 +215,8 @@ impl<'a> Asked<'a> {
         if let Some(kept) = kept {
             let Connected { mut connection, lease } = kept.connected;
             connection.discard();
-            let limit = self.route.settings.backend_idle_timeout;
-            self.worker.idle().put(lease.endpoint(), connection, limit, self.timer.clock().millis());
+            let now = self.timer.clock().millis();
+            self.worker.idle().put(lease.endpoint(), connection, &self.route.settings, now);
         }
     }
 
@@ -236,6 +240,7 @@ impl<'a> Asked<'a> {
         client: &mut impl Client,
         bounds: &Bounds,
         reuse: bool,
+        course: &mut Course<'a>,
     ) -> Result<Upstream, Reason> {
         let now = self.timer.clock().millis();
         if reuse {
@@ -243,11 +248,53 @@ impl<'a> Asked<'a> {
                 return Ok(idle);
             }
         }
-        Box::pin(self.dial(endpoint, client, bounds)).await
+        Box::pin(async {
+            let handed = self.claim(endpoint, client, bounds, course).await?;
+            let slot = match handed {
+                Handed::Connection(parked) if reuse => {
+                    let now = self.timer.clock().millis();
+                    if is_fresh(parked.since, self.head.method.is_idempotent(), now) {
+                        match upstream::adopt(parked, endpoint, now) {
+                            Ok(connection) => return Ok(connection),
+                            Err(slot) => slot,
+                        }
+                    } else {
+                        parked.slot
+                    }
+                }
+                handed => only_slot(handed),
+            };
+            self.dial(endpoint, client, bounds).await.map(|stream| upstream::http(stream, slot))
+        })
+        .await
+    }
+
+    /// Leave to have a connection to `endpoint`.
+    async fn claim(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        client: &mut impl Client,
+        bounds: &Bounds,
+        course: &mut Course<'a>,
+    ) -> Result<Handed, Reason> {
+        let now = self.timer.clock().millis();
+        let remaining = Duration::from_millis(bounds.deadline.saturating_sub(now));
+        let patience = match bounds.hold {
+            // The connection that is waited for may be the one that this very request keeps
+            // an answer on.
+            Hold::All => Duration::ZERO,
+            Hold::Failures | Hold::None => self.worker.generation().config.daemon.queue_timeout.min(remaining),
+        };
+        let queued = &mut course.queue;
+        let claimed = slot::claim(self.worker, endpoint, self.timer, left(client), patience, queued).await;
+        claimed.map_err(|reason| match reason {
+            Reason::BackendConnectionLimit if self.timer.clock().millis() >= bounds.deadline => Reason::RequestTimeout,
+            reason => reason,
+        })
     }
 
     /// A new connection to `endpoint`.
-    async fn dial(&self, endpoint: &Endpoint, client: &mut impl Client, bounds: &Bounds) -> Result<Upstream, Reason> {
+    async fn dial(&self, endpoint: &Endpoint, client: &mut impl Client, bounds: &Bounds) -> Result<Stream, Reason> {
         let now = self.timer.clock().millis();
         let remaining = Duration::from_millis(bounds.deadline.saturating_sub(now));
         let attempt = Duration::from_millis(bounds.attempt.saturating_sub(now));
@@ -264,7 +311,7 @@ impl<'a> Asked<'a> {
             .await;
         // What the request had left was shorter than what an attempt may take: not the backend's fault.
         let late = if limit == remaining { Reason::RequestTimeout } else { Reason::BackendConnectTimeout };
-        outcome.unwrap_or(Err(late)).map(upstream::http)
+        outcome.unwrap_or(Err(late))
     }
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {

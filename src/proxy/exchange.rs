@@ -473,6 +473,7 @@ mod tests {
     use super::super::rewrite::Rewrite;
     use super::super::upstream;
     use super::{Bounds, Client, Exchange, Hold, Progress, Worker};
+    use crate::balance::connections::{Connections, Entry, Slot};
     use crate::config::{Config, Forwarding};
     use crate::state::Generation;
     use crate::transport::stream::{Family, Socket, Stream};
@@ -482,6 +483,11 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
+
+    fn slot() -> Slot {
+        let Entry::Open(slot) = Connections::new().enter() else { panic!("there is no limit") };
+        slot
+    }
 
     /// A connection whose other end has reset it.
     fn reset() -> Stream {
@@ -512,7 +518,7 @@ mod tests {
             let mut client = Http1::new(Socket::new(ours.into(), Family::Unix).into());
             let head = poll_fn(|cx| client.poll_request(cx, 32_768)).await.unwrap().unwrap();
             client.hold();
-            let mut upstream = upstream::http(reset());
+            let mut upstream = upstream::http(reset(), slot());
             upstream.begin(
                 &head,
                 &Forwarded {

@@ -7,8 +7,9 @@
 //!
 //! [`worker`] is a thread that owns its connections, [`accept`] takes them in,
 //! [`connection`] reads requests off one, [`story`] tells what becomes of each, and
-//! `attempts` has backends asked until one answers, and [`verdict`] says what that tells of them. [`probe`] is a health check. What is HTTP/1 on the wire is in
-//! [`http1`] alone.
+//! `attempts` has backends asked until one answers, and [`verdict`] says what that tells
+//! of them; [`probe`] is a health check. Connections to backends are [`upstream`]s, and
+//! [`idle`] between requests. What is HTTP/1 on the wire is in [`http1`] alone.
 
 pub mod accept;
 pub mod admit;
@@ -21,11 +22,13 @@ pub mod exchange;
 pub mod forwarded;
 pub mod head;
 pub mod http1;
+pub mod idle;
 pub mod origin;
 pub mod pace;
 pub mod probe;
 pub mod relay;
 pub mod rewrite;
+mod slot;
 pub mod story;
 pub mod tcp;
 pub mod tunnel;

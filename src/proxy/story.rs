@@ -162,12 +162,8 @@ impl<'a> Asked<'a> {
         let (upstream, switched) = self.attempts(client, course, deadline).await?;
         match switched {
             None => {
-                self.worker.idle().put(
-                    upstream.lease.endpoint(),
-                    upstream.connection,
-                    self.route.settings.backend_idle_timeout,
-                    self.timer.clock().millis(),
-                );
+                let now = self.timer.clock().millis();
+                self.worker.idle().put(upstream.lease.endpoint(), upstream.connection, &self.route.settings, now);
                 Ok(if client.is_read() { After::GoOn } else { After::Linger })
             }
             Some(head) => {

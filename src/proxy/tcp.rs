@@ -5,6 +5,7 @@
 //! that can't be served is closed; there is no language to tell it why. For the choice of
 //! a backend, its latency is the time until it took the connection.
 
+use std::future::pending;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,11 +15,13 @@ use super::admit::admit;
 use super::affinity;
 use super::attempts::may_retry;
 use super::http1::wire::Wire;
+use super::slot::{self, only_slot};
 use super::story::Source;
 use super::tunnel::{self, Patience};
 use super::upstream;
 use super::verdict;
 use super::worker::Worker;
+use crate::balance::connections::Slot;
 use crate::balance::load::Lease;
 use crate::balance::pool::Tried;
 use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step, Terms};
@@ -100,7 +103,7 @@ async fn relay(worker: &Worker, route: &Route, peer: Peer, io: Stream, course: &
         dialled = dial(worker, route, peer, &timer, course) => dialled,
         _ = left.as_mut() => Err(Reason::ClientLeft),
     };
-    let (_lease, backend) = match dialled {
+    let (_lease, _slot, backend) = match dialled {
         Ok(dialled) => dialled,
         Err(reason) => return Err(unserved(&client, reason)),
     };
@@ -139,7 +142,7 @@ async fn dial<'r>(
     peer: Peer,
     timer: &Timer,
     course: &mut Course,
-) -> Result<(Lease<'r>, Stream), Reason> {
+) -> Result<(Lease<'r>, Slot, Stream), Reason> {
     let settings = &route.settings;
     let mut retry = Retry::new(Terms::of(settings));
     let mut tried = Tried::default();
@@ -153,12 +156,16 @@ async fn dial<'r>(
         let endpoint = lease.endpoint();
         course.attempts = course.attempts.saturating_add(1);
         course.backend = Some(Arc::clone(endpoint.identity()));
+        // A client that leaves is seen to by whoever awaits this.
+        let patience = worker.generation().config.daemon.queue_timeout;
+        let claimed = slot::claim(worker, endpoint, timer, pending(), patience, &mut course.queue).await;
+        let slot = claimed.map(only_slot)?;
         let dialled = timer.within(Some(settings.connect_timeout), upstream::connect(endpoint)).await;
         let reason = match dialled.unwrap_or(Err(Reason::BackendConnectTimeout)) {
             Ok(stream) => {
                 verdict::connected(worker, endpoint);
                 affinity::answered(&lease, 0, timer.clock());
-                return Ok((lease, stream));
+                return Ok((lease, slot, stream));
             }
             Err(reason) => reason,
         };

@@ -1,36 +1,26 @@
-//! Upstream: a connection to a backend, and the pool of those that wait.
-//!
-//! Every worker keeps its own idle connections, so borrowing one takes no lock. The
-//! newest is used first; what has waited longer than `BACKEND_IDLE_TIMEOUT`, or has
-//! stirred while it should have been silent, is closed instead of reused.
+//! Upstream: a connection to a backend. Those that wait for the next request are in
+//! [`super::idle`].
 
-use std::cell::RefCell;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use rustc_hash::{FxHashMap, FxHashSet};
-
 use super::echo;
 use super::forwarded::Forwarded;
-use super::head::{Method, RequestHead, ResponseHead};
+use super::head::{Known, Method, RequestHead, ResponseHead};
 use super::http1::encode;
 use super::http1::wire::Wire;
+use super::idle::stated;
 use super::relay::{Fault, Piece, Raw, Sink, Source};
 use super::rewrite::Rewrite;
+use crate::balance::connections::{Parked, Slot};
 use crate::balance::discovery::Ways;
 use crate::balance::endpoint::Endpoint;
 use crate::config::Target;
 use crate::telemetry::Reason;
 use crate::transport::dial::{self, DialError};
-use crate::transport::stream::Stream;
-
-/// Idle connections that a worker keeps for one backend.
-const IDLE_MOST: usize = 128;
-
-/// How long a connection may have been idle to carry a request that must not be
-/// repeated: the shorter, the less likely the backend closes it meanwhile.
-const FRESH: u64 = 1_000;
+use crate::transport::stream::{Family, Socket, Stream};
 
 /// Bytes that are read of an answer only to keep its connection.
 const DISCARDED: usize = 64 * 1024;
@@ -46,6 +36,10 @@ pub enum Upstream {
 #[derive(Debug)]
 pub struct Http1Upstream {
     wire: Wire,
+    /// Leave to be open.
+    slot: Slot,
+    /// How long the backend says it keeps it idle.
+    patience: Option<Duration>,
     /// It has served a request before.
     reused: bool,
     /// The backend would take another request on it.
@@ -76,6 +70,7 @@ impl Upstream {
         let head = outcome?;
         if !head.is_interim() {
             upstream.keep_alive = head.keep_alive;
+            upstream.patience = head.fields.first(Known::KeepAlive).and_then(stated);
         }
         Poll::Ready(Ok(head))
     }
@@ -137,7 +132,40 @@ impl Upstream {
         upstream.wire.io().keep_alive();
     }
 
-    fn is_reusable(&self) -> bool {
+    /// How long the backend says it keeps it idle, less a margin.
+    #[must_use]
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let Self::Http1(upstream) = self;
+        upstream.patience
+    }
+
+    /// Whether anything has come while nothing should.
+    #[must_use]
+    pub(super) fn stirred(&self) -> bool {
+        let Self::Http1(upstream) = self;
+        upstream.wire.io().stirred()
+    }
+
+    /// Its exchange is over: nothing of it need be remembered while it is idle.
+    pub(super) fn rest(&mut self) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.forget_body();
+    }
+
+    /// It is to serve another request.
+    pub(super) fn reuse(&mut self) {
+        let Self::Http1(upstream) = self;
+        upstream.reused = true;
+    }
+
+    /// Takes its socket from this thread, with its slot. It must be idle.
+    pub(super) fn release(self) -> Option<(OwnedFd, Slot)> {
+        let Self::Http1(Http1Upstream { wire, slot, .. }) = self;
+        Some((Rc::into_inner(wire.into_io())?.release()?, slot))
+    }
+
+    /// Whether it can serve another request.
+    pub(super) fn is_reusable(&self) -> bool {
         let Self::Http1(upstream) = self;
         let wire = &upstream.wire;
         upstream.keep_alive
@@ -212,84 +240,6 @@ impl Sink for Upstream {
     }
 }
 
-/// A worker's idle connections.
-#[derive(Debug, Default)]
-pub struct IdlePool {
-    /// By the endpoint's number.
-    by_backend: RefCell<FxHashMap<u64, Vec<Idle>>>,
-}
-
-#[derive(Debug)]
-struct Idle {
-    upstream: Upstream,
-    since: u64,
-    limit: u64,
-}
-
-impl IdlePool {
-    /// The newest connection to `endpoint` that is still good at `now` milliseconds. A
-    /// request that must not be repeated takes only one that was used just now.
-    pub fn take(&self, endpoint: &Endpoint, repeatable: bool, now: u64) -> Option<Upstream> {
-        let mut by_backend = self.by_backend.borrow_mut();
-        let idle = by_backend.get_mut(&endpoint.number())?;
-        while let Some(newest) = idle.last() {
-            let age = now.saturating_sub(newest.since);
-            // Those below are older still.
-            if age >= newest.limit {
-                idle.clear();
-                return None;
-            }
-            if !repeatable && age >= FRESH {
-                return None;
-            }
-            let Idle { mut upstream, .. } = idle.pop()?;
-            let Upstream::Http1(inner) = &mut upstream;
-            if !inner.wire.io().stirred() {
-                inner.reused = true;
-                return Some(upstream);
-            }
-        }
-        None
-    }
-
-    /// Keeps a connection whose exchange is over, if it can serve another.
-    pub fn put(&self, endpoint: &Endpoint, mut upstream: Upstream, limit: Duration, now: u64) {
-        if !upstream.is_reusable() || limit.is_zero() || endpoint.is_draining() {
-            return;
-        }
-        let Upstream::Http1(inner) = &mut upstream;
-        inner.wire.forget_body();
-        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let mut by_backend = self.by_backend.borrow_mut();
-        let entry = Idle { upstream, since: now, limit };
-        match by_backend.get_mut(&endpoint.number()) {
-            Some(idle) if idle.len() < IDLE_MOST => idle.push(entry),
-            Some(_) => {}
-            None => {
-                by_backend.insert(endpoint.number(), vec![entry]);
-            }
-        }
-    }
-
-    /// Closes what leads to none of these endpoints, or to one that drains.
-    pub fn keep_only<'a>(&self, endpoints: impl Iterator<Item = &'a Arc<Endpoint>>) {
-        let kept: FxHashSet<u64> =
-            endpoints.filter(|endpoint| !endpoint.is_draining()).map(|endpoint| endpoint.number()).collect();
-        self.by_backend.borrow_mut().retain(|number, _| kept.contains(number));
-    }
-
-    /// Closes what has waited too long at `now`, and what stirred.
-    pub fn sweep(&self, now: u64) {
-        self.by_backend.borrow_mut().retain(|_, idle| {
-            idle.retain(|entry| {
-                let Upstream::Http1(inner) = &entry.upstream;
-                now.saturating_sub(entry.since) < entry.limit && !inner.wire.io().stirred()
-            });
-            !idle.is_empty()
-        });
-    }
-}
-
 /// Connects to a backend.
 ///
 /// # Errors
@@ -320,6 +270,26 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Stream, Reason> {
 
 /// Makes an HTTP connection of a stream.
 #[must_use]
-pub fn http(stream: Stream) -> Upstream {
-    Upstream::Http1(Http1Upstream { wire: Wire::new(stream), reused: false, keep_alive: false, answered: false })
+pub fn http(stream: Stream, slot: Slot) -> Upstream {
+    let wire = Wire::new(stream);
+    Upstream::Http1(Http1Upstream { wire, slot, patience: None, reused: false, keep_alive: false, answered: false })
+}
+
+/// Takes over a connection that was idle elsewhere, if it is still good at `now`. Only its
+/// slot is left otherwise.
+///
+/// # Errors
+/// The slot.
+pub(super) fn adopt(parked: Parked, endpoint: &Endpoint, now: u64) -> Result<Upstream, Slot> {
+    let family = match endpoint.target() {
+        Target::Unix(_) | Target::Echo => Family::Unix,
+        Target::Ip(_) | Target::Name { .. } | Target::Service(_) => Family::Tcp,
+    };
+    let stream = Stream::from(Socket::new(parked.socket, family));
+    if now >= parked.until || stream.stirred() {
+        return Err(parked.slot);
+    }
+    let mut upstream = http(stream, parked.slot);
+    upstream.reuse();
+    Ok(upstream)
 }

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
+use super::idle::IdlePool;
 use super::story::Source;
-use super::upstream::IdlePool;
 use super::{accept, connection, tcp};
 use crate::admission::gate::Gate;
 use crate::admission::quota::Quota;
+use crate::balance::endpoint::Endpoint;
 use crate::config::Mode;
 use crate::state::{Generation, Limits};
 use crate::telemetry::Limiter;
@@ -69,6 +70,8 @@ pub struct Lane {
     pub load: AtomicUsize,
     /// Grows as the worker turns over.
     pub beat: AtomicU64,
+    /// Somebody waits for a connection that this worker may have idle.
+    pub wanted: Notify,
 }
 
 impl Shared {
@@ -112,6 +115,28 @@ impl Shared {
                 message_id = events::CONNECTIONS_FULL,
                 limit = self.connections.limit(),
                 "MAX_CONNECTIONS are open; new clients wait in the backlog"
+            );
+        }
+    }
+
+    /// Has every worker give up idle connections that somebody waits for.
+    pub fn ask_for_idle(&self) {
+        for lane in &self.lanes {
+            lane.wanted.notify_one();
+        }
+    }
+
+    /// Says, not too often, that a backend has all the connections that it may have.
+    pub fn note_backend_full(&self, endpoint: &Endpoint) {
+        static LIMITER: Limiter = Limiter::new(1);
+        if let Some(suppressed) = LIMITER.admit(std::time::Instant::now()) {
+            tracing::warn!(
+                message_id = events::BACKEND_FULL,
+                backend = &**endpoint.identity(),
+                connections = endpoint.connections().open(),
+                waiting = endpoint.connections().waiting(),
+                suppressed,
+                "the backend has MAX_BACKEND_CONNECTIONS; requests are turned away"
             );
         }
     }
@@ -268,6 +293,7 @@ impl Worker {
                     worker.idle.sweep(worker.clock.millis());
                     splice::trim();
                 }
+                () = worker.lane().wanted.notified() => worker.idle.give_up(),
                 () = worker.emptied.notified() => {}
             }
             if worker.is_draining() && worker.open.get() == 0 && !handing {

@@ -73,6 +73,8 @@ events! {
     BACKEND_ADDRESSES_IGNORED = "029e26a87e17281e11ceba42d3a257c1" ["backend" "addresses" "limit"];
     /// The retry budget of a route is spent; failures go to clients as they are.
     RETRY_BUDGET_SPENT = "98a366e208694458a1b300fa0f993dea" ["route"];
+    /// Requests are turned away because a backend has all the connections that it may have.
+    BACKEND_FULL = "2c5a90c7aac38fc4dd454ff42d0f9320" ["backend" "connections" "waiting"];
     /// Requests are turned away because the queue is full.
     QUEUE_FULL = "bb16e23a0f83124b2a66f7fb454211ec" ["limit"];
     /// A backend died within a response; the client's connection was cut.

@@ -93,6 +93,9 @@ reasons! {
     QueueFull = "queue_full", 503, "connection_limit_reached", Ours;
     /// No permit came free within `QUEUE_TIMEOUT`.
     QueueTimeout = "queue_timeout", 503, "connection_limit_reached", Ours;
+    /// The backend had all the connections that it may have, and none came free within
+    /// `QUEUE_TIMEOUT`, or too many requests waited for one.
+    BackendConnectionLimit = "backend_connection_limit", 503, "connection_limit_reached", Ours;
     /// All `MAX_TUNNELS` permits were taken.
     TunnelLimit = "tunnel_limit", 503, "connection_limit_reached", Ours;
     /// The client left before its answer was whole.

@@ -139,6 +139,17 @@ impl From<Socket> for Stream {
 }
 
 impl Stream {
+    /// The socket without its watch, so that it can change threads; `None` when the runtime
+    /// does not let go of it, and it is closed.
+    #[must_use]
+    pub fn release(self) -> Option<OwnedFd> {
+        match self.watch.into_inner() {
+            Some(Watch::Tcp(socket)) => socket.into_std().ok().map(OwnedFd::from),
+            Some(Watch::Unix(socket)) => socket.into_std().ok().map(OwnedFd::from),
+            None => self.fresh.into_inner(),
+        }
+    }
+
     /// Whether it had to be waited for on this thread before.
     #[must_use]
     pub fn is_watched(&self) -> bool {

@@ -58,6 +58,12 @@ impl Wire {
         &self.io
     }
 
+    /// The stream alone. Whatever was read or is to be written is lost.
+    #[must_use]
+    pub fn into_io(self) -> Rc<Stream> {
+        self.io
+    }
+
     /// Whether bytes were read that belong to no message yet.
     #[must_use]
     pub fn has_input(&self) -> bool {

@@ -34,6 +34,8 @@ mod origin;
 mod pace;
 /// What waits, for whom, and who is blamed when it took too long.
 mod patience;
+/// Connections to backends: how many, how long they are kept, who waits for one.
+mod pools;
 /// Permits, and the queue before them.
 mod queue;
 /// Attempts after a failed one.
