@@ -107,7 +107,8 @@ impl Client {
 
     async fn exchange(&self, server: SocketAddr, name: &str, kind: Kind) -> Result<Answer, Fault> {
         let id = random();
-        let message = question(id, name, kind);
+        // What can't be a name is none.
+        let message = question(id, name, kind).ok_or(Fault::NoName)?;
         let read = |bytes: &[u8]| answer(bytes, id, name, kind);
         match within(self.patience, server, over_udp(server, &message, &read)).await? {
             Answer::Truncated => within(self.patience, server, over_tcp(server, &message, &read)).await,

@@ -1,29 +1,19 @@
 //! Messages of DNS: a question, and the records that answer it.
 //!
-//! An answer comes from a socket and is trusted with nothing: every length is checked,
-//! names are followed backwards only and for a bounded number of steps, and records that
-//! don't belong to the question are left out. Source: RFC 1035 §4, RFC 2782, RFC 6891.
+//! `simple-dns` reads and writes the bytes; which answers count, and which of their records
+//! belong to the question, is decided here. Source: RFC 1035 §4, RFC 2782, RFC 6891.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use simple_dns::rdata::{OPT, RData};
+use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE, header_buffer};
 
 /// Bytes of an answer over UDP that we take, as told to the server; what is larger comes
 /// over TCP. Source: DNS Flag Day 2020.
 pub const UDP_MOST: u16 = 1232;
 
-/// Records of one answer that are read.
-const RECORDS_MOST: u16 = 1024;
-
 /// Aliases that are followed from the name that was asked for.
 const ALIASES_MOST: usize = 16;
-
-/// Bytes of a name on the wire, its lengths and its end included (RFC 1035 §3.1).
-const NAME_MOST: usize = 255;
-
-/// Jumps within one name.
-const JUMPS_MOST: usize = 16;
-
-const CLASS_IN: u16 = 1;
-const TYPE_CNAME: u16 = 5;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +27,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn code(self) -> u16 {
+    const fn code(self) -> TYPE {
         match self {
-            Self::A => 1,
-            Self::Aaaa => 28,
-            Self::Srv => 33,
+            Self::A => TYPE::A,
+            Self::Aaaa => TYPE::AAAA,
+            Self::Srv => TYPE::SRV,
         }
     }
 }
@@ -93,26 +83,16 @@ pub enum Unreadable {
     Malformed,
 }
 
-/// The message that asks for records of `name`, which has labels of 1 to 63 bytes and
-/// 253 bytes in all. The answer can be as large as [`UDP_MOST`].
+/// The message that asks for records of `name`; the answer can be as large as [`UDP_MOST`].
+/// `None` when that can't be a name: it has labels of 1 to 63 bytes and 253 bytes in all.
 #[must_use]
-pub fn question(id: u16, name: &str, kind: Kind) -> Vec<u8> {
-    let mut message = Vec::with_capacity(name.len() + 40);
-    message.extend(id.to_be_bytes());
-    // A standard query, recursion desired; one question, one additional record.
-    message.extend([0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 1]);
-    for label in name.split('.') {
-        message.push(u8::try_from(label.len()).unwrap_or(0));
-        message.extend(label.bytes());
-    }
-    message.push(0);
-    message.extend(kind.code().to_be_bytes());
-    message.extend(CLASS_IN.to_be_bytes());
-    // EDNS(0): the root, type OPT, our size, no flags, no options.
-    message.extend([0, 0, 41]);
-    message.extend(UDP_MOST.to_be_bytes());
-    message.extend([0; 6]);
-    message
+pub fn question(id: u16, name: &str, kind: Kind) -> Option<Vec<u8>> {
+    let mut packet = Packet::new_query(id);
+    packet.set_flags(PacketFlag::RECURSION_DESIRED);
+    let name = Name::new(name).ok()?;
+    packet.questions.push(Question::new(name, QTYPE::TYPE(kind.code()), QCLASS::CLASS(CLASS::IN), false));
+    *packet.opt_mut() = Some(OPT { opt_codes: Vec::new(), udp_packet_size: UDP_MOST, version: 0 });
+    packet.build_bytes_vec().ok()
 }
 
 /// Reads the answer to a question.
@@ -120,56 +100,55 @@ pub fn question(id: u16, name: &str, kind: Kind) -> Vec<u8> {
 /// # Errors
 /// [`Unreadable`]: keep waiting for the real one, or give the server up.
 pub fn answer(bytes: &[u8], id: u16, name: &str, kind: Kind) -> Result<Answer, Unreadable> {
-    let mut reader = Reader { bytes, at: 0 };
-    let read = reader.u16().ok_or(Unreadable::Stray)?;
-    let flags = reader.u16().ok_or(Unreadable::Stray)?;
-    let questions = reader.u16().ok_or(Unreadable::Stray)?;
-    if read != id || flags & 0x8000 == 0 || flags & 0x7800 != 0 {
+    let flag = |flag| header_buffer::has_flags(bytes, flag).unwrap_or(false);
+    if header_buffer::id(bytes) != Ok(id) || !flag(PacketFlag::RESPONSE) {
         return Err(Unreadable::Stray);
     }
-    let count = reader.u16().ok_or(Unreadable::Malformed)?;
-    reader.skip(4).ok_or(Unreadable::Malformed)?;
-    let code = u8::try_from(flags & 0x000f).unwrap_or(0);
-    if questions == 0 && code != 0 {
+    let packet = match Packet::parse(bytes) {
+        Ok(packet) => packet,
+        // What was cut off may not be readable to its end.
+        Err(_) if flag(PacketFlag::TRUNCATION) => return Ok(Answer::Truncated),
+        Err(_) => return Err(Unreadable::Malformed),
+    };
+    let code = packet.rcode() as u8;
+    let failed = packet.rcode() != RCODE::NoError;
+    match packet.questions.as_slice() {
         // A server that could not read the question need not repeat it.
-        return Ok(Answer::Failed(code));
+        [] if failed => return Ok(Answer::Failed(code)),
+        [asked]
+            if packet.opcode() == OPCODE::StandardQuery
+                && plain(&asked.qname).as_deref() == Some(name)
+                && asked.qtype == QTYPE::TYPE(kind.code())
+                && asked.qclass == QCLASS::CLASS(CLASS::IN) => {}
+        _ => return Err(Unreadable::Stray),
     }
-    let asked = reader.name().ok_or(Unreadable::Malformed)?;
-    let (asked_kind, class) = (reader.u16(), reader.u16());
-    if questions != 1 || asked != name || asked_kind != Some(kind.code()) || class != Some(CLASS_IN) {
-        return Err(Unreadable::Stray);
+    match packet.rcode() {
+        RCODE::NoError if flag(PacketFlag::TRUNCATION) => Ok(Answer::Truncated),
+        RCODE::NoError => Ok(select(&packet, name, kind)),
+        RCODE::NameError => Ok(Answer::NoName),
+        _ => Ok(Answer::Failed(code)),
     }
-    match code {
-        0 if flags & 0x0200 != 0 => return Ok(Answer::Truncated),
-        0 => {}
-        3 => return Ok(Answer::NoName),
-        code => return Ok(Answer::Failed(code)),
-    }
-    let resources = (0..count.min(RECORDS_MOST)).map(|_| reader.resource()).collect::<Option<Vec<_>>>();
-    let resources = resources.ok_or(Unreadable::Malformed)?;
-    Ok(select(&resources, asked, kind))
 }
 
 /// The records of the kind that belong to the name, or to what it is an alias of.
-fn select(resources: &[Resource], asked: String, kind: Kind) -> Answer {
-    let mut owner = asked;
+fn select(packet: &Packet<'_>, asked: &str, kind: Kind) -> Answer {
+    let mut owner = asked.to_owned();
     let mut lifetime = u32::MAX;
     for _ in 0..=ALIASES_MOST {
-        let of_owner = || resources.iter().filter(|resource| resource.owner == owner);
-        let (mut records, mut held) = (Vec::new(), lifetime);
-        for resource in of_owner() {
-            match &resource.data {
-                Data::Record(record, of) if *of == kind => {
-                    records.push(record.clone());
-                    held = held.min(resource.lifetime);
-                }
-                _ => {}
+        let (mut records, mut held, mut alias) = (Vec::new(), lifetime, None);
+        for resource in packet.answers.iter().filter(|resource| resource.class == CLASS::IN) {
+            if plain(&resource.name).as_deref() != Some(&owner) {
+                continue;
+            }
+            // RFC 2181 §8: the topmost bit set means that nothing lives.
+            let lives = if resource.ttl > 0x7fff_ffff { 0 } else { resource.ttl };
+            if let RData::CNAME(to) = &resource.rdata {
+                alias = alias.or_else(|| Some((plain(&to.0)?, lives)));
+            } else if let Some(record) = record(&resource.rdata, kind) {
+                records.push(record);
+                held = held.min(lives);
             }
         }
-        let alias = of_owner().find_map(|resource| match &resource.data {
-            Data::Alias(to) => Some((to.clone(), resource.lifetime)),
-            _ => None,
-        });
         match alias {
             Some((to, lives)) if records.is_empty() => {
                 owner = to;
@@ -181,122 +160,36 @@ fn select(resources: &[Resource], asked: String, kind: Kind) -> Answer {
     Answer::Records { records: Vec::new(), lifetime: 0 }
 }
 
-/// A resource record, as far as it matters here.
-struct Resource {
-    owner: String,
-    lifetime: u32,
-    data: Data,
+/// What a record of this kind says; `None` for another one.
+fn record(data: &RData<'_>, kind: Kind) -> Option<Record> {
+    match (data, kind) {
+        (RData::A(record), Kind::A) => Some(Record::Address(Ipv4Addr::from(record.address).into())),
+        (RData::AAAA(record), Kind::Aaaa) => Some(Record::Address(Ipv6Addr::from(record.address).to_canonical())),
+        (RData::SRV(record), Kind::Srv) => Some(Record::Service {
+            priority: record.priority,
+            weight: record.weight,
+            port: record.port,
+            host: plain(&record.target)?,
+        }),
+        _ => None,
+    }
 }
 
-enum Data {
-    Record(Record, Kind),
-    Alias(String),
-    Other,
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn skip(&mut self, n: usize) -> Option<&'a [u8]> {
-        let end = self.at.checked_add(n)?;
-        let taken = self.bytes.get(self.at..end)?;
-        self.at = end;
-        Some(taken)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        Some(u16::from_be_bytes(self.skip(2)?.try_into().ok()?))
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        Some(u32::from_be_bytes(self.skip(4)?.try_into().ok()?))
-    }
-
-    /// A name in lower case, without a final dot.
-    fn name(&mut self) -> Option<String> {
-        let mut name = String::new();
-        // Where reading goes on behind the name, once a jump has been made.
-        let mut behind = None;
-        let mut jumps = 0;
-        loop {
-            let from = self.at;
-            let length = usize::from(*self.skip(1)?.first()?);
-            match length >> 6 {
-                0 if length == 0 => {
-                    self.at = behind.unwrap_or(self.at);
-                    return Some(name);
-                }
-                0 => {
-                    let label = self.skip(length)?;
-                    // What no host name has can't be told from dots and the like.
-                    if name.len() + length + 2 > NAME_MOST || !label.iter().all(|byte| is_plain(*byte)) {
-                        return None;
-                    }
-                    if !name.is_empty() {
-                        name.push('.');
-                    }
-                    name.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
-                }
-                3 => {
-                    let low = usize::from(*self.skip(1)?.first()?);
-                    let to = (length & 0x3f) << 8 | low;
-                    jumps += 1;
-                    if to >= from || jumps > JUMPS_MOST {
-                        return None;
-                    }
-                    behind.get_or_insert(self.at);
-                    self.at = to;
-                }
-                _ => return None,
-            }
+/// A name in lower case, without a final dot. `None` for one that no host has: it could not
+/// be told from others once it is text.
+fn plain(name: &Name<'_>) -> Option<String> {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let mut text = String::new();
+    for label in name.as_bytes() {
+        if !label.iter().all(is_plain) {
+            return None;
         }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
     }
-
-    fn resource(&mut self) -> Option<Resource> {
-        let owner = self.name()?;
-        let (code, class) = (self.u16()?, self.u16()?);
-        let lifetime = match self.u32()? {
-            // RFC 2181 §8: the topmost bit set means nothing lives.
-            seconds if seconds > 0x7fff_ffff => 0,
-            seconds => seconds,
-        };
-        let length = usize::from(self.u16()?);
-        let begins = self.at;
-        self.skip(length)?;
-        let ends = self.at;
-        let data = if class == CLASS_IN { self.data(code, begins, length)? } else { Data::Other };
-        self.at = ends;
-        Some(Resource { owner, lifetime, data })
-    }
-
-    fn data(&mut self, code: u16, begins: usize, length: usize) -> Option<Data> {
-        self.at = begins;
-        let data = match code {
-            1 => {
-                let octets: [u8; 4] = self.skip(length)?.try_into().ok()?;
-                Data::Record(Record::Address(Ipv4Addr::from(octets).into()), Kind::A)
-            }
-            28 => {
-                let octets: [u8; 16] = self.skip(length)?.try_into().ok()?;
-                Data::Record(Record::Address(Ipv6Addr::from(octets).to_canonical()), Kind::Aaaa)
-            }
-            33 => {
-                let (priority, weight, port) = (self.u16()?, self.u16()?, self.u16()?);
-                Data::Record(Record::Service { priority, weight, port, host: self.name()? }, Kind::Srv)
-            }
-            TYPE_CNAME => Data::Alias(self.name()?),
-            _ => return Some(Data::Other),
-        };
-        // A name may be written elsewhere, but it ends where the data does.
-        (self.at == begins + length).then_some(data)
-    }
-}
-
-fn is_plain(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'
+    Some(text)
 }
 
 #[cfg(test)]
@@ -305,7 +198,7 @@ mod tests {
 
     /// An answer to a question of ours, of `count` records.
     fn reply(name: &str, kind: Kind, flags: u16, count: u16, records: &[u8]) -> Vec<u8> {
-        let mut bytes = question(7, name, kind);
+        let mut bytes = question(7, name, kind).unwrap();
         let question_ends = bytes.len() - 11;
         bytes.truncate(question_ends);
         bytes[2..4].copy_from_slice(&flags.to_be_bytes());
@@ -332,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_question_is_what_rfc_1035_says() {
-        let bytes = question(0x1234, "app.test", Kind::A);
+        let bytes = question(0x1234, "app.test", Kind::A).unwrap();
         assert_eq!(bytes[..12], [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
         assert_eq!(&bytes[12..26], b"\x03app\x04test\0\0\x01\0\x01");
         assert_eq!(bytes[26..], [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0][..11]);
