@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::connections::Connections;
 use super::discovery::{Place, Query, Ways};
 use super::load::Load;
+use super::slowness::Gauge;
 use super::standing::{Report, Standing, State};
 use crate::config::{BackendAddress, Target};
 use crate::telemetry::Reason;
@@ -44,6 +45,7 @@ pub struct Endpoint {
     /// Whether a connection made, or an answer, changes anything.
     troubled: AtomicBool,
     load: Load,
+    gauge: Gauge,
 }
 
 impl Endpoint {
@@ -101,6 +103,7 @@ impl Endpoint {
             up_since: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
             load: Load::default(),
+            gauge: Gauge::default(),
         }
     }
 
@@ -231,6 +234,12 @@ impl Endpoint {
     /// Forgets what checks have found: it is not checked any more.
     pub fn unchecked(&self, now: u64) {
         self.change(|standing| standing.unchecked(now));
+    }
+
+    /// How long its answers take, for routes that eject for that.
+    #[must_use]
+    pub fn gauge(&self) -> &Gauge {
+        &self.gauge
     }
 
     /// How it stands.

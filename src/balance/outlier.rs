@@ -19,6 +19,8 @@
 //! its failure begins the next one. Should nothing be heard of it, as when its client left,
 //! another goes after [`PROBE`].
 //!
+//! One that answers, but far too late, is a matter of [`super::slowness`].
+//!
 //! Control alone judges, since it alone sees all pools and no worker decides behind
 //! another's back; the workers only count.
 //!
@@ -43,6 +45,8 @@ pub struct Terms {
     pub time: Duration,
     /// The longest one.
     pub most: Duration,
+    /// How many times slower than the others a backend may be; `None` for any.
+    pub slower: Option<u32>,
 }
 
 /// The backends of a route, and its terms.
@@ -58,8 +62,13 @@ impl Terms {
     /// Those of a route.
     #[must_use]
     pub fn of(settings: &RouteSettings) -> Self {
-        let after = settings.eject_after.map(|after| u32::try_from(after).unwrap_or(u32::MAX));
-        Self { after, time: settings.eject_time, most: settings.eject_time_max }
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            after: settings.eject_after.map(number),
+            time: settings.eject_time,
+            most: settings.eject_time_max,
+            slower: settings.eject_latency.map(number),
+        }
     }
 }
 
@@ -91,8 +100,7 @@ pub fn judge(groups: &[Group<'_>], now: u64) -> usize {
             if failures < after || endpoint.state() != State::Up {
                 continue;
             }
-            let concerned = groups.iter().filter(|group| group.endpoints.len() > 1 && group.has(endpoint));
-            if group.endpoints.len() > 1 && concerned.into_iter().all(|group| group.can_spare(endpoint)) {
+            if can_be_spared(groups, group, endpoint) {
                 let why = format!("{failures} failures in a row, the last one {}", last.unwrap_or_default());
                 endpoint.eject(group.terms.time, group.terms.most, why.into(), now);
                 ejected += 1;
@@ -100,6 +108,12 @@ pub fn judge(groups: &[Group<'_>], now: u64) -> usize {
         }
     }
     ejected
+}
+
+/// Whether each route that has the endpoint beside others can spare it, and `group` is one.
+pub(super) fn can_be_spared(groups: &[Group<'_>], group: &Group<'_>, endpoint: &Endpoint) -> bool {
+    let mut concerned = groups.iter().filter(|group| group.endpoints.len() > 1 && group.has(endpoint));
+    group.endpoints.len() > 1 && concerned.all(|group| group.can_spare(endpoint))
 }
 
 /// A time that an endpoint is left alone. Times are milliseconds of the daemon's clock.
@@ -178,7 +192,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    const TERMS: Terms = Terms { after: Some(5), time: Duration::from_secs(30), most: Duration::from_secs(300) };
+    const TERMS: Terms =
+        Terms { after: Some(5), time: Duration::from_secs(30), most: Duration::from_secs(300), slower: None };
 
     fn endpoints(count: u16) -> Vec<Arc<Endpoint>> {
         let at = |index| Target::Ip(format!("127.0.0.1:{}", 4000 + index).parse().unwrap());

@@ -360,6 +360,11 @@ keys! {
             /// answers of a status. A refused connection never ejects: a backend that takes none
             /// is passed over anyway, and tried again every second.
             "EJECT_ON", eject_on: Vec<EjectOn> = "reset,timeout", "", eject_on();
+            /// How many times longer than those of the others a backend's answers may take: one that
+            /// is slower for ten seconds, and by more than 100 ms, is ejected too. Not for routes
+            /// where backends are asked for different things. `off` ejects for no latency.
+            "EJECT_LATENCY", eject_latency: Option<usize> = "off", "times",
+                IntOrOff(Int { min: 2, max: 1000 });
             /// How long a backend is first ejected; doubled each time it is ejected again. Then
             /// one request probes it: its answer brings the backend back.
             "EJECT_TIME", eject_time: Duration = "30s", "seconds", span(1, DAY);

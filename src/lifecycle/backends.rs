@@ -19,6 +19,7 @@ use super::checker::Checked;
 use super::control::Daemon;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::outlier::{self, Group, Terms};
+use crate::balance::slowness::Slowness;
 use crate::balance::standing::{Report, State};
 use crate::proxy::probe::Miss;
 use crate::state::Generation;
@@ -43,6 +44,7 @@ pub(super) struct Ledger {
     /// Routes that were said to fail open.
     open: HashSet<Arc<str>>,
     looked: Option<Instant>,
+    slowness: Slowness,
 }
 
 /// What was said of one backend, and how often one may speak of it.
@@ -78,7 +80,7 @@ impl Told {
 impl Ledger {
     /// Nothing was told yet.
     pub(super) fn new(stirred: Arc<Notify>) -> Ledger {
-        Ledger { stirred, told: HashMap::new(), open: HashSet::new(), looked: None }
+        Ledger { stirred, told: HashMap::new(), open: HashSet::new(), looked: None, slowness: Slowness::default() }
     }
 
     /// Resolves when a worker has seen something of a backend, but not too often. Nothing
@@ -90,15 +92,15 @@ impl Ledger {
         self.stirred.notified().await;
     }
 
+    /// Judges by how long answers took, once a second.
+    pub(super) fn second(&mut self, generation: &Generation, now: u64) {
+        self.slowness.judge(&groups(generation), now);
+    }
+
     /// Judges the backends of a generation at `now` milliseconds and tells what is new.
     pub(super) fn look(&mut self, generation: &Generation, now: u64) {
         self.looked = Some(Instant::now());
-        let groups: Vec<Group<'_>> = generation
-            .routes()
-            .iter()
-            .map(|route| Group { terms: Terms::of(&route.settings), endpoints: route.pool.endpoints() })
-            .collect();
-        outlier::judge(&groups, now);
+        outlier::judge(&groups(generation), now);
         for endpoint in generation.endpoints() {
             self.tell(endpoint, now);
         }
@@ -151,6 +153,12 @@ impl Ledger {
             State::Up => info!(message_id = events::BACKEND_UP, backend, was = was.as_str(), missed, "backend up"),
         }
     }
+}
+
+/// The backends of each route.
+fn groups(generation: &Generation) -> Vec<Group<'_>> {
+    let routes = generation.routes().iter();
+    routes.map(|route| Group { terms: Terms::of(&route.settings), endpoints: route.pool.endpoints() }).collect()
 }
 
 impl Daemon {

@@ -187,6 +187,7 @@ impl Daemon {
     }
 
     fn tick(&mut self, notifier: &mut Notifier) {
+        self.ledger.second(&self.generation, self.workers.millis());
         self.look_at_backends();
         self.pulse.take(self.workers.snapshot());
         let line = self.live_line();

@@ -148,6 +148,7 @@ impl<'a> Asked<'a> {
                     match outcome {
                         Ok(finish) => {
                             verdict::answered(self.worker, settings, endpoint, course.status);
+                            verdict::took(endpoint, exchange.took);
                             let switched = match finish {
                                 Finish::Complete | Finish::Held(_) => None,
                                 Finish::Switch(head) => Some(head),

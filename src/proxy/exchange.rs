@@ -127,6 +127,10 @@ pub struct Exchange<'a, C> {
     pub status: u16,
     /// Whom to tell how long that took.
     lease: Option<&'a Lease<'a>>,
+    /// When the request had been sent whole, where that is of interest.
+    sent: Option<u64>,
+    /// Milliseconds from then to the head of the answer.
+    pub took: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +198,8 @@ impl<'a, C: Client> Exchange<'a, C> {
             asks: head.version != Version::Http10 && head.fields.first(Known::Expect).is_some(),
             status: 0,
             lease: None,
+            sent: None,
+            took: None,
         }
     }
 
@@ -275,7 +281,10 @@ impl<'a, C: Client> Exchange<'a, C> {
         let mut client_waits = false;
         if self.upload == Upload::Going {
             match self.up.turn(cx, self.client, self.upstream) {
-                Turn::Done => self.upload = Upload::Done,
+                Turn::Done => {
+                    self.upload = Upload::Done;
+                    self.sent = self.settings.eject_latency.map(|_| self.timer.clock().millis());
+                }
                 Turn::Waits(end) => client_waits = end == End::Source,
                 Turn::Failed(..) if self.answer == Answer::Whole => self.upload = Upload::Stopped,
                 Turn::Failed(End::Source, Fault::Malformed(reason)) => return Poll::Ready(Err(reason)),
@@ -367,6 +376,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         if let Some(lease) = self.lease {
             affinity::answered(lease, head.status, self.timer.clock());
         }
+        self.took = self.sent.map(|sent| self.timer.clock().millis().saturating_sub(sent));
         self.client.release();
         self.client.answer(head, last);
         self.answer = Answer::Going;

@@ -54,6 +54,14 @@ pub fn answered(worker: &Worker, settings: &RouteSettings, endpoint: &Endpoint, 
     }
 }
 
+/// The head of an answer came so many milliseconds after the request was sent, if that was
+/// measured.
+pub fn took(endpoint: &Endpoint, millis: Option<u64>) {
+    if let Some(millis) = millis {
+        endpoint.gauge().add(millis);
+    }
+}
+
 /// An attempt failed. `aged` says that it did since its connection, which had served a
 /// request before, had ended meanwhile.
 #[cold]

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -151,6 +151,10 @@ pub enum Mood {
     Resets,
     /// It says nothing, and keeps the connection.
     Hangs,
+    /// It answers with 200 after so many milliseconds.
+    Lags(u64),
+    /// It answers with 200 and with 500 in turn.
+    Flaps,
 }
 
 /// A backend that serves by itself, each request by its mood at that moment.
@@ -164,6 +168,7 @@ struct Shared {
     /// For requests, and for those of [`CHECKED`].
     moods: Mutex<(Mood, Mood)>,
     asked: AtomicUsize,
+    flaps: AtomicBool,
     checks: Mutex<Vec<Head>>,
     more: Condvar,
 }
@@ -179,6 +184,7 @@ impl Moody {
         let shared = Arc::new(Shared {
             moods: Mutex::new((Mood::Answers(200), Mood::Answers(200))),
             asked: AtomicUsize::new(0),
+            flaps: AtomicBool::new(false),
             checks: Mutex::default(),
             more: Condvar::new(),
         });
@@ -240,8 +246,20 @@ fn serve(mut peer: Peer, shared: &Shared) {
                 peer.expect_gone();
                 return;
             }
-            // Whoever asked may have gone meanwhile.
-            Mood::Answers(status) => drop(peer.try_send(format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok"))),
+            Mood::Answers(status) => answer(&mut peer, status),
+            Mood::Lags(millis) => {
+                peer.pause(Duration::from_millis(millis));
+                answer(&mut peer, 200);
+            }
+            Mood::Flaps => {
+                let even = shared.flaps.fetch_xor(true, Ordering::SeqCst);
+                answer(&mut peer, if even { 200 } else { 500 });
+            }
         }
     }
+}
+
+fn answer(peer: &mut Peer, status: u16) {
+    // Whoever asked may have gone meanwhile.
+    let _ = peer.try_send(format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok"));
 }

@@ -188,3 +188,20 @@ fn a_reload_keeps_an_ejection() {
     assert_eq!(standing(&daemon, &bad)["reason"], shown["reason"]);
     assert_eq!(ejections(&daemon, &bad).len(), 1, "and is not told again");
 }
+
+#[test]
+fn a_backend_far_slower_than_the_others_is_ejected_where_that_is_asked_for() {
+    let (good, slow) = (Moody::new(), Moody::new());
+    slow.set(Mood::Lags(150));
+    let daemon = before(&[&good, &slow]).set("EJECT_LATENCY", 5).set("ACCESS_LOG", "off").start();
+    // Enough of both each second, until ten seconds have been slow.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| eject(&daemon, &slow));
+        }
+    });
+    let [record] = ejections(&daemon, &slow).try_into().unwrap();
+    let reason = record["reason"].as_str().unwrap();
+    assert!(reason.starts_with("answers take 1"), "{reason}");
+    assert!(ejections(&daemon, &good).is_empty());
+}
