@@ -91,6 +91,9 @@ pub struct Status {
     pub retries: u64,
     /// Attempts that were not made because `RETRY_BUDGET` was spent, since the start.
     pub retries_over_budget: u64,
+    /// Attempts that were not made because the request's body was larger than
+    /// `RETRY_BODY_LIMIT` or found no memory, since the start.
+    pub retries_without_body: u64,
     /// Bytes that were spliced since the start, in both directions; counted when the
     /// request, tunnel or connection that they were of has ended.
     pub bytes_spliced: u64,

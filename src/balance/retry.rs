@@ -148,7 +148,7 @@ impl<'a> Retry<'a> {
             self.replaced = true;
             return Step::Replace;
         }
-        if self.left == 0 || !failed.cause.is_some_and(|cause| self.terms.on.contains(&cause)) {
+        if !self.wants(failed) {
             return Step::Answer;
         }
         self.left -= 1;
@@ -157,6 +157,12 @@ impl<'a> Retry<'a> {
         self.backoff = self.backoff.saturating_mul(2).min(most);
         // On top of what is asked for, so that those told at the same time come back spread.
         Step::Wait(failed.after.unwrap_or_default().saturating_add(wait).min(most))
+    }
+
+    /// Whether there would be another attempt if the request could be made again.
+    #[must_use]
+    pub fn wants(&self, failed: Failed) -> bool {
+        self.is_left() && failed.cause.is_some_and(|cause| self.terms.on.contains(&cause))
     }
 
     /// Whether there is another attempt to make.

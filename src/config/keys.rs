@@ -396,6 +396,11 @@ keys! {
             /// little traffic is nothing.
             "RETRY_BUDGET_MIN", retry_budget_min: usize = "10/s", "retries a second",
                 Rate { min: 0, max: 1_000_000 };
+            /// Largest request body that is kept until it is answered, so that it can be sent
+            /// again; requests with a larger one, and those that find no memory left in the 64 MiB
+            /// which all together may take, are tried again only if nothing was sent.
+            "RETRY_BODY_LIMIT", retry_body_limit: usize = "64KiB", "bytes",
+                Size { min: 0, max: 16 * 1024 * 1024 };
         }
         "Timeouts" {
             /// Time for a connection to a backend to stand; then another attempt follows.

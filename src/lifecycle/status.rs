@@ -103,6 +103,7 @@ impl Daemon {
             requests: now.requests(),
             retries: now.retries,
             retries_over_budget: now.retries_over_budget,
+            retries_without_body: now.retries_without_body,
             bytes_spliced: now.bytes_spliced,
             requests_per_second: self.pulse.rates.requests_per_second,
             p50_us: micros(self.pulse.rates.p50),

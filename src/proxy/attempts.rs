@@ -126,7 +126,7 @@ impl<'a> Asked<'a> {
                         let step = if exchange.is_failure(&head) {
                             let failed = Failed::status(head.status, retry_after(&head));
                             let allowance = Allowance { idempotent, replayable: exchange.is_replayable() };
-                            retry.next(failed, allowance, fastrand::f64())
+                            self.next(&mut retry, failed, allowance)
                         } else {
                             Step::Answer
                         };
@@ -169,7 +169,7 @@ impl<'a> Asked<'a> {
             verdict::failed(self.worker, settings, endpoint, reason, failure.failed.stale);
             failed = Some(reason);
             let allowance = Allowance { idempotent, replayable: client.is_held() };
-            match retry.next(failure.failed, allowance, fastrand::f64()) {
+            match self.next(&mut retry, failure.failed, allowance) {
                 Step::Replace => again = Some(lease),
                 step => {
                     let leave = self.leave(step, deadline).ok_or(reason)?;
@@ -219,6 +219,14 @@ impl<'a> Asked<'a> {
             let now = self.timer.clock().millis();
             self.worker.idle().put(lease.endpoint(), connection, &self.route.settings, now);
         }
+    }
+
+    /// What to do after a failure.
+    fn next(&self, retry: &mut Retry<'_>, failed: Failed, allowance: Allowance) -> Step {
+        if failed.progress == Progress::Sent && allowance.idempotent && !allowance.replayable && retry.wants(failed) {
+            self.worker.counters().retries_without_body.add(1);
+        }
+        retry.next(failed, allowance, fastrand::f64())
     }
 
     /// Leave for the attempt that a step asks for, if there may be one.

@@ -23,8 +23,8 @@ pub struct Own<'a> {
 
 /// One request's client: the source of its body and the sink of its answer.
 pub trait Client: Source + Sink {
-    /// Holds the body as it is consumed, so that it can be sent again.
-    fn hold(&mut self);
+    /// Holds the body as it is consumed, up to so many bytes, so that it can be sent again.
+    fn hold(&mut self, most: usize);
 
     /// Stops holding the body.
     fn release(&mut self);

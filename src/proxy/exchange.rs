@@ -527,7 +527,7 @@ mod tests {
             theirs.write_all("0000000000000001\r\nx\r\n".repeat(chunks).as_bytes()).unwrap();
             let mut client = Http1::new(Socket::new(ours.into(), Family::Unix).into());
             let head = poll_fn(|cx| client.poll_request(cx, 32_768)).await.unwrap().unwrap();
-            client.hold();
+            client.hold(100);
             let mut upstream = upstream::http(reset(), slot());
             upstream.begin(
                 &head,

@@ -158,7 +158,7 @@ impl<'a> Asked<'a> {
     async fn serve<C: Client>(&self, client: &mut C, course: &mut Course<'a>) -> Result<After, Reason> {
         let deadline = self.until(self.route.settings.request_timeout);
         let permit = admit(self.worker, self.timer, left(client), &mut course.queue).await?;
-        client.hold();
+        client.hold(self.route.settings.retry_body_limit);
         let (upstream, switched) = self.attempts(client, course, deadline).await?;
         match switched {
             None => {

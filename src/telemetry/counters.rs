@@ -109,6 +109,9 @@ counters! {
     tunnels,
     /// Attempts after the first one, since the start.
     retries,
+    /// Attempts that were not made because the request's body was no longer there, since the
+    /// start.
+    retries_without_body,
     /// Attempts that were not made because the retry budget was spent, since the start.
     retries_over_budget,
     /// Bytes read from clients since the start.

@@ -5,6 +5,7 @@
 //! memory follows the number of messages under way, not of connections.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes in a buffer from the pool. 16 KiB holds nearly every head together with the
 /// start of its body.
@@ -61,6 +62,10 @@ pub fn recycle(mut vector: Vec<u8>) {
     });
 }
 
+/// Bytes that may still be given to buffers which hold more than others: 64 MiB in all,
+/// over all threads.
+static EXTRA: AtomicUsize = AtomicUsize::new(64 * 1024 * 1024);
+
 /// A buffer whose filled part is `start..end`.
 ///
 /// Every accessor is total: a position outside the buffer yields an empty slice.
@@ -69,6 +74,8 @@ pub struct Buffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes of it that are of [`EXTRA`].
+    extra: usize,
 }
 
 impl Buffer {
@@ -76,7 +83,7 @@ impl Buffer {
     #[must_use]
     pub fn take() -> Self {
         let bytes = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_else(|| vec![0; SIZE]);
-        Self { bytes, start: 0, end: 0 }
+        Self { bytes, start: 0, end: 0, extra: 0 }
     }
 
     /// An empty buffer of [`WIDE`] bytes, or of [`SIZE`] when this thread has too many wide
@@ -92,7 +99,7 @@ impl Buffer {
             })
         });
         match bytes.ok().flatten() {
-            Some(bytes) => Self { bytes, start: 0, end: 0 },
+            Some(bytes) => Self { bytes, start: 0, end: 0, extra: 0 },
             None => Self::take(),
         }
     }
@@ -146,7 +153,7 @@ impl Buffer {
     pub fn rest(&mut self) {
         if self.bytes.len() >= SIZE && self.len() <= SIZE / 8 {
             let bytes = self.filled().to_vec();
-            *self = Self { start: 0, end: bytes.len(), bytes };
+            *self = Self { start: 0, end: bytes.len(), bytes, extra: 0 };
         }
     }
 
@@ -168,6 +175,18 @@ impl Buffer {
             }
             self.bytes.resize(size, 0);
         }
+    }
+
+    /// The same for bytes that are held though they were dealt with, for which there is
+    /// little memory in all: `false` when that is used up.
+    pub fn extend(&mut self, size: usize) -> bool {
+        let more = size.saturating_sub(self.bytes.len());
+        let taken = EXTRA.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(more));
+        if taken.is_ok() {
+            self.extra += more;
+            self.grow(size);
+        }
+        taken.is_ok()
     }
 
     /// Copies as many of `bytes` behind the filled part as fit; says how many.
@@ -202,6 +221,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.extra > 0 {
+            EXTRA.fetch_add(self.extra, Ordering::Relaxed);
+        }
         if self.bytes.len() == SIZE {
             let bytes = std::mem::take(&mut self.bytes);
             // The pool is gone when the thread ends: the bytes then go the usual way.
@@ -257,6 +279,19 @@ mod tests {
         assert_eq!(buffer.append(b"y"), 0);
         buffer.grow(SIZE + 1);
         assert_eq!(buffer.append(b"yz"), 1);
+    }
+
+    #[test]
+    fn what_is_held_beyond_a_buffer_is_bounded_over_all_of_them() {
+        let mut buffer = Buffer::take();
+        assert!(!buffer.extend(SIZE + 64 * 1024 * 1024 + 1));
+        assert_eq!(buffer.capacity(), SIZE);
+        // What was given comes back, or there would be an end to this.
+        for _ in 0..200 {
+            let mut buffer = Buffer::take();
+            assert!(buffer.extend(1024 * 1024));
+            assert_eq!(buffer.spare().len(), 1024 * 1024);
+        }
     }
 
     #[test]

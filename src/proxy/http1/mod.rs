@@ -181,8 +181,8 @@ impl Sink for Http1 {
 }
 
 impl Client for Http1 {
-    fn hold(&mut self) {
-        self.wire.hold();
+    fn hold(&mut self, most: usize) {
+        self.wire.hold(most);
     }
 
     fn release(&mut self) {

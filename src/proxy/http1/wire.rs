@@ -27,8 +27,10 @@ pub struct Wire {
     data: usize,
     raw: usize,
     decoder: Decoder,
-    /// Consumed body is held while it fits, so that it can be sent again.
+    /// Consumed body is held, so that it can be sent again.
     holding: bool,
+    /// Up to so many bytes.
+    hold_most: usize,
     /// Bytes of a head that were searched for its end.
     searched: usize,
     output: Output,
@@ -48,6 +50,7 @@ impl Wire {
             raw: 0,
             decoder: Decoder::new(Framing::Empty),
             holding: false,
+            hold_most: 0,
             searched: 0,
         }
     }
@@ -186,9 +189,11 @@ impl Wire {
         self.raw = 0;
     }
 
-    /// Holds consumed bytes of the body from here on, for as long as they fit the buffer.
-    pub fn hold(&mut self) {
+    /// Holds consumed bytes of the body from here on, until they are more than `most`, or
+    /// more than there is memory for.
+    pub fn hold(&mut self, most: usize) {
         self.holding = true;
+        self.hold_most = most;
     }
 
     /// Stops holding.
@@ -289,17 +294,37 @@ impl Wire {
 
     /// Makes room for more of a body.
     fn make_room(&mut self) {
-        let Some(input) = self.input.as_mut() else { return };
+        self.holding = self.holding && self.has_room_to_hold();
         if !self.holding {
-            self.drop_decoded();
-        } else if input.len() >= buffer::SIZE && self.raw == input.len() {
-            // All is data; what lies before `lent` is consumed. It is too much to hold.
-            self.holding = false;
             self.drop_decoded();
         }
         if let Some(input) = self.input.as_mut() {
             input.compact();
         }
+    }
+
+    /// Whether there is room for more of a body, or some can be made, with all of it held.
+    /// One that is going to be too much is held only while that takes no more than a body
+    /// which is not held.
+    fn has_room_to_hold(&mut self) -> bool {
+        let Some(input) = self.input.as_mut() else { return true };
+        if self.raw == input.len() {
+            // Framing behind the data, which has been dealt with.
+            input.truncate(self.data);
+            self.raw = self.data;
+        }
+        if input.len() < buffer::SIZE {
+            return true;
+        }
+        let left = self.decoder.announced().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
+        let whole = self.data.saturating_add(left.unwrap_or(0));
+        if whole > self.hold_most {
+            return false;
+        }
+        input.compact();
+        // With the framing between, if there is some.
+        let wanted = if left.is_some() { whole } else { input.capacity().saturating_mul(2) };
+        !input.spare().is_empty() || input.extend(wanted.min(self.hold_most.saturating_add(buffer::SIZE)))
     }
 }
 
@@ -337,6 +362,7 @@ impl Source for Wire {
 
     fn consume(&mut self, n: usize) {
         self.lent = self.lent.saturating_add(n).min(self.data);
+        self.holding &= self.lent <= self.hold_most;
     }
 
     fn raw_source(&self) -> Option<Raw<'_>> {

@@ -38,6 +38,8 @@ mod patience;
 mod pools;
 /// Permits, and the queue before them.
 mod queue;
+/// Bodies that are kept, to be sent again.
+mod replay;
 /// Attempts after a failed one.
 mod retries;
 /// What an outage makes of retries.

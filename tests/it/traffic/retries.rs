@@ -337,6 +337,7 @@ fn a_body_no_longer_held_is_not_sent_again() {
     client.response().assert_refusal(502, "backend_reset");
     second.expect_none();
     assert_eq!(attempts(&daemon, "/long"), 1);
+    assert_eq!(daemon.status()["retries_without_body"], 1);
 }
 
 #[test]
