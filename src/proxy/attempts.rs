@@ -50,31 +50,12 @@ pub(super) struct Asked<'a> {
 }
 
 /// What attempts have come to: the connection, and the head that ends HTTP on it, if one does.
-pub(super) type Answered<'a> = (Connected<'a>, Option<ResponseHead>);
+pub(super) type Answered<'a> = (Connected<'a>, Option<Box<ResponseHead>>);
 
 impl<'a> Asked<'a> {
-    /// Makes attempts until one is answered or the rules say to stop.
+    /// Makes attempts until one is answered or the rules say to stop. An answer that another
+    /// attempt was to make good is left in `kept`.
     pub async fn attempts<C: Client>(
-        &self,
-        client: &mut C,
-        course: &mut Course<'a>,
-        deadline: u64,
-    ) -> Result<Answered<'a>, Reason> {
-        let mut kept = None;
-        match self.rounds(client, course, deadline, &mut kept).await {
-            // What a backend said is better than anything of ours.
-            Err(reason) if course.status == 0 && reason.side() != Side::Client && reason != Reason::RequestTimeout => {
-                match kept {
-                    Some(kept) => Box::pin(self.hand_on(kept, client, course, deadline)).await,
-                    None => Err(reason),
-                }
-            }
-            outcome => outcome,
-        }
-    }
-
-    /// The attempts. An answer that another attempt was to make good is left in `kept`.
-    async fn rounds<C: Client>(
         &self,
         client: &mut C,
         course: &mut Course<'a>,
@@ -88,7 +69,7 @@ impl<'a> Asked<'a> {
         let mut failed: Option<Reason> = None;
         let mut again: Option<Lease<'a>> = None;
         self.route.budget.deposit(self.worker.index(), self.timer.clock().millis());
-        loop {
+        'attempts: loop {
             let replacing = again.is_some();
             let Some(lease) = again.take().or_else(|| self.pick(&mut tried)) else {
                 return Err(failed.unwrap_or(Reason::BackendsDown));
@@ -120,9 +101,10 @@ impl<'a> Asked<'a> {
                     let mut exchange =
                         Exchange::new(client, &mut connection, self.head, settings, self.timer, bounds, self.worker)
                             .timed_by(&lease);
-                    let mut outcome = exchange.run().await;
-                    course.bytes_in = course.bytes_in.max(exchange.bytes_in());
-                    if let Ok(Finish::Held(head)) = outcome {
+                    let outcome = loop {
+                        let outcome = exchange.run().await;
+                        course.bytes_in = course.bytes_in.max(exchange.bytes_in());
+                        let Ok(Finish::Held(head)) = outcome else { break outcome };
                         let step = if exchange.is_failure(&head) {
                             let failed = Failed::status(head.status, retry_after(&head));
                             let allowance = Allowance { idempotent, replayable: exchange.is_replayable() };
@@ -137,13 +119,11 @@ impl<'a> Asked<'a> {
                             self.let_go(kept.replace(Box::new(answer)));
                             Box::pin(leave.taken(client)).await?;
                             client.rewind();
-                            continue;
+                            continue 'attempts;
                         }
                         self.let_go(kept.take());
                         exchange.pass(&head);
-                        outcome = exchange.run().await;
-                        course.bytes_in = course.bytes_in.max(exchange.bytes_in());
-                    }
+                    };
                     course.status = exchange.status;
                     match outcome {
                         Ok(finish) => {
@@ -173,6 +153,8 @@ impl<'a> Asked<'a> {
                 Step::Replace => again = Some(lease),
                 step => {
                     let leave = self.leave(step, deadline).ok_or(reason)?;
+                    // Nothing is asked of that backend meanwhile.
+                    drop(lease);
                     Box::pin(leave.taken(client)).await?;
                 }
             }
@@ -180,14 +162,20 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Passes on the answer of an earlier attempt, since none after it was answered.
-    async fn hand_on<C: Client>(
+    /// Passes on the answer of an earlier attempt, if there is one, since those after it came
+    /// to nothing: what a backend said is better than anything of ours.
+    #[cold]
+    pub async fn hand_on<C: Client>(
         &self,
-        kept: Box<Kept<'a>>,
+        kept: Option<Box<Kept<'a>>>,
+        reason: Reason,
         client: &mut C,
         course: &mut Course<'a>,
         deadline: u64,
     ) -> Result<Answered<'a>, Reason> {
+        let kept =
+            kept.filter(|_| course.status == 0 && reason.side() != Side::Client && reason != Reason::RequestTimeout);
+        let Some(kept) = kept else { return Err(reason) };
         let Kept { head, mut connected } = *kept;
         let settings = &self.route.settings;
         let endpoint = connected.lease.endpoint();
@@ -378,8 +366,8 @@ impl Leave<'_> {
 }
 
 /// An answer that another attempt was to make good.
-struct Kept<'a> {
-    head: ResponseHead,
+pub(super) struct Kept<'a> {
+    head: Box<ResponseHead>,
     connected: Connected<'a>,
 }
 

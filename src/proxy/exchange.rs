@@ -46,15 +46,16 @@ const UNWATCHED: u64 = 50;
 /// seconds (RFC 2518 §10.1 on 102) reaches this after 21 minutes.
 const INTERIMS: u8 = 64;
 
-/// How an exchange ended that did not fail.
+/// How an exchange ended that did not fail. Heads are few here, and boxed, since this is
+/// moved about.
 #[derive(Debug)]
 pub enum Finish {
     /// The answer went out whole.
     Complete,
     /// The backend agreed to another protocol.
-    Switch(ResponseHead),
+    Switch(Box<ResponseHead>),
     /// The head of the answer has come and is held back; [`Exchange::pass`] has it go on.
-    Held(ResponseHead),
+    Held(Box<ResponseHead>),
 }
 
 /// Which answers are held back.
@@ -320,9 +321,13 @@ impl<'a, C: Client> Exchange<'a, C> {
                 }
                 Poll::Ready(Ok(head)) if head.status == 101 => {
                     let agreed = head.agrees_to(self.head);
-                    return Poll::Ready(if agreed { Ok(Finish::Switch(head)) } else { Err(Reason::BackendMalformed) });
+                    return Poll::Ready(if agreed {
+                        Ok(Finish::Switch(Box::new(head)))
+                    } else {
+                        Err(Reason::BackendMalformed)
+                    });
                 }
-                Poll::Ready(Ok(head)) if self.holds(&head) => return Poll::Ready(Ok(Finish::Held(head))),
+                Poll::Ready(Ok(head)) if self.holds(&head) => return Poll::Ready(Ok(Finish::Held(Box::new(head)))),
                 Poll::Ready(Ok(head)) => self.begin(&head),
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(backend(fault, false))),
                 Poll::Pending => {

@@ -159,7 +159,11 @@ impl<'a> Asked<'a> {
         let deadline = self.until(self.route.settings.request_timeout);
         let permit = admit(self.worker, self.timer, left(client), &mut course.queue).await?;
         client.hold(self.route.settings.retry_body_limit);
-        let (upstream, switched) = self.attempts(client, course, deadline).await?;
+        let mut kept = None;
+        let (upstream, switched) = match self.attempts(client, course, deadline, &mut kept).await {
+            Ok(answered) => answered,
+            Err(reason) => Box::pin(self.hand_on(kept, reason, client, course, deadline)).await?,
+        };
         match switched {
             None => {
                 let now = self.timer.clock().millis();
