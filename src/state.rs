@@ -86,7 +86,12 @@ impl Generation {
                     registry.members(backend, directory, check)
                 });
                 let secret = (settings.balance == Balance::Sticky).then(|| *SECRET);
-                let terms = Terms { balance: settings.balance.clone(), slow_start: settings.slow_start, secret };
+                let terms = Terms {
+                    balance: settings.balance.clone(),
+                    slow_start: settings.slow_start,
+                    limited: settings.max_backend_connections.is_some(),
+                    secret,
+                };
                 let pool = Pool::new(members.collect(), &terms);
                 let cookie = match (&settings.sticky_cookie, secret) {
                     (Auto::Is(name), _) => name.clone(),
@@ -110,10 +115,11 @@ impl Generation {
         Self::build(self.number, Arc::clone(&self.config), directory, Some(self))
     }
 
-    /// Takes over from `previous`: endpoints that are not used any more drain from now on,
-    /// the others have the limits of this configuration.
+    /// Takes over from `previous`: endpoints that are not used any more, or whose weight is
+    /// zero everywhere, drain from now on; all have the limits of this configuration.
     pub fn take_over(&self, previous: Option<&Self>) {
-        let used: HashSet<u64> = self.endpoints().map(|endpoint| endpoint.number()).collect();
+        let taking = self.routes.iter().flat_map(|route| route.pool.taking());
+        let used: HashSet<u64> = taking.map(|endpoint| endpoint.number()).collect();
         // One by one and never back and forth: a connection that is given back meanwhile
         // to an endpoint that stays must not be closed.
         for endpoint in previous.into_iter().flat_map(Self::endpoints).chain(self.endpoints()) {

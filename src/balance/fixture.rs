@@ -26,7 +26,7 @@ pub(super) fn backup(number: usize) -> Member {
 }
 
 pub(super) fn terms(balance: Balance) -> Terms {
-    Terms { balance, slow_start: None, secret: Some(SECRET) }
+    Terms { balance, slow_start: None, limited: false, secret: Some(SECRET) }
 }
 
 pub(super) fn of(balance: Balance, members: Vec<Member>) -> Pool {

@@ -52,6 +52,8 @@ pub struct Terms {
     pub balance: Balance,
     /// How long a backend that is new or came back takes less than its share.
     pub slow_start: Option<Duration>,
+    /// Backends may come to have all the connections that they may have.
+    pub limited: bool,
     /// What tokens are made with; without it nobody sticks.
     pub secret: Option<Key>,
 }
@@ -65,6 +67,7 @@ pub struct Pool {
     policy: Policy,
     /// Milliseconds; 0 when nothing warms up.
     slow_start: u64,
+    limited: bool,
     open: AtomicBool,
 }
 
@@ -157,13 +160,20 @@ impl Pool {
         };
         let slow_start = terms.slow_start.map_or(0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
         let endpoints = members.into_iter().map(|member| member.endpoint).collect();
-        Self { endpoints, tiers, policy, slow_start, open: AtomicBool::new(false) }
+        let limited = terms.limited;
+        Self { endpoints, tiers, policy, slow_start, limited, open: AtomicBool::new(false) }
     }
 
     /// Its backends.
     #[must_use]
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
+    }
+
+    /// Those that take requests: all but those with a weight of zero.
+    pub fn taking(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let seats = self.tiers.iter().flat_map(|tier| &tier.seats);
+        seats.filter_map(|seat| self.endpoints.get(usize::from(seat.place)))
     }
 
     /// Whether it has the same endpoints with the same shares as another one.
@@ -230,10 +240,7 @@ impl Pool {
     /// Works out anew whether it fails open, and says so; for control, after each change of
     /// a backend's state. Those that drain are no help.
     pub fn weigh(&self) -> bool {
-        let count = |wanted: fn(&Endpoint) -> bool| {
-            let seats = self.tiers.iter().flat_map(|tier| &tier.seats);
-            seats.filter_map(|seat| self.endpoints.get(usize::from(seat.place))).filter(|one| wanted(one)).count()
-        };
+        let count = |wanted: fn(&Endpoint) -> bool| self.taking().filter(|one| wanted(one)).count();
         let (up, reachable) = (count(Endpoint::is_up), count(|endpoint| !endpoint.is_down()));
         let open = if self.fails_open() { up * 2 < reachable } else { up == 0 && reachable > 0 };
         self.open.store(open, Ordering::Relaxed);
@@ -247,11 +254,12 @@ impl Pool {
         W: Fn(u16, &Endpoint) -> bool,
     {
         self.tiers.iter().enumerate().find_map(|(rank, tier)| {
-            let view = View {
+            let view = |with_room| View {
                 tier,
                 endpoints: &self.endpoints,
                 wanted: &wanted,
                 anyway,
+                with_room,
                 now: ask.now,
                 slow_start: self.slow_start,
             };
@@ -259,28 +267,30 @@ impl Pool {
                 let named = |place: &u16| tokens.get(usize::from(*place)) == Some(&token);
                 let drained = tier.drained.iter().copied();
                 let place = tier.seats.iter().map(|seat| seat.place).chain(drained).find(named);
-                if let Some(place) = place.filter(|place| view.fitness(*place) != Fitness::Out) {
+                if let Some(place) = place.filter(|place| view(false).fitness(*place) != Fitness::Out) {
                     return Some(place);
                 }
             }
-            let seat = match (&self.policy, ask.key) {
-                (Policy::RoundRobin(turns), _) => turns.get(rank)?.choose(&view, dice),
-                (Policy::LeastRequests, _) => least::choose(&view, dice),
-                (Policy::Hash, Affinity::Key(key)) => hash::choose(&view, key),
+            let mut choose = |view: &View<'_, _>| match (&self.policy, ask.key) {
+                (Policy::RoundRobin(turns), _) => turns.get(rank)?.choose(view, dice),
+                (Policy::LeastRequests, _) => least::choose(view, dice),
+                (Policy::Hash, Affinity::Key(key)) => hash::choose(view, key),
                 // Also for requests without a key, and clients without a cookie.
-                (Policy::P2c | Policy::Hash | Policy::Sticky(_), _) => p2c::choose(&view, dice),
+                (Policy::P2c | Policy::Hash | Policy::Sticky(_), _) => p2c::choose(view, dice),
             };
-            tier.seats.get(seat?).map(|seat| seat.place)
+            // Where all connections are taken a request would have to wait.
+            let seat = if self.limited { choose(&view(true)) } else { None };
+            tier.seats.get(seat.or_else(|| choose(&view(false)))?).map(|seat| seat.place)
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Affinity, Ask, Balance, Member, Tried};
+    use super::{Affinity, Ask, Balance, Member, Pool, Terms, Tried};
     use crate::balance::endpoint::Endpoint;
     use crate::balance::fixture::{
-        SECRET, ask, assert_near, backup, down, every_balance, in_turn, keyed, member, name, of, pick, shares,
+        SECRET, ask, assert_near, backup, down, every_balance, in_turn, keyed, member, name, of, pick, shares, terms,
     };
     use crate::balance::sticky::Token;
     use crate::config::{BackendAddress, Target};
@@ -347,6 +357,27 @@ mod tests {
             assert_near(&[counts[0], counts[3]], &[0.5, 0.5]);
             pool.endpoints()[2].connected(1);
             assert_eq!(shares(&pool, 100, keyed), [0, 0, 100, 0]);
+        }
+    }
+
+    #[test]
+    fn a_backend_without_a_connection_to_spare_is_passed_over_unless_all_are() {
+        for balance in every_balance() {
+            let members = vec![member(0, 1), member(1, 1), backup(2)];
+            let pool = Pool::new(members, &Terms { limited: true, ..terms(balance) });
+            let fill = |place: usize| {
+                let connections = pool.endpoints()[place].connections();
+                connections.resize(Some(1));
+                connections.enter()
+            };
+            let first = fill(0);
+            assert_eq!(shares(&pool, 100, keyed), [0, 100, 0]);
+            let second = fill(1);
+            // Then one of them is waited for: backups are for backends that are down.
+            assert_eq!(shares(&pool, 400, keyed)[2], 0);
+            drop(first);
+            assert_eq!(shares(&pool, 100, keyed), [100, 0, 0]);
+            drop(second);
         }
     }
 

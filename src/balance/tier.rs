@@ -124,6 +124,8 @@ pub(super) struct View<'a, W> {
     pub(super) wanted: W,
     /// Only those that are down are left alone.
     pub(super) anyway: bool,
+    /// Only those that have a connection to spare.
+    pub(super) with_room: bool,
     /// Milliseconds.
     pub(super) now: u64,
     /// Milliseconds that warming up takes; 0 when nothing warms up.
@@ -140,7 +142,7 @@ impl<'a, W: Fn(u16, &Endpoint) -> bool> View<'a, W> {
     /// Whether the backend at a place of the pool can be chosen.
     pub(super) fn fitness(&self, place: u16) -> Fitness {
         let Some(endpoint) = self.endpoints.get(usize::from(place)) else { return Fitness::Out };
-        if !(self.wanted)(place, endpoint) {
+        if !(self.wanted)(place, endpoint) || (self.with_room && endpoint.connections().is_full()) {
             return Fitness::Out;
         }
         let up = if self.anyway { !endpoint.is_down() } else { endpoint.is_up() };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Refusing};
 use crate::nameserver::{A, AAAA, NameServer, Record, Reply, SRV};
 use crate::peer::Peer;
 use crate::server::Server;
@@ -314,6 +314,21 @@ fn a_service_is_spread_as_its_records_say() {
     names.say("_http._tcp.app.test", SRV, Reply::Records(vec![Record::Service(0, 0, 1, "")], 0));
     daemon.logged("the failure", |line| line["error"] == "nobody offers the service");
     assert_eq!(backends(&daemon).len(), 2);
+}
+
+#[test]
+fn a_service_of_lower_preference_is_a_backup() {
+    let (gone, first, last) = (Refusing::new(), Server::new("first"), Server::new("last"));
+    let names = NameServer::new();
+    names.addresses("a.test", &["127.0.0.1"], 60);
+    let port = |address: &str| address.parse::<SocketAddr>().unwrap().port();
+    for (preferred, answered) in [(first.port(), "first"), (port(&gone.address), "last")] {
+        let record = |priority, port| Record::Service(priority, 1, port, "a.test");
+        let records = vec![record(20, last.port()), record(10, preferred)];
+        names.say("_http._tcp.app.test", SRV, Reply::Records(records, 60));
+        let daemon = before("srv:_http._tcp.app.test", &names).start();
+        assert_eq!(all(&answers(&mut daemon.connect(), 8)), BTreeSet::from([answered]));
+    }
 }
 
 /// A port on which 127.0.0.1 answers, and [::1] neither answers nor refuses.

@@ -283,6 +283,54 @@ fn a_reload_changes_the_limit_for_those_who_wait_and_for_what_is_idle() {
 }
 
 #[test]
+fn requests_go_where_a_connection_is_to_spare_before_they_wait() {
+    let (busy, spare) = (Backend::new(), Server::new("spare"));
+    let daemon = limited(&format!("{},{}", busy.address, spare.address), 1).start();
+    let (mut first, mut client) = (daemon.connect(), daemon.connect());
+    first.get("/first");
+    let (mut peer, _) = busy.take();
+    for _ in 0..4 {
+        assert_eq!(ok(&mut client).text(), "spare");
+    }
+    peer.answer("");
+    first.response();
+    busy.expect_none();
+}
+
+#[test]
+fn a_backend_of_weight_zero_finishes_what_it_has_and_keeps_no_connection() {
+    let (going, staying) = (Backend::new(), Server::new("staying"));
+    let both = |weight: u32| format!("{}?weight={weight},{}", going.address, staying.address);
+    let daemon = before(&both(100)).start();
+    let (mut client, mut slow) = (daemon.connect(), daemon.connect());
+    client.get("/idle");
+    let (mut idle, _) = going.take();
+    slow.get("/slow");
+    let (mut busy, _) = going.take();
+    idle.answer("");
+    client.response();
+    daemon.replace("BACKEND_ADDRESS", &both(0));
+    idle.expect_end();
+    for _ in 0..3 {
+        assert_eq!(ok(&mut client).text(), "staying");
+    }
+    busy.answer("finished");
+    assert_eq!(slow.response().text(), "finished");
+    busy.expect_end();
+    going.expect_none();
+    // And back again.
+    daemon.replace("BACKEND_ADDRESS", &both(100));
+    client.get("/back");
+    let (mut peer, _) = going.take();
+    peer.answer("");
+    client.response();
+    client.get("/kept");
+    assert_eq!(peer.request().head.line, "GET /kept HTTP/1.1");
+    peer.answer("");
+    client.response();
+}
+
+#[test]
 fn tunnels_and_relayed_connections_count() {
     let backend = Backend::new();
     let daemon = limited(&backend.address, 1).start();
