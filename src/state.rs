@@ -21,7 +21,7 @@ use crate::balance::health::Check;
 use crate::balance::pool::{Member, Pool, Terms};
 use crate::balance::sip::Key;
 use crate::config::{Auto, BackendAddress, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target};
-use crate::routing::Table;
+use crate::routing::{FieldEdits, Rewrites, Table};
 use crate::telemetry::events;
 
 /// Descriptors kept back for logs, epoll, reloads and the admin socket.
@@ -48,6 +48,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Its settings.
     pub settings: RouteSettings,
+    /// What it changes of requests and responses, if anything.
+    pub rewrites: Option<Box<Rewrites>>,
     /// Its backends.
     pub pool: Pool,
     /// How often they may be asked again.
@@ -59,6 +61,12 @@ pub struct Route {
 }
 
 impl Route {
+    /// What it changes of responses.
+    #[must_use]
+    pub fn response_edits(&self) -> Option<&FieldEdits> {
+        self.rewrites.as_ref().and_then(|rewrites| rewrites.response.as_ref())
+    }
+
     /// Its backends with how they are checked.
     fn checked(&self) -> impl Iterator<Item = (&Arc<Endpoint>, Option<&Arc<Check>>)> {
         self.pool.endpoints().iter().map(|endpoint| {
@@ -99,7 +107,8 @@ impl Generation {
                     (Auto::Auto, None) => Box::default(),
                 };
                 let budget = budget(&route.name, &config.daemon, previous);
-                Route { name: route.name.as_str().into(), settings, pool, budget, cookie, check }
+                let rewrites = Rewrites::of(&settings);
+                Route { name: route.name.as_str().into(), settings, rewrites, pool, budget, cookie, check }
             })
             .collect();
         let table = match previous {

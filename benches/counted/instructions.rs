@@ -98,7 +98,7 @@ fn request(bytes: &[u8], name: &str, generation: &Generation) -> Result<()> {
         trusted: origin.trusted,
     };
     let mut out = buffer::scratch();
-    let rewrite = Rewrite { path: path.changed() };
+    let rewrite = Rewrite::of(&path, route.rewrites.as_deref());
     encode::request(&mut out, &head, &forwarded, &rewrite);
     ensure!(black_box(&out).ends_with(b"\r\n\r\n"), "no head came out");
     buffer::recycle(out);
@@ -112,7 +112,7 @@ fn response(bytes: &[u8]) -> Result<()> {
     let head = parsed.context("the response is refused")?;
     let onward = Onward { version: Version::Http11, framing: head.framing, keep_alive: true, trailers: false };
     let mut out = buffer::scratch();
-    encode::response(&mut out, &head, &onward);
+    encode::response(&mut out, &head, None, &onward);
     ensure!(black_box(&out).ends_with(b"\r\n\r\n"), "no head came out");
     buffer::recycle(out);
     Ok(())

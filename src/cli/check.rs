@@ -151,7 +151,7 @@ fn routing(config: &Config) -> Option<String> {
     }
     rows.insert(0, ["host", "path", "listener", ""].map(ToOwned::to_owned));
     let rest = match config.routes.last() {
-        Some(default) if default.settings.mode == Mode::Http => format!("→ {}", default.name),
+        Some(default) if default.settings.mode == Mode::Http => name(config.routes.len() - 1),
         _ => format!("{} {}", Reason::NoRoute.status(), Reason::NoRoute),
     };
     rows.push([any(), any(), any(), rest]);
@@ -176,8 +176,14 @@ fn matching(route: &RouteConfig) -> String {
     if parts.is_empty() { "everything else".to_owned() } else { parts.join("; ") }
 }
 
-/// The backends of a route.
+/// Where a route leads: to its backends, elsewhere, or nowhere.
 pub(super) fn leads_to(route: &RouteConfig) -> String {
+    if let Some(redirect) = &route.settings.redirect {
+        return format!("{} {}", redirect.status, redirect.target);
+    }
+    if route.settings.backend_address.is_empty() {
+        return format!("{} {}", Reason::NoRoute.status(), Reason::NoRoute);
+    }
     let backends: Vec<String> = route
         .settings
         .backend_address

@@ -58,7 +58,8 @@ pub(super) fn markdown() -> String {
             "" => String::new(),
             default => format!("`{default}`"),
         };
-        text.push_str(&format!("| `{}` | {default} | {} | {} |\n", key.name, key.scope.as_str(), key.help()));
+        let help = key.help().replace('|', "\\|");
+        text.push_str(&format!("| `{}` | {default} | {} | {help} |\n", key.name, key.scope.as_str()));
     }
     text
 }
@@ -137,7 +138,12 @@ const DESCRIPTION: &[&str] = &[
      are compared without case, port and final dot; paths without the query, with unreserved characters decoded and \
      dot segments resolved, while `%2F` and `//` stay what they are. The backend receives the path as the client wrote \
      it, so that signatures over it hold; only one that has dot segments, also written `%2e`, goes on in the form that \
-     is compared. What no route matches goes to the backends of `config.env`.",
+     is compared. What no route matches goes to the backends of `config.env`; with `BACKEND_ADDRESS=off` there, it is \
+     answered with 404.",
+    "What goes on can be changed by `STRIP_PREFIX`, `BACKEND_HOST` and the keys that set or remove header fields. Of \
+     fields, neither those that belong to one connection (`Connection`, `TE`, `Upgrade` and the like) nor those that \
+     frame a message (`Content-Length`, `Transfer-Encoding`, `Trailer`) can be touched, nor `Host` and what doorward \
+     itself tells backends (`Forwarded`, `X-Forwarded-For`, `Via`, `X-Request-Id` and the like).",
     "A listener speaks either HTTP or, with `MODE=tcp`, anything. A listener that routes name takes their mode; every \
      other one takes the mode of `config.env`.",
 ];

@@ -10,7 +10,8 @@ use super::{CONFIGURATION, USAGE, complain, say, table};
 use crate::config::{Config, HostPattern, KEYS, Mode, Request, RouteConfig, Scope, SentPath, Setting, load};
 use crate::proxy::head::{Method, RequestHead};
 use crate::proxy::http1::parse;
-use crate::routing::{Hit, Rule, Table};
+use crate::proxy::rewrite::{Rewrite, redirected};
+use crate::routing::{Answer, Hit, Rewrites, Rule, Table};
 use crate::telemetry::Reason;
 use crate::transport::buffer::Buffer;
 
@@ -84,15 +85,30 @@ fn outcome(text: &str, head: &RequestHead, listener: &str, config: &Config) -> S
     let mut rows = vec![row("route", name(route))];
     rows.extend(list("because", why(hit.rule, route)));
     rows.extend(list("ahead of", others(&hits, config)));
-    if let Some(sent) = path.changed() {
-        rows.push(row("path", format!("{}, for it has dot segments", String::from_utf8_lossy(sent))));
-    }
-    if head.method == Method::Trace {
-        rows.push(row("answer", format!("{} {}", Reason::MethodRefused.status(), Reason::MethodRefused)));
-    }
     rows.push(row("leads to", leads_to(route)));
+    rows.extend(passed_on(head, &path, route));
     parts.extend(taken(config, route, rows));
     parts.join("\n")
+}
+
+/// What a backend is sent, where it is not what came, or what is answered instead.
+fn passed_on(head: &RequestHead, path: &SentPath<'_>, route: &RouteConfig) -> Option<[String; 2]> {
+    if head.method == Method::Trace {
+        return Some(row("answer", format!("{} {}", Reason::MethodRefused.status(), Reason::MethodRefused)));
+    }
+    let rewrites = Rewrites::of(&route.settings);
+    if let Some(Answer::Redirect(redirect)) = rewrites.as_ref().and_then(|rewrites| rewrites.answer.as_ref()) {
+        let to = redirected(redirect, rewrites.as_deref()?, head, path);
+        return Some(row("location", to.unwrap_or_else(|reason| format!("none: {} {reason}", reason.status()))));
+    }
+    let (sent, query) = Rewrite::of(path, rewrites.as_deref()).target(head);
+    let sent = [sent, query].concat();
+    let why = match path.changed() {
+        _ if sent == head.target() => return None,
+        Some(_) => ", with dot segments resolved",
+        None => "",
+    };
+    Some(row("sent on", format!("{}{why}", String::from_utf8_lossy(&sent))))
 }
 
 /// The facts of a route, and what is set for it.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::load::{Config, RouteConfig};
 use super::problems::{Origin, Problem, Problems, Setting};
+use super::rewrites;
 use super::values::in_words;
 use super::words::Mode;
 use super::{Auto, HostPattern, PathPattern, RouteSettings, Target};
@@ -28,6 +29,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         health(config, route, problems);
         backends(config, route, problems);
         balance(config, route, problems);
+        rewrites::contradictions(config, route, default.is_some(), problems);
         if route.is_default() {
             continue;
         }
@@ -66,7 +68,9 @@ fn combinations(route: &RouteConfig) -> usize {
 /// A pool needs somebody who takes what is new.
 fn backends(config: &Config, route: &RouteConfig, problems: &mut Problems) {
     let backends = &route.settings.backend_address;
-    let message = if backends.iter().all(|backend| backend.backup) {
+    let message = if backends.is_empty() {
+        return; // `off`
+    } else if backends.iter().all(|backend| backend.backup) {
         "every backend is a `backup`; one without the mark is needed"
     } else if backends.iter().all(|backend| backend.weight == 0) {
         "every backend has `weight=0`, so that none takes requests"
@@ -259,6 +263,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         }
     }
     for route in &config.routes {
+        warnings.extend(rewrites::warnings(route));
         let own = route.setting("BACKEND_ADDRESS");
         if own.is_none() && !route.is_default() {
             continue; // inherited, and said there

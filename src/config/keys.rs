@@ -11,11 +11,15 @@ use std::time::Duration;
 
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
 use super::balance::{Algorithm, Balance, CookieName};
+use super::headers::{Header, HeaderName, Headers, Of, same_name};
 use super::health::{Check, HealthCheck, HostField, Statuses};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
+use super::redirect::{Redirect, RedirectForm};
+use super::rewrites::{BackendHost, BackendHostForm, Prefix};
 use super::values::{
-    Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, PercentOrOff, Rate, RateOrOff, Size, Span, SpanOrOff, Wrong,
+    Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, ListOrOff, PercentOrOff, Rate, RateOrOff, Size, Span,
+    SpanOrOff, Wrong,
 };
 use super::words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};
 
@@ -171,8 +175,12 @@ const fn listeners() -> List<Listen> {
     List { of: Listen, noun: "addresses", may_be_empty: false, same: ListenAddress::clashes }
 }
 
-const fn backends() -> List<Backend> {
-    List { of: Backend, noun: "backends", may_be_empty: false, same: |a, b| a.target == b.target }
+const fn backends() -> ListOrOff<Backend> {
+    ListOrOff(List { of: Backend, noun: "backends", may_be_empty: false, same: |a, b| a.target == b.target })
+}
+
+const fn names(of: Of) -> List<HeaderName> {
+    List { of: HeaderName(of), noun: "names", may_be_empty: true, same: |a, b| same_name(a.as_bytes(), b.as_bytes()) }
 }
 
 const fn statuses() -> List<Statuses> {
@@ -292,7 +300,8 @@ keys! {
             /// `builtin:echo` is a page that shows the request as a backend receives it. `?weight=2`
             /// gives a backend twice the share of one without; with `?weight=0` it drains: it takes
             /// nothing new, but from clients whose cookie names it. One with `?backup` is used only
-            /// while none of the others takes requests.
+            /// while none of the others takes requests. With `off` there is none, and requests are
+            /// answered with 404.
             "BACKEND_ADDRESS", backend_address: Vec<BackendAddress> = "builtin:echo", "",
                 backends();
             /// Which backend takes a request: each in turn (`round-robin`); the one with the fewest
@@ -426,6 +435,32 @@ keys! {
             /// Longest time for a request from its first byte to the last one of its response.
             "REQUEST_TIMEOUT", request_timeout: Option<Duration> = "off", "seconds",
                 SpanOrOff(span(1, WEEK));
+        }
+        "Rewrites" {
+            /// Leading segments that are taken off the path before it is sent on, the longest
+            /// of these that it has. What is left begins with `/`, and stays as it was written.
+            "STRIP_PREFIX", strip_prefix: Vec<String> = "", "", matches(Prefix, "prefixes");
+            /// The `Host` that a backend is asked for: the client's, the backend's own name, or
+            /// this one (a host that is named as one of the words is written with its port). What
+            /// the client asked for stands in `X-Forwarded-Host` or `Forwarded`.
+            "BACKEND_HOST", backend_host: BackendHost = "client", "", BackendHostForm;
+            /// Answers with a redirect instead of asking a backend. The status is 307 unless
+            /// another one stands before the URL, as in `"301 https://{host}{path}{query}"`.
+            /// `{host}` is without its port, `{path}` is what would be sent on, and `{query}`
+            /// brings its question mark. A URL without a host stays on the one that was asked.
+            "REDIRECT", redirect: Option<Redirect> = "off", "", RedirectForm;
+            /// Fields that a backend gets in place of those of the same name that the client
+            /// sent, as in `"X-Env: test | X-Via: door"`. Names are compared without case, and
+            /// `_` counts as `-`.
+            "SET_REQUEST_HEADERS", set_request_headers: Vec<Header> = "", "", Headers(Of::Requests);
+            /// Fields of a client that no backend gets, also behind a body.
+            "REMOVE_REQUEST_HEADERS", remove_request_headers: Vec<String> = "", "", names(Of::Requests);
+            /// Fields that a client gets in place of those of the same name that the backend
+            /// sent, as in `"X-Frame-Options: DENY"`. Answers of doorward's own get those that
+            /// they have not by themselves.
+            "SET_RESPONSE_HEADERS", set_response_headers: Vec<Header> = "", "", Headers(Of::Responses);
+            /// Fields of a backend that no client gets, also behind a body.
+            "REMOVE_RESPONSE_HEADERS", remove_response_headers: Vec<String> = "", "", names(Of::Responses);
         }
         "Records" {
             /// Which requests leave a record in the log: all, none, or those that failed or were

@@ -78,6 +78,28 @@ impl<'a> SentPath<'a> {
     }
 }
 
+/// What is left of a path behind `prefix`, which is in normal form and ends at the border
+/// of a segment; at least `/`. `None`: the path does not begin so.
+///
+/// The path may be written in another way than the prefix; what is left of it stays as
+/// it is.
+pub fn strip_prefix<'a>(path: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    let (mut rest, mut prefix) = (path, prefix);
+    while !prefix.is_empty() {
+        let (byte, tail) = first_byte(rest)?;
+        prefix = match byte {
+            Byte::Plain(plain) => prefix.strip_prefix(&[plain])?,
+            Byte::Escape([high, low]) => prefix.strip_prefix(&[b'%', high, low])?,
+        };
+        rest = tail;
+    }
+    match rest.first() {
+        None => Some(b"/"),
+        Some(b'/') => Some(rest),
+        Some(_) => None,
+    }
+}
+
 fn decode_unreserved(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -275,6 +297,29 @@ mod tests {
             "/%2",
         ] {
             assert_eq!(SentPath::of(path.as_bytes()).changed(), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_stripped_by_whole_segments_however_it_is_written() {
+        for (path, prefix, left) in [
+            ("/api", "/api", Some("/")),
+            ("/api/", "/api", Some("/")),
+            ("/api/v1%2f?", "/api", Some("/v1%2f?")),
+            ("/%61p%69/%61", "/api", Some("/%61")),
+            ("/api//x", "/api", Some("//x")),
+            ("/a%2fb/c", "/a%2Fb", Some("/c")),
+            ("/a%/c", "/a%25", Some("/c")),
+            ("/apis", "/api", None),
+            ("/ap", "/api", None),
+            ("/api%2Fx", "/api", None),
+            ("/a/b", "/a%2Fb", None),
+            ("/API/x", "/api", None),
+            ("/", "/api", None),
+            ("*", "/api", None),
+        ] {
+            let stripped = strip_prefix(path.as_bytes(), prefix.as_bytes());
+            assert_eq!(stripped.map(String::from_utf8_lossy).as_deref(), left, "{path}");
         }
     }
 

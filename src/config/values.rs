@@ -367,6 +367,21 @@ impl<F: Form> Form for List<F> {
     }
 }
 
+/// What a list reads, or `off` for an empty one.
+pub(super) struct ListOrOff<F: Form>(pub List<F>);
+
+impl<F: Form> Form for ListOrOff<F> {
+    type Value = Vec<F::Value>;
+
+    fn parse(&self, text: &str) -> Result<Vec<F::Value>, Wrong> {
+        if text == "off" { Ok(Vec::new()) } else { self.0.parse(text) }
+    }
+
+    fn describe(&self) -> String {
+        format!("`off`, or {}", self.0.describe())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

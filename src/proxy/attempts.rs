@@ -99,7 +99,7 @@ impl<'a> Asked<'a> {
                     }
                     self.begin(&mut connection, endpoint);
                     let mut exchange =
-                        Exchange::new(client, &mut connection, self.head, settings, self.timer, bounds, self.worker)
+                        Exchange::new(client, &mut connection, self.head, self.route, self.timer, bounds, self.worker)
                             .timed_by(&lease);
                     let outcome = loop {
                         let outcome = exchange.run().await;
@@ -185,7 +185,7 @@ impl<'a> Asked<'a> {
         }
         let bounds = Bounds { deadline, attempt: u64::MAX, hold: Hold::None };
         let connection = &mut connected.connection;
-        let mut exchange = Exchange::new(client, connection, self.head, settings, self.timer, bounds, self.worker);
+        let mut exchange = Exchange::new(client, connection, self.head, self.route, self.timer, bounds, self.worker);
         exchange.resume(&head);
         let outcome = exchange.run().await;
         course.status = exchange.status;

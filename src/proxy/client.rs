@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use super::head::ResponseHead;
 use super::relay::{Fault, Sink, Source};
+use crate::routing::FieldEdits;
 use crate::transport::stream::Gone;
 
 /// An answer of our own.
@@ -49,9 +50,9 @@ pub trait Client: Source + Sink {
     /// Queues an interim response, for a client that understands them.
     fn inform(&mut self, head: &ResponseHead);
 
-    /// Queues a response head; its body follows through the sink. `last` says that no
-    /// other request will be served on this connection.
-    fn answer(&mut self, head: &ResponseHead, last: bool);
+    /// Queues a response head with the route's edits; its body follows through the sink.
+    /// `last` says that no other request will be served on this connection.
+    fn answer(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>, last: bool);
 
     /// Queues an answer of our own, whole.
     fn answer_own(&mut self, own: &Own<'_>, last: bool);
@@ -62,7 +63,7 @@ pub trait Client: Source + Sink {
 
     /// Queues the head that ends HTTP on this connection; from here on the source and
     /// the sink carry bytes of another protocol.
-    fn switch(&mut self, head: &ResponseHead);
+    fn switch(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>);
 
     /// Ends our direction once the answer, which was the last, has gone out: the client
     /// reads the end of the stream, while its body may still come.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use super::answer;
 use super::http1::Http1;
 use super::relay::{Fault, Sink};
 use super::story::{self, After, Source};
@@ -160,7 +161,7 @@ async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Re
     if reason == Reason::ClientLeft {
         return After::Close;
     }
-    story::answer(client, None, reason, true, "");
+    answer::refusal(client, reason, None, None, true);
     match timer.within(Some(LINGER), poll_fn(|cx| client.poll_finish(cx))).await {
         Some(Ok(())) => After::Linger,
         Some(Err(_)) | None => After::Close,

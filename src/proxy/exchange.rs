@@ -25,12 +25,14 @@ use super::affinity;
 use super::client::Client;
 use super::head::{Known, RequestHead, ResponseHead, Version};
 use super::pace::{Pace, Terms};
-use super::relay::{End, Fault, Relay, Sink, Turn};
+use super::relay::{End, Fault, Relay, Sink, Source as _, Turn};
 use super::upstream::Upstream;
 use super::worker::Worker;
 use crate::balance::load::Lease;
 use crate::balance::retry::{Failed, Progress};
 use crate::config::{RetryOn, RouteSettings};
+use crate::routing::FieldEdits;
+use crate::state::Route;
 use crate::telemetry::Reason;
 use crate::transport::clock::Timer;
 
@@ -124,6 +126,8 @@ pub struct Exchange<'a, C> {
     interims: u8,
     /// The client waits for leave to send its body (RFC 9110 §10.1.1).
     asks: bool,
+    /// What the route changes of the response.
+    edits: Option<&'a FieldEdits>,
     /// The final status, once its head has come.
     pub status: u16,
     /// Whom to tell how long that took.
@@ -170,7 +174,7 @@ impl<'a, C: Client> Exchange<'a, C> {
         client: &'a mut C,
         upstream: &'a mut Upstream,
         head: &'a RequestHead,
-        settings: &'a RouteSettings,
+        route: &'a Route,
         timer: &'a Timer,
         bounds: Bounds,
         worker: &'a Worker,
@@ -181,7 +185,8 @@ impl<'a, C: Client> Exchange<'a, C> {
             client,
             upstream,
             head,
-            settings,
+            settings: &route.settings,
+            edits: route.response_edits(),
             timer,
             bounds,
             worker,
@@ -383,7 +388,10 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
         self.took = self.sent.map(|sent| self.timer.clock().millis().saturating_sub(sent));
         self.client.release();
-        self.client.answer(head, last);
+        for name in self.edits.into_iter().flat_map(FieldEdits::dropped) {
+            self.upstream.withhold(name.as_bytes());
+        }
+        self.client.answer(head, self.edits, last);
         self.answer = Answer::Going;
     }
 
@@ -524,7 +532,7 @@ mod tests {
         let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
         let worker = Worker::alone(Generation::build(1, config, &Default::default(), None));
         let generation = worker.generation();
-        let settings = &generation.routes().last().unwrap().settings;
+        let route = generation.routes().last().unwrap();
         for (chunks, progress) in [(1, Progress::Unsent), (900, Progress::Sent)] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
@@ -548,7 +556,7 @@ mod tests {
             );
             let timer = worker.clock().timer();
             let bounds = Bounds { deadline: u64::MAX, attempt: u64::MAX, hold: Hold::None };
-            let mut exchange = Exchange::new(&mut client, &mut upstream, &head, settings, &timer, bounds, &worker);
+            let mut exchange = Exchange::new(&mut client, &mut upstream, &head, route, &timer, bounds, &worker);
             let failure = exchange.run().await.unwrap_err();
             assert_eq!(failure.failed.progress, progress, "{chunks} chunks: {:?}", failure.reason);
         }

@@ -14,6 +14,7 @@
 pub mod accept;
 pub mod admit;
 mod affinity;
+mod answer;
 mod attempts;
 pub mod client;
 pub mod connection;

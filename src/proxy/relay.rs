@@ -89,6 +89,9 @@ pub trait Source {
     /// Counts `n` bytes of the body as taken from the socket.
     fn spliced_from(&mut self, _n: usize) {}
 
+    /// Fields of this name behind the body, which has not begun to be read, don't go on.
+    fn withhold(&mut self, _name: &[u8]) {}
+
     /// The fields behind a body that is over, those that may go on: each a whole line.
     fn trailers(&self) -> &[u8] {
         &[]

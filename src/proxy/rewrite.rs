@@ -3,27 +3,75 @@
 //! Nearly always nothing, which costs a look at a few empty options. The encoder of each
 //! protocol version asks here, so that all of them send the same on.
 
+use super::forwarded::Forwarded;
 use super::head::RequestHead;
+use crate::config::{BackendHost, Redirect, SentPath};
+use crate::routing::{FieldEdits, Rewrites, location};
+use crate::telemetry::Reason;
 
 /// What goes on in place of what came, for one request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rewrite<'a> {
     /// The path, without the query, which is always the client's.
-    pub path: Option<&'a [u8]>,
+    path: Option<&'a [u8]>,
+    /// Whom the backend is asked for, unless it is whom the client asks for.
+    host: Option<&'a BackendHost>,
+    /// Fields that are set or removed.
+    pub fields: Option<&'a FieldEdits>,
 }
 
 impl<'a> Rewrite<'a> {
+    /// What goes on of a request with this path on a route with these rewrites.
+    #[must_use]
+    pub fn of(path: &'a SentPath<'_>, rewrites: Option<&'a Rewrites>) -> Self {
+        match rewrites {
+            None => Self { path: path.changed(), ..Self::default() },
+            Some(rewrites) => Self {
+                path: rewrites.path(path),
+                host: Some(&rewrites.host).filter(|host| **host != BackendHost::Client),
+                fields: rewrites.request.as_ref(),
+            },
+        }
+    }
+
     /// Path and query as they go on, in this order; an empty path stands for what each
     /// protocol writes in its place.
     #[must_use]
     pub fn target(&self, head: &'a RequestHead) -> (&'a [u8], &'a [u8]) {
-        let target = head.target();
         match self.path {
-            None => (target, b""),
+            None => (head.target(), b""),
             Some(path) => {
+                let target = head.target();
                 let query = memchr::memchr(b'?', target).and_then(|at| target.get(at..));
                 (path, query.unwrap_or_default())
             }
         }
     }
+
+    /// The authority that the backend is asked for.
+    #[must_use]
+    pub fn authority(&self, head: &'a RequestHead, forwarded: &Forwarded<'a>) -> &'a [u8] {
+        match self.host {
+            None | Some(BackendHost::Client) => head.authority().unwrap_or(forwarded.host.as_bytes()),
+            Some(BackendHost::Backend) => forwarded.host.as_bytes(),
+            Some(BackendHost::Named(host)) => host.as_bytes(),
+        }
+    }
+}
+
+/// Where a request is redirected to.
+///
+/// # Errors
+/// [`Reason::BadRequest`] when the target wants the host that was asked for, and that is
+/// none which a URL could have.
+pub fn redirected(
+    redirect: &Redirect,
+    rewrites: &Rewrites,
+    head: &RequestHead,
+    path: &SentPath<'_>,
+) -> Result<String, Reason> {
+    let target = head.target();
+    let query = memchr::memchr(b'?', target).and_then(|at| target.get(at + 1..));
+    let path = rewrites.path(path).unwrap_or(path.bytes());
+    location(redirect, head.authority(), path, query).ok_or(Reason::BadRequest)
 }

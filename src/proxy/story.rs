@@ -11,33 +11,27 @@
 //! [`Upstream`]. What a station decides is in that station's module; here is only the
 //! order.
 
-use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admit::admit;
 use super::affinity;
+use super::answer::Ours;
 use super::attempts::{Asked, Connected, left};
-use super::client::{Client, Own};
+use super::client::Client;
 use super::head::{Method, RequestHead};
-use super::http1::encode::phrase;
 use super::origin::Origin;
 use super::rewrite::Rewrite;
 use super::tunnel::{self, Patience};
 use super::worker::Worker;
 use crate::config::{AccessLog, Forwarding, SentPath};
+use crate::routing::FieldEdits;
+use crate::state::Route;
+use crate::telemetry::Reason;
 use crate::telemetry::Text;
 use crate::telemetry::{Kind, Peer, Record};
-use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
-
-/// Seconds after which a client that was turned away may come again.
-const RETRY_AFTER: &str = "1";
-
-/// The methods that doorward passes on, as `Allow` states them where it answers itself. It
-/// also passes on methods that it has never heard of.
-const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// Where a request came from.
 #[derive(Debug, Clone)]
@@ -93,19 +87,18 @@ pub async fn story<C: Client>(
     let route = generation.route(head.authority(), &path, &source.listener);
     let kind = route.or(generation.routes().last()).map_or(Forwarding::Off, |route| route.settings.forwarded);
     let origin = Origin::of(source.peer, &generation.config.daemon.trusted_proxies, kind, &head.fields);
+    let edits = route.and_then(Route::response_edits);
+    let ours = Ours { worker, head, timer, edits, request_id: &request_id };
     let outcome = match route {
         None => Err(Reason::NoRoute),
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
-        Some(_) if head.max_forwards == Some(0) => {
-            course.status = 200;
-            let last = is_last(worker, client, timer);
-            let fields = [("Allow", ALLOW), ("X-Request-Id", request_id.as_str())];
-            client.answer_own(&Own { status: 200, fields: &fields, body: b"" }, last);
-            Ok(Box::pin(sent(client, last, timer)).await)
+        Some(_) if head.max_forwards == Some(0) => Ok(Box::pin(ours.allow(client, &mut course)).await),
+        Some(Route { rewrites: Some(rewrites), .. }) if rewrites.answer.is_some() => {
+            Box::pin(ours.alone(client, rewrites, &path, &mut course)).await
         }
         Some(route) => {
             let trusted = origin.trusted;
-            let rewrite = Rewrite { path: path.changed() };
+            let rewrite = Rewrite::of(&path, route.rewrites.as_deref());
             let affinity = affinity::of(route, &origin.client, head);
             let request =
                 Asked { worker, source, head, timer, route, rewrite, request_id: &request_id, trusted, affinity };
@@ -116,7 +109,7 @@ pub async fn story<C: Client>(
         Ok(after) => after,
         Err(reason) => {
             course.reason = Some(reason);
-            Box::pin(refuse(worker, client, head, reason, &mut course, &request_id, timer)).await
+            Box::pin(ours.refuse(client, reason, &mut course)).await
         }
     };
 
@@ -157,6 +150,9 @@ pub async fn story<C: Client>(
 impl<'a> Asked<'a> {
     async fn serve<C: Client>(&self, client: &mut C, course: &mut Course<'a>) -> Result<After, Reason> {
         let deadline = self.until(self.route.settings.request_timeout);
+        for name in self.rewrite.fields.into_iter().flat_map(FieldEdits::dropped) {
+            client.withhold(name.as_bytes());
+        }
         let permit = admit(self.worker, self.timer, left(client), &mut course.queue).await?;
         client.hold(self.route.settings.retry_body_limit);
         let mut kept = None;
@@ -192,7 +188,7 @@ impl<'a> Asked<'a> {
         let counters = self.worker.counters();
         course.tunnel = true;
         course.status = 101;
-        client.switch(head);
+        client.switch(head, self.route.response_edits());
         upstream.connection.become_tunnel();
         counters.tunnels.add(1);
         counters.tunnels_open.add(1);
@@ -208,75 +204,6 @@ impl<'a> Asked<'a> {
             client.abort();
         }
     }
-}
-
-/// Ends a request that failed: with an answer of our own, or, where an answer has begun
-/// or nobody reads it, by cutting the connection.
-async fn refuse<C: Client>(
-    worker: &Worker,
-    client: &mut C,
-    head: &RequestHead,
-    reason: Reason,
-    course: &mut Course<'_>,
-    request_id: &Text<64>,
-    timer: &Timer,
-) -> After {
-    // A head that came together with the failure of its body was only queued.
-    let begun = course.status != 0 && !(reason.side() == Side::Backend && client.retract());
-    if begun {
-        // The answer had begun and is not whole: it must not be taken for whole.
-        worker.counters().cut.add(1);
-        client.abort();
-        if reason.side() == Side::Backend {
-            super::worker::response_cut(course.backend.map_or("", |backend| backend), reason);
-        }
-        return After::Close;
-    }
-    course.status = reason.status();
-    if reason == Reason::ClientLeft {
-        return After::Close;
-    }
-    let last = is_last(worker, client, timer);
-    answer(client, Some(head), reason, last, request_id.as_str());
-    sent(client, last, timer).await
-}
-
-/// Whether an answer of our own that is given now must be the last on its connection.
-fn is_last<C: Client>(worker: &Worker, client: &C, timer: &Timer) -> bool {
-    worker.is_draining() || !client.is_read() || client.is_old(timer.clock().millis())
-}
-
-/// Sends an answer of our own that is queued.
-async fn sent<C: Client>(client: &mut C, last: bool, timer: &Timer) -> After {
-    // The answer is a few hundred bytes; a client that takes not even these is let go.
-    let sent = timer.within(Some(Duration::from_secs(5)), poll_fn(|cx| client.poll_finish(cx))).await;
-    match sent {
-        Some(Ok(())) if last => After::Linger,
-        Some(Ok(())) => After::GoOn,
-        Some(Err(_)) | None => After::Close,
-    }
-}
-
-/// Queues the answer that a reason stands for.
-pub fn answer<C: Client>(client: &mut C, head: Option<&RequestHead>, reason: Reason, last: bool, request_id: &str) {
-    let status = reason.status();
-    let proxy_status = format!("doorward; error={}; details=\"{}\"", reason.proxy_status(), reason.as_str());
-    let mut fields = vec![
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Cache-Control", "no-store"),
-        ("Proxy-Status", proxy_status.as_str()),
-    ];
-    if status == 503 {
-        fields.push(("Retry-After", RETRY_AFTER));
-    }
-    if status == 405 {
-        fields.push(("Allow", ALLOW));
-    }
-    if head.is_some() {
-        fields.push(("X-Request-Id", request_id));
-    }
-    let body = format!("{status} {}\n{}\n", phrase(status), reason.as_str());
-    client.answer_own(&Own { status, fields: &fields, body: body.as_bytes() }, last);
 }
 
 /// The id under which the request is found in every log: the client's if it brought a

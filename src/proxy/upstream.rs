@@ -197,6 +197,11 @@ impl Source for Upstream {
         upstream.wire.spliced_from(n);
     }
 
+    fn withhold(&mut self, name: &[u8]) {
+        let Self::Http1(upstream) = self;
+        upstream.wire.withhold(name);
+    }
+
     fn trailers(&self) -> &[u8] {
         let Self::Http1(upstream) = self;
         upstream.wire.trailers()

@@ -122,7 +122,7 @@ reasons! {
     MethodRefused = "method_refused", 405, "http_request_denied", Client;
     /// The request's transfer coding is not `chunked`.
     TransferEncodingUnsupported = "transfer_encoding_unsupported", 501, "http_request_error", Client;
-    /// No route matches the request.
+    /// No route with a backend takes the request.
     NoRoute = "no_route", 404, "destination_not_found", Client;
     /// The process has no file descriptor left (EMFILE, ENFILE).
     OutOfDescriptors = "out_of_descriptors", 503, "proxy_internal_error", Ours;

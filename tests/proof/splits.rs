@@ -165,7 +165,7 @@ async fn responses(data: &[u8], cuts: &[usize], method: &[u8]) -> Seen {
             // Nothing is offered here.
             Ok(head) if head.status == 101 => break Some(Fault::Reset),
             Ok(head) => {
-                client.answer(&head, false);
+                client.answer(&head, None, false);
                 break relay(&mut backend, &mut reader, &mut wire, &mut client).await;
             }
             Err(fault) => break Some(fault),

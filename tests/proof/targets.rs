@@ -3,7 +3,9 @@
 //!
 //! `cargo fuzz` runs them on what it finds, the tests beside them on the committed corpus.
 
-use doorward::config::{Forwarding, SentPath};
+use std::sync::LazyLock;
+
+use doorward::config::{Config, Forwarding, SentPath, Text};
 use doorward::proxy::forwarded::Forwarded;
 use doorward::proxy::head::{self, Fields, Method, RequestHead, ResponseHead, Version};
 use doorward::proxy::http1::body::Decoder;
@@ -11,6 +13,7 @@ use doorward::proxy::http1::encode::{self, Onward};
 use doorward::proxy::http1::parse;
 use doorward::proxy::relay::Fault as Broken;
 use doorward::proxy::rewrite::Rewrite;
+use doorward::routing::Rewrites;
 use doorward::telemetry::Reason;
 use doorward::transport::buffer::Buffer;
 
@@ -191,6 +194,22 @@ pub fn header_rewriting(data: &[u8]) {
     }
 }
 
+/// A route that changes all it can but the path.
+static REWRITES: LazyLock<Box<Rewrites>> = LazyLock::new(|| {
+    let text = "BACKEND_HOST=fixed:81\nSET_REQUEST_HEADERS='X-Set: a | Accept: b'\nREMOVE_REQUEST_HEADERS=Cookie,X-A\n\
+         SET_RESPONSE_HEADERS='X-Set: a | ETag: b'\nREMOVE_RESPONSE_HEADERS=Server,X-A\n";
+    let text = Text { path: std::path::Path::new("config.env").into(), bytes: text.into() };
+    let config = Config::assemble(Some(text), Vec::new(), &std::collections::BTreeMap::new()).unwrap();
+    Rewrites::of(&config.routes[0].settings).unwrap()
+});
+
+/// What [`REWRITES`] make of fields.
+fn edited(fields: &mut Vec<model::Line>, names: [&str; 4], set: [model::Line; 2]) {
+    let spelled = |name: &[u8]| String::from_utf8_lossy(name).replace('_', "-").to_lowercase();
+    fields.retain(|(name, _)| !names.contains(&spelled(name).as_str()));
+    fields.extend(set);
+}
+
 fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
     let meant = model::request(came).unwrap();
     let kinds = [Forwarding::XForwarded, Forwarding::Rfc7239, Forwarding::Both, Forwarding::Off];
@@ -205,7 +224,8 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
         Forwarded { peer: peer.as_bytes(), scheme: "http", host: "backend:8080", request_id: b"0a1b", kind, trusted };
     let mut out = Vec::new();
     let path = SentPath::of(ours.path());
-    encode::request(&mut out, ours, &forwarded, &Rewrite { path: path.changed() });
+    let rewrites = (options & 64 != 0).then(|| &**REWRITES);
+    encode::request(&mut out, ours, &forwarded, &Rewrite::of(&path, rewrites));
     let went = reference::request_head(&out).unwrap_or_else(|fault| panic!("{fault:?}: {}", text(&out)));
     assert_eq!(went.length, out.len(), "one head and nothing else: {}", text(&out));
 
@@ -219,7 +239,10 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
     assert_eq!(went.line, [came.line[0].clone(), target, b"HTTP/1.1".to_vec()]);
 
     // The fields.
-    let authority = meant.authority.as_deref().unwrap_or(b"backend:8080");
+    let mut authority = meant.authority.as_deref().unwrap_or(b"backend:8080");
+    if rewrites.is_some() {
+        authority = b"fixed:81";
+    }
     let old = came.line[2] == b"HTTP/1.0";
     let chunked = meant.framing == Framing::Chunked;
     let mut wanted = vec![line("Host", authority)];
@@ -233,6 +256,9 @@ fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
         let announces = is("trailer") && !chunked;
         !(forwarding || ours || announces || (is("expect") && old) || (is("max-forwards") && meant.hops.is_some()))
     }));
+    if rewrites.is_some() {
+        edited(&mut wanted, ["x-set", "accept", "cookie", "x-a"], [line("X-Set", b"a"), line("Accept", b"b")]);
+    }
     let own = Own { peer, node, authority: meant.authority.as_deref(), trusted, kind };
     let mut told = 0;
     if matches!(kind, Forwarding::XForwarded | Forwarding::Both) {
@@ -326,6 +352,8 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
     let meant = model::response(came, to).unwrap();
     let mut wanted = model::passed_on(came);
     wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(b"content-length"));
+    let rewrites = (options & 64 != 0 && !ours.is_interim()).then(|| &**REWRITES);
+    let edits = rewrites.and_then(|rewrites| rewrites.response.as_ref());
     let dated = wanted.iter().any(|(name, _)| name.eq_ignore_ascii_case(b"date"));
     let mut out = Vec::new();
     if ours.status == 101 {
@@ -337,7 +365,10 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
         }
         assert!(agreed.iter().all(|one| [&b"websocket"[..], b"a/1", b"b"].contains(&&one.to_ascii_lowercase()[..])));
         wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(b"trailer"));
-        encode::switching(&mut out, ours);
+        encode::switching(&mut out, ours, edits);
+        if edits.is_some() {
+            edited(&mut wanted, ["x-set", "etag", "server", "x-a"], [line("X-Set", b"a"), line("ETag", b"b")]);
+        }
         let agreed = agreed.join(&b", "[..]);
         wanted.splice(0..0, [line("Connection", b"upgrade"), line("Upgrade", &agreed)]);
     } else if ours.is_interim() {
@@ -354,7 +385,10 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
         let keep_alive = options & 4 == 0 && body != head::Framing::UntilClose;
         let trailers = options & 16 != 0 && body == head::Framing::Chunked;
         wanted.retain(|(name, _)| trailers || !name.eq_ignore_ascii_case(b"trailer"));
-        encode::response(&mut out, ours, &Onward { version, framing: body, keep_alive, trailers });
+        encode::response(&mut out, ours, edits, &Onward { version, framing: body, keep_alive, trailers });
+        if edits.is_some() {
+            edited(&mut wanted, ["x-set", "etag", "server", "x-a"], [line("X-Set", b"a"), line("ETag", b"b")]);
+        }
         if !dated {
             wanted.push(line("Date", b""));
         }

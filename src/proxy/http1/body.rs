@@ -159,6 +159,13 @@ impl Decoder {
         decoder
     }
 
+    /// Trailer fields of this name don't go on. To be called before anything is decoded.
+    pub fn withhold(&mut self, name: &[u8]) {
+        if matches!(self.state, State::Size { .. }) {
+            self.trailers.get_or_insert_default().withhold(name);
+        }
+    }
+
     /// The trailer fields that may go on, each a whole line; complete once the body is over.
     #[must_use]
     pub fn trailers(&self) -> &[u8] {

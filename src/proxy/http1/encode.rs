@@ -12,6 +12,7 @@ use crate::proxy::client::Own;
 use crate::proxy::forwarded::Forwarded;
 use crate::proxy::head::{Field, Fields, Framing, Known, Method, RequestHead, ResponseHead, Version, list};
 use crate::proxy::rewrite::Rewrite;
+use crate::routing::FieldEdits;
 
 /// Writes a request head for a backend, as HTTP/1.1.
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>, rewrite: &Rewrite<'_>) {
@@ -30,11 +31,10 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>,
         }
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let authority = head.authority().unwrap_or(forwarded.host.as_bytes());
-    field(out, b"Host", authority);
+    field(out, b"Host", rewrite.authority(head, forwarded));
     // The expectation of HTTP/1.0 is ignored (RFC 9110 §10.1.1).
     let expects = head.version != Version::Http10;
-    copy(out, &head.fields, |field| match field.known {
+    let ours = |field: &Field| match field.known {
         Known::Expect => !expects,
         Known::MaxForwards => head.max_forwards.is_some(),
         // It announces what only a chunked body can bring.
@@ -50,7 +50,8 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>,
                 | Known::XForwardedProto
                 | Known::XRequestId
         ),
-    });
+    };
+    edited(out, &head.fields, rewrite.fields, ours);
     if forwarded.is_plain() {
         field(out, b"X-Forwarded-For", forwarded.peer);
         field(out, b"X-Forwarded-Proto", forwarded.scheme.as_bytes());
@@ -110,9 +111,9 @@ pub struct Onward {
 }
 
 /// Writes a final response head for a client.
-pub fn response(out: &mut Vec<u8>, head: &ResponseHead, onward: &Onward) {
+pub fn response(out: &mut Vec<u8>, head: &ResponseHead, edits: Option<&FieldEdits>, onward: &Onward) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
-    copy(out, &head.fields, |field| match field.known {
+    edited(out, &head.fields, edits, |field| match field.known {
         Known::Trailer => !onward.trailers,
         known => known == Known::ContentLength,
     });
@@ -137,11 +138,11 @@ pub fn interim(out: &mut Vec<u8>, head: &ResponseHead) {
 }
 
 /// Writes the 101 that turns a connection into a tunnel.
-pub fn switching(out: &mut Vec<u8>, head: &ResponseHead) {
+pub fn switching(out: &mut Vec<u8>, head: &ResponseHead, edits: Option<&FieldEdits>) {
     status_line(out, head.status, head.phrase.of(head.fields.bytes()));
     field(out, b"Connection", b"upgrade");
     upgrade(out, head.fields.values(Known::Upgrade).flat_map(list));
-    copy(out, &head.fields, |field| matches!(field.known, Known::ContentLength | Known::Trailer));
+    edited(out, &head.fields, edits, |field| matches!(field.known, Known::ContentLength | Known::Trailer));
     out.extend_from_slice(b"\r\n");
 }
 
@@ -231,6 +232,17 @@ fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Copies the fields that go on as [`copy`] does, and has the route's edits take effect.
+fn edited(out: &mut Vec<u8>, fields: &Fields, edits: Option<&FieldEdits>, ours: impl Fn(&Field) -> bool) {
+    match edits {
+        None => copy(out, fields, ours),
+        Some(edits) => {
+            copy(out, fields, |field| ours(field) || edits.drops(field.name.of(fields.bytes())));
+            out.extend_from_slice(edits.lines());
+        }
+    }
+}
+
 /// Copies the fields that go on, except those that `ours` says we state ourselves. Lines
 /// that stand one after the other as we would write them go in one piece.
 fn copy(out: &mut Vec<u8>, fields: &Fields, ours: impl Fn(&Field) -> bool) {
@@ -256,6 +268,11 @@ fn copy(out: &mut Vec<u8>, fields: &Fields, ours: impl Fn(&Field) -> bool) {
 pub fn phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",

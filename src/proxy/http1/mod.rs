@@ -25,6 +25,7 @@ use wire::Wire;
 use super::client::{Client, Own};
 use super::head::{Framing, Method, RequestHead, ResponseHead, Version};
 use super::relay::{Fault, Piece, Raw, Sink, Source};
+use crate::routing::FieldEdits;
 use crate::transport::stream::{Gone, Stream};
 
 /// A client's HTTP/1 connection.
@@ -143,6 +144,10 @@ impl Source for Http1 {
         self.wire.spliced_from(n);
     }
 
+    fn withhold(&mut self, name: &[u8]) {
+        self.wire.withhold(name);
+    }
+
     fn trailers(&self) -> &[u8] {
         self.wire.trailers()
     }
@@ -216,7 +221,7 @@ impl Client for Http1 {
         }
     }
 
-    fn answer(&mut self, head: &ResponseHead, last: bool) {
+    fn answer(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>, last: bool) {
         let framing = match (head.framing, self.version) {
             (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
             (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
@@ -225,7 +230,7 @@ impl Client for Http1 {
         let mut onward = self.onward(framing, last);
         onward.trailers = self.trailers && head.framing == Framing::Chunked && framing == Framing::Chunked;
         let out = self.wire.output_mut().begin(framing);
-        encode::response(out, head, &onward);
+        encode::response(out, head, edits, &onward);
         if let Some(cookie) = self.cookie.take() {
             encode::set_cookie(out, &cookie);
         }
@@ -242,11 +247,11 @@ impl Client for Http1 {
         self.unanswered
     }
 
-    fn switch(&mut self, head: &ResponseHead) {
+    fn switch(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>) {
         self.keep_alive = false;
         self.unanswered = false;
         let out = self.wire.output_mut().begin(Framing::Empty);
-        encode::switching(out, head);
+        encode::switching(out, head, edits);
         if let Some(cookie) = self.cookie.take() {
             encode::set_cookie(out, &cookie);
         }

@@ -5,6 +5,7 @@
 //! content is read must have stood in the head, and does not go on from here. What goes on
 //! is for the end of a body to say: checksums, signatures, timings, outcomes.
 
+use crate::config::same_name;
 use crate::proxy::head::{Known, MAX_FIELDS};
 
 /// The trailer fields of one body.
@@ -12,6 +13,8 @@ use crate::proxy::head::{Known, MAX_FIELDS};
 pub struct Trailers {
     /// Names that the head's `Connection` lists, each ended by a comma.
     nominated: Vec<u8>,
+    /// Names that the route removes or sets, likewise.
+    withheld: Vec<u8>,
     /// The field line that is being read, without its end.
     line: Vec<u8>,
     /// Lines that go on, with their ends.
@@ -26,6 +29,12 @@ impl Trailers {
         self.nominated.push(b',');
     }
 
+    /// Fields of this name, however it is spelled, don't go on.
+    pub fn withhold(&mut self, name: &[u8]) {
+        self.withheld.extend_from_slice(name);
+        self.withheld.push(b',');
+    }
+
     /// Takes in one byte of a field line, but not of its end. It is of the grammar, and the
     /// caller bounds them all.
     pub fn push(&mut self, byte: u8) {
@@ -38,7 +47,8 @@ impl Trailers {
         let colon = memchr::memchr(b':', &self.line)?;
         let (name, value) = self.line.split_at_checked(colon)?;
         let nominated = self.nominated.split(|byte| *byte == b',').any(|listed| listed.eq_ignore_ascii_case(name));
-        if !nominated && may_trail(name) {
+        let withheld = self.withheld.split(|byte| *byte == b',').any(|listed| same_name(listed, name));
+        if !nominated && !withheld && may_trail(name) {
             self.lines.extend_from_slice(name);
             self.lines.extend_from_slice(b": ");
             self.lines.extend_from_slice(value.get(1..)?.trim_ascii());

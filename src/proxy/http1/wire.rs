@@ -375,6 +375,10 @@ impl Source for Wire {
         self.decoder.skip(u64::try_from(n).unwrap_or(u64::MAX));
     }
 
+    fn withhold(&mut self, name: &[u8]) {
+        self.decoder.withhold(name);
+    }
+
     fn trailers(&self) -> &[u8] {
         self.decoder.trailers()
     }

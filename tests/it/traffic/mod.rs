@@ -46,6 +46,8 @@ mod retries;
 mod retry_budget;
 /// What is tried again, and what becomes of answers that are not wanted.
 mod retry_on;
+/// What routes change, and what they answer by themselves.
+mod rewrites;
 /// Listeners, routes, backends in turn.
 mod routes;
 /// When trying again is pointless, or the fault is ours.
