@@ -2,8 +2,8 @@
 //!
 //! `/held` is answered in two halves: the head and half of the body at once, the
 //! rest when the test says so. So an exchange is in flight for exactly as long as
-//! the test wants, whatever the machine's speed. Any other path is answered at
-//! once.
+//! the test wants, whatever the machine's speed. `/large` is answered with a MiB,
+//! any other path with a line, at once.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -21,6 +21,11 @@ use crate::wait::{SOON, wait_for};
 
 /// The body of `/held`, sent in two halves.
 pub(crate) const HELD: &str = "first half, second half\n";
+
+/// The body of `/large`: a MiB of which no part is like another one of its size.
+pub(crate) fn large() -> Vec<u8> {
+    (0..1_u32 << 18).flat_map(u32::to_be_bytes).collect()
+}
 
 /// A held answer is let go after this at the latest, so that no thread stays.
 const HELD_LIMIT: Duration = Duration::from_secs(60);
@@ -138,12 +143,10 @@ impl Write for Peer {
 fn answer(mut peer: Peer, shared: &Shared) {
     let mut buffer = Vec::new();
     while let Ok(Some(path)) = request(&mut peer, &mut buffer) {
-        let sent = if path == "/held" {
-            held(&mut peer, shared)
-        } else {
-            let body = format!("backend saw {path}\n");
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-            peer.write_all((head + &body).as_bytes())
+        let sent = match path.as_str() {
+            "/held" => held(&mut peer, shared),
+            "/large" => whole(&mut peer, &large()),
+            path => whole(&mut peer, format!("backend saw {path}\n").as_bytes()),
         };
         if sent.is_err() {
             break;
@@ -174,6 +177,12 @@ fn request(peer: &mut Peer, buffer: &mut Vec<u8>) -> std::io::Result<Option<Stri
             return Err(ErrorKind::InvalidData.into());
         }
     }
+}
+
+/// Sends a body at once.
+fn whole(peer: &mut Peer, body: &[u8]) -> std::io::Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    peer.write_all(&[head.as_bytes(), body].concat())
 }
 
 /// Sends [`HELD`] in two halves.

@@ -1,18 +1,26 @@
 //! The units' quality: no complaint of systemd's, the figures, and a daemon that
 //! works inside both sandboxes.
 
-use anyhow::{Context, Result, ensure};
+use std::thread;
 
-use crate::backend::{Backend, HELD};
-use crate::doorward::{answer_of, ask, ask_slowly, configure, main_pid, records, restart_with};
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
+
+use crate::backend::{Backend, HELD, large};
+use crate::doorward::{answer_of, ask, ask_slowly, configure, front, main_pid, records, restart_with};
 use crate::host::Host;
+use crate::http::Connection;
 use crate::load::Load;
 use crate::wait::{SOON, wait_for};
 
 crate::stories!(install:
     systemd_finds_no_fault_with_the_units,
     the_sandbox_without_a_network_serves_unix_backends,
+    five_hundred_downloads_at_once_run_well_inside_the_sandbox,
 );
+
+/// Downloads at once: many more than there are pipes to splice them through.
+const DOWNLOADS: usize = 500;
 
 /// The exposure that `systemd-analyze security` works out, in tenths.
 fn exposure(host: &Host, unit: &str) -> Result<u32> {
@@ -66,7 +74,7 @@ fn the_sandbox_without_a_network_serves_unix_backends(host: &Host) -> Result<()>
     // All that life with systemd asks: reload good and bad, restart under load, drain.
     let slow = ask_slowly(host, "/held")?;
     backend.holds(1)?;
-    let load = Load::start(host, &crate::doorward::front(), 4)?;
+    let load = Load::start(host, &front(), 4)?;
     host.say("systemctl reload doorward")?;
     configure(host, "NO_KEY=1\n")?;
     host.run("systemctl reload doorward")?.failed()?;
@@ -84,5 +92,35 @@ fn the_sandbox_without_a_network_serves_unix_backends(host: &Host) -> Result<()>
     host.say("systemctl reload doorward")?;
     let status = ask(host, "/tcp")?.status;
     ensure!(status == 502 || status == 503, "{status}");
+    Ok(())
+}
+
+fn five_hundred_downloads_at_once_run_well_inside_the_sandbox(host: &Host) -> Result<()> {
+    let backend = Backend::tcp(host)?;
+    restart_with(host, &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port))?;
+    let mut clients = host.in_network(|| {
+        let open = |_| Ok(Connection::open(&front())?);
+        (0..DOWNLOADS).map(open).collect::<Result<Vec<_>>>()
+    })?;
+    // All have asked before the first one reads.
+    for client in &mut clients {
+        client.send("/large")?;
+    }
+    let body = large();
+    let read = |clients: &mut [Connection]| {
+        clients.iter_mut().try_for_each(|client| {
+            let answer = client.receive()?;
+            ensure!(answer.status == 200 && answer.body == body, "{} with {} bytes", answer.status, answer.body.len());
+            Ok(())
+        })
+    };
+    thread::scope(|scope| {
+        let readers: Vec<_> = clients.chunks_mut(DOWNLOADS / 10).map(|part| scope.spawn(|| read(part))).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?)
+    })?;
+    let status: Value = serde_json::from_str(&host.say("doorward status --json")?)?;
+    let spliced = status["bytes_spliced"].as_u64().context("no count of spliced bytes")?;
+    println!("{DOWNLOADS} downloads of {} bytes at once: {spliced} bytes spliced", body.len());
+    ensure!(spliced > 0, "none was spliced");
     Ok(())
 }
