@@ -53,10 +53,16 @@ impl<'a> Rewrite<'a> {
     pub fn authority(&self, head: &'a RequestHead, forwarded: &Forwarded<'a>) -> &'a [u8] {
         match self.host {
             None | Some(BackendHost::Client) => head.authority().unwrap_or(forwarded.host.as_bytes()),
-            Some(BackendHost::Backend) => forwarded.host.as_bytes(),
+            Some(BackendHost::Backend) => without_default_port(forwarded.host).as_bytes(),
             Some(BackendHost::Named(host)) => host.as_bytes(),
         }
     }
+}
+
+/// An authority as clients of cleartext HTTP write it (RFC 9110 §4.2.3): some servers know
+/// their name only so.
+fn without_default_port(authority: &str) -> &str {
+    authority.strip_suffix(":80").unwrap_or(authority)
 }
 
 /// Where a request is redirected to.
@@ -74,4 +80,29 @@ pub fn redirected(
     let query = memchr::memchr(b'?', target).and_then(|at| target.get(at + 1..));
     let path = rewrites.path(path).unwrap_or(path.bytes());
     location(redirect, head.authority(), path, query).ok_or(Reason::BadRequest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::forwarded::tests::head;
+    use super::{Forwarded, Rewrite};
+    use crate::config::{BackendHost, Forwarding};
+
+    #[test]
+    fn the_backends_own_name_is_without_the_port_that_goes_without_saying() {
+        let head = head("");
+        for (host, asked) in [
+            ("app.test:80", "app.test"),
+            ("app.test:8080", "app.test:8080"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]:8080", "[::1]:8080"),
+            ("localhost", "localhost"),
+        ] {
+            let kind = Forwarding::XForwarded;
+            let forwarded = Forwarded { peer: b"unix:", scheme: "http", host, request_id: b"x", kind, trusted: false };
+            let rewrite = Rewrite { host: Some(&BackendHost::Backend), ..Rewrite::default() };
+            assert_eq!(rewrite.authority(&head, &forwarded), asked.as_bytes());
+            assert_eq!(Rewrite::default().authority(&head, &forwarded), b"door.test:81");
+        }
+    }
 }
