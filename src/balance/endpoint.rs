@@ -225,6 +225,11 @@ impl Endpoint {
         self.change(|standing| standing.eject(time, most, why, now));
     }
 
+    /// Ends an ejection.
+    pub fn pardon(&self, now: u64) {
+        self.change(|standing| standing.pardon(now));
+    }
+
     /// Notes the outcome of a check; `Err` says why it did not pass. Whether its state
     /// changed.
     pub fn checked(&self, outcome: Result<(), Arc<str>>, rise: u32, fall: u32, now: u64) -> bool {

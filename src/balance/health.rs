@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Auto, HealthCheck, RouteSettings};
+use crate::config::{Auto, BackendHost, HealthCheck, RouteSettings};
 
 /// How backends are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,9 +44,10 @@ impl Check {
             rise: number(settings.health_rise),
             fall: number(settings.health_fall),
             statuses: settings.health_status.clone(),
-            host: match &settings.health_host {
-                Auto::Auto => None,
-                Auto::Is(host) => Some(host.clone()),
+            host: match (&settings.health_host, &settings.backend_host) {
+                (Auto::Is(host), _) => Some(host.clone()),
+                (Auto::Auto, BackendHost::Named(host)) => Some(host.as_str().into()),
+                (Auto::Auto, BackendHost::Client | BackendHost::Backend) => None,
             },
         })
     }

@@ -49,13 +49,13 @@ pub struct Terms {
     pub slower: Option<u32>,
 }
 
-/// The backends of a route, and its terms.
-#[derive(Debug, Clone, Copy)]
+/// The backends of a route that take requests, and its terms.
+#[derive(Debug, Clone)]
 pub struct Group<'a> {
     /// Its terms.
     pub terms: Terms,
     /// Its backends.
-    pub endpoints: &'a [Arc<Endpoint>],
+    pub endpoints: Vec<&'a Arc<Endpoint>>,
 }
 
 impl Terms {
@@ -72,7 +72,18 @@ impl Terms {
     }
 }
 
-impl Group<'_> {
+impl<'a> Group<'a> {
+    /// Backends with the terms of their route.
+    pub fn new(terms: Terms, endpoints: impl IntoIterator<Item = &'a Arc<Endpoint>>) -> Self {
+        Self { terms, endpoints: endpoints.into_iter().collect() }
+    }
+
+    /// Whether any of its backends is ever ejected.
+    #[must_use]
+    pub fn ejects(&self) -> bool {
+        self.endpoints.len() > 1 && (self.terms.after.is_some() || self.terms.slower.is_some())
+    }
+
     fn has(&self, endpoint: &Endpoint) -> bool {
         self.endpoints.iter().any(|other| other.number() == endpoint.number())
     }
@@ -95,7 +106,7 @@ pub fn judge(groups: &[Group<'_>], now: u64) -> usize {
     let mut ejected = 0;
     for group in groups {
         let Some(after) = group.terms.after else { continue };
-        for endpoint in group.endpoints {
+        for endpoint in &group.endpoints {
             let (failures, last) = endpoint.failures();
             if failures < after || endpoint.state() != State::Up {
                 continue;
@@ -108,6 +119,16 @@ pub fn judge(groups: &[Group<'_>], now: u64) -> usize {
         }
     }
     ejected
+}
+
+/// Lets those return at once, at `now` milliseconds, that no route would eject any more.
+pub fn pardon(groups: &[Group<'_>], now: u64) {
+    for endpoint in groups.iter().flat_map(|group| &group.endpoints) {
+        let ejects = || groups.iter().any(|group| group.ejects() && group.has(endpoint));
+        if endpoint.is_troubled() && !ejects() {
+            endpoint.pardon(now);
+        }
+    }
 }
 
 /// Whether each route that has the endpoint beside others can spare it, and `group` is one.
@@ -184,7 +205,7 @@ impl Ejection {
 
 #[cfg(test)]
 mod tests {
-    use super::{Group, Terms, judge};
+    use super::{Group, Terms, judge, pardon};
     use crate::balance::endpoint::Endpoint;
     use crate::balance::standing::{FALL, State};
     use crate::config::{BackendAddress, Target};
@@ -209,7 +230,7 @@ mod tests {
     }
 
     fn one(endpoints: &[Arc<Endpoint>], now: u64) -> usize {
-        judge(&[Group { terms: TERMS, endpoints }], now)
+        judge(&[Group::new(TERMS, endpoints)], now)
     }
 
     fn ejected(endpoints: &[Arc<Endpoint>]) -> usize {
@@ -280,7 +301,7 @@ mod tests {
     fn a_backend_of_several_routes_must_be_spared_by_each_that_has_another() {
         let all = endpoints(4);
         let (wide, narrow, lone) = (&all[..], &all[..2], &all[..1]);
-        let groups = [wide, narrow, lone].map(|endpoints| Group { terms: TERMS, endpoints });
+        let groups = [wide, narrow, lone].map(|endpoints| Group::new(TERMS, endpoints));
         fail(&all[0], 5, 0);
         assert_eq!(judge(&groups, 0), 1);
         fail(&all[1], 5, 0);
@@ -295,6 +316,18 @@ mod tests {
         let pool = endpoints(3);
         fail(&pool[0], 50, 0);
         let terms = Terms { after: None, ..TERMS };
-        assert_eq!(judge(&[Group { terms, endpoints: &pool }], 0), 0);
+        assert_eq!(judge(&[Group::new(terms, &pool)], 0), 0);
+    }
+
+    #[test]
+    fn where_nobody_is_ejected_any_more_those_who_were_return() {
+        let pool = endpoints(3);
+        fail(&pool[0], 5, 0);
+        one(&pool, 0);
+        let never = Terms { after: None, ..TERMS };
+        pardon(&[Group::new(never, &pool), Group::new(TERMS, &pool[..2])], 5);
+        assert_eq!(pool[0].state(), State::Ejected, "another route still would");
+        pardon(&[Group::new(never, &pool), Group::new(TERMS, &pool[..1])], 5);
+        assert_eq!((pool[0].state(), pool[0].up_since()), (State::Up, 5));
     }
 }

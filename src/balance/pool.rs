@@ -237,12 +237,13 @@ impl Pool {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Works out anew whether it fails open, and says so; for control, after each change of
-    /// a backend's state. Those that drain are no help.
-    pub fn weigh(&self) -> bool {
+    /// Works out whether it fails open, and says so; for control, which knows whether the
+    /// route `did` before, and asks after each change of a backend's state. Those that drain
+    /// are no help.
+    pub fn weigh(&self, did: bool) -> bool {
         let count = |wanted: fn(&Endpoint) -> bool| self.taking().filter(|one| wanted(one)).count();
         let (up, reachable) = (count(Endpoint::is_up), count(|endpoint| !endpoint.is_down()));
-        let open = if self.fails_open() { up * 2 < reachable } else { up == 0 && reachable > 0 };
+        let open = if did { up * 2 < reachable } else { up == 0 && reachable > 0 };
         self.open.store(open, Ordering::Relaxed);
         open
     }
@@ -428,7 +429,7 @@ mod tests {
                 let mut tried = Tried::default();
                 let taken = BTreeSet::from([pick(&pool, &mut tried), pick(&pool, &mut tried)]);
                 assert_eq!(taken, ["127.0.0.1:4000", "127.0.0.1:4002"].map(String::from).into(), "{weighed}");
-                pool.weigh();
+                pool.weigh(pool.fails_open());
             }
         }
     }
@@ -441,16 +442,16 @@ mod tests {
             members.push(member(4, 0));
             let pool = of(balance, members);
             for (index, endpoint) in pool.endpoints()[..4].iter().enumerate() {
-                assert!(!pool.weigh(), "{index}");
+                assert!(!pool.weigh(pool.fails_open()), "{index}");
                 fail_check(endpoint);
             }
-            assert!(pool.weigh() && pool.fails_open());
+            assert!(pool.weigh(pool.fails_open()) && pool.fails_open());
             pool.endpoints()[2].checked(Ok(()), 1, 1, 0);
-            assert!(pool.weigh());
+            assert!(pool.weigh(pool.fails_open()));
             let counts = shares(&pool, 400, keyed);
             assert!(counts[..4].iter().all(|count| *count > 50), "the first one is spared: {counts:?}");
             pool.endpoints()[3].checked(Ok(()), 1, 1, 0);
-            assert!(!pool.weigh() && !pool.fails_open());
+            assert!(!pool.weigh(pool.fails_open()) && !pool.fails_open());
             let counts = shares(&pool, 400, keyed);
             assert_eq!((counts[0], counts[1]), (0, 0));
         }

@@ -67,14 +67,14 @@ impl Slowness {
             return;
         }
         let mut means: HashMap<u64, Option<u64>> = HashMap::new();
-        for endpoint in groups.iter().filter(|group| group.terms.slower.is_some()).flat_map(|group| group.endpoints) {
+        for endpoint in groups.iter().filter(|group| group.terms.slower.is_some()).flat_map(|group| &group.endpoints) {
             means.entry(endpoint.number()).or_insert_with(|| endpoint.gauge().take());
         }
         self.seconds.retain(|number, _| means.contains_key(number));
         let mut seen = HashSet::new();
         for group in groups {
             let Some(factor) = group.terms.slower else { continue };
-            for endpoint in group.endpoints {
+            for endpoint in &group.endpoints {
                 // In several routes it is measured by the first of them.
                 if endpoint.state() != State::Up || !seen.insert(endpoint.number()) {
                     continue;
@@ -150,7 +150,7 @@ mod tests {
             for (index, endpoint) in endpoints.iter().enumerate() {
                 (0..answers).for_each(|_| endpoint.gauge().add(ms(second, index)));
             }
-            slowness.judge(&[Group { terms: TERMS, endpoints }], second * 1000);
+            slowness.judge(&[Group::new(TERMS, endpoints)], second * 1000);
             if let Some(ejected) = endpoints.iter().position(|endpoint| endpoint.state() == State::Ejected) {
                 return Some((second, ejected));
             }
@@ -198,7 +198,7 @@ mod tests {
                 for (index, endpoint) in pool.iter().enumerate() {
                     (0..50).for_each(|_| endpoint.gauge().add(if index < slow { 900 } else { 10 }));
                 }
-                slowness.judge(&[Group { terms: TERMS, endpoints: &pool }], second * 1000);
+                slowness.judge(&[Group::new(TERMS, &pool)], second * 1000);
             }
             let out = pool.iter().filter(|endpoint| endpoint.state() == State::Ejected).count();
             assert_eq!(out, ejected, "{slow} of four are slow");

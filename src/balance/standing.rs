@@ -172,6 +172,13 @@ impl Standing {
         self.note(before, now);
     }
 
+    /// Ends an ejection: it is not to be ejected any more.
+    pub fn pardon(&mut self, now: u64) {
+        let before = self.state();
+        self.ejection = None;
+        self.note(before, now);
+    }
+
     /// Takes note of the outcome of a check; `Err` says why it did not pass.
     pub fn checked(&mut self, outcome: Result<(), Arc<str>>, rise: u32, fall: u32, now: u64) {
         let before = self.state();

@@ -357,7 +357,8 @@ keys! {
             "HEALTH_FALL", health_fall: usize = "3", "checks", Int { min: 1, max: 100 };
             /// Statuses with which a check passes.
             "HEALTH_STATUS", health_status: Vec<RangeInclusive<u16>> = "200-399", "", statuses();
-            /// The `Host` of a check. `auto` means the backend's own address.
+            /// The `Host` of a check. `auto` means the one that `BACKEND_HOST` names, else the
+            /// backend's own address.
             "HEALTH_HOST", health_host: Auto<Box<str>> = "auto", "", AutoOr(HostField);
             /// Failures in a row after which a backend is ejected: requests keep away from it for
             /// `EJECT_TIME`. Only while at least half of the others fare well, and never more than

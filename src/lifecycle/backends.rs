@@ -105,7 +105,7 @@ impl Ledger {
             self.tell(endpoint, now);
         }
         for route in generation.routes() {
-            let open = route.pool.weigh();
+            let open = route.pool.weigh(self.open.contains(&route.name));
             if open == self.open.contains(&route.name) {
                 continue;
             }
@@ -157,8 +157,7 @@ impl Ledger {
 
 /// The backends of each route.
 fn groups(generation: &Generation) -> Vec<Group<'_>> {
-    let routes = generation.routes().iter();
-    routes.map(|route| Group { terms: Terms::of(&route.settings), endpoints: route.pool.endpoints() }).collect()
+    generation.routes().iter().map(|route| Group::new(Terms::of(&route.settings), route.pool.taking())).collect()
 }
 
 impl Daemon {
@@ -168,6 +167,7 @@ impl Daemon {
         for endpoint in self.checker.watch(self.generation.checks()) {
             endpoint.unchecked(now);
         }
+        outlier::pardon(&groups(&self.generation), now);
         self.ledger.forget(&self.generation);
         self.look_at_backends();
     }

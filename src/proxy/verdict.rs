@@ -47,7 +47,8 @@ pub fn connected(worker: &Worker, endpoint: &Endpoint) {
 
 /// An answer was given, with this status.
 pub fn answered(worker: &Worker, settings: &RouteSettings, endpoint: &Endpoint, status: u16) {
-    if let Some(on) = EjectOn::of_status(status).filter(|on| settings.eject_on.contains(on)) {
+    let counts = |on: &EjectOn| settings.eject_after.is_some() && settings.eject_on.contains(on);
+    if let Some(on) = EjectOn::of_status(status).filter(counts) {
         count(worker, settings, endpoint, on, on.as_str());
     } else if endpoint.is_troubled() && endpoint.answered(worker.clock().millis()) {
         worker.shared().stirred.notify_one();

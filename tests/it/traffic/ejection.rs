@@ -190,6 +190,16 @@ fn a_reload_keeps_an_ejection() {
 }
 
 #[test]
+fn a_reload_without_ejection_brings_back_who_was_ejected() {
+    let (good, bad) = (Moody::new(), Moody::new());
+    bad.set(Mood::Resets);
+    let daemon = before(&[&good, &bad]).start();
+    eject(&daemon, &bad);
+    daemon.replace("EJECT_AFTER", "off");
+    assert_eq!(standing(&daemon, &bad)["state"], "up");
+}
+
+#[test]
 fn a_backend_far_slower_than_the_others_is_ejected_where_that_is_asked_for() {
     let (good, slow) = (Moody::new(), Moody::new());
     slow.set(Mood::Lags(150));

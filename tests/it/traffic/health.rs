@@ -73,6 +73,11 @@ fn a_check_asks_for_its_host_also_on_a_unix_socket() {
         .start();
     let (_, request) = backend.take();
     assert_eq!(request.head.field("Host"), Some("app.example.com:8080"));
+    // Without one it is what requests have, where that is one and the same.
+    let backend = Backend::new();
+    let _daemon = before(&[&backend.address]).set("BACKEND_HOST", "app.example.com").start();
+    let (_, request) = backend.take();
+    assert_eq!(request.head.field("Host"), Some("app.example.com"));
 }
 
 #[test]
