@@ -12,11 +12,11 @@ use crate::contenders::Contender;
 ///
 /// # Errors
 /// When a contender's program is missing.
-pub fn about(arguments: &[String], contenders: &[Contender]) -> Result<String> {
+pub fn about(script: &str, arguments: &[String], contenders: &[Contender]) -> Result<String> {
     // Paths come whole, but only what is in this tree means the same elsewhere.
     let here = concat!(env!("CARGO_MANIFEST_DIR"), "/");
     let words: Vec<&str> = arguments.iter().skip(1).map(|word| word.strip_prefix(here).unwrap_or(word)).collect();
-    let mut lines = vec![format!("Command: `benches/compare {}`", words.join(" "))];
+    let mut lines = vec![format!("Command: `{}`", format!("benches/{script} {}", words.join(" ")).trim_end())];
     lines.push(format!("Date: {}", httpdate::fmt_http_date(SystemTime::now())));
     for contender in contenders {
         lines.push(format!("{}: {}", contender.name, contender.kind.version()?));

@@ -149,22 +149,31 @@ pub fn peer(name: &str) -> Result<Contender, String> {
 /// # Errors
 /// When there are too few cores.
 pub fn settle(options: &Options) -> Result<Place> {
-    let allowed = sched_getaffinity(None)?;
-    let able: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).take(3).collect();
+    let able = allowed(options.exclusive)?;
     let (both, load) = match *able.as_slice() {
         [first, second] => ([first, second], second),
         [first, second, third] => ([first, second], third),
         _ => bail!("needs two cores: one for the proxy, one for load and backend"),
     };
     sched_setaffinity(None, &cores(&[load]))?;
+    Ok(Place { proxy: both[0], load, both })
+}
+
+/// The cores that there are to use, three at most. This process allows itself as many open
+/// files as it may, and goes ahead of others if it is to.
+///
+/// # Errors
+/// When the system refuses that.
+pub fn allowed(exclusive: bool) -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(None)?;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
     set_parent_process_death_signal(Some(Signal::TERM))?;
-    if options.exclusive {
+    if exclusive {
         precede();
     }
-    Ok(Place { proxy: both[0], load, both })
+    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).take(3).collect())
 }
 
 /// Lets whoever else is on the machine wait, as far as that is allowed. All contenders

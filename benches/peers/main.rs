@@ -1,4 +1,4 @@
-//! Measures doorward beside its peers; `benches/compare` runs it.
+//! Measures doorward beside its peers; `benches/compare` and `benches/faults` run it.
 //!
 //! | module | job |
 //! | --- | --- |
@@ -11,12 +11,14 @@
 //! | `usage` | processor time |
 //! | `compare` | the rounds |
 //! | `probes` | what is no matter of rounds: memory, system calls, connections of each worker |
+//! | `faults` | backends that fail under load: what clients see of it |
 //! | `about` | versions and machine |
 //! | `table` | what is printed |
 
 mod about;
 mod compare;
 mod contenders;
+mod faults;
 mod options;
 mod probes;
 mod process;
@@ -45,12 +47,14 @@ fn main() -> ExitCode {
         // Under `cargo bench` and `cargo test` nobody asked for a measurement of minutes.
         [] | [_] => usage(),
         [_, "relay", address, backend] => floor(address, backend),
+        [_, "backend", address] => failing(address),
+        [_, "faults", ..] => faults::main(arguments.get(1..).unwrap_or_default(), keep),
         _ => measure(&arguments),
     };
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "benches/compare: {error:#}");
+            let _ = writeln!(io::stderr(), "{error:#}");
             ExitCode::FAILURE
         }
     }
@@ -66,6 +70,11 @@ fn floor(address: &str, backend: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn failing(address: &str) -> Result<ExitCode> {
+    faults::backend::serve(address.parse()?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn measure(arguments: &[String]) -> Result<ExitCode> {
     let options = match Options::try_parse_from(arguments) {
         Ok(options) => options,
@@ -75,7 +84,7 @@ fn measure(arguments: &[String]) -> Result<ExitCode> {
         }
     };
     let contenders = compare::contenders(&options);
-    let about = about::about(arguments, &contenders)?;
+    let about = about::about("compare", arguments, &contenders)?;
     let place = compare::settle(&options)?;
     let sections = compare::run(&options, &contenders, &place)?;
     let sheets = probes::run(&options, &contenders, &place)?;

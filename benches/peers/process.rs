@@ -57,9 +57,21 @@ impl Running {
         its: &[usize],
         ours: &[usize],
     ) -> Result<Running> {
+        Running::spawn(&|address, folder| contender.kind.command(duty, address, backend, folder), its, ours)
+    }
+
+    /// Starts what `command` makes for an address and a folder of its own, likewise.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn spawn(
+        command: &dyn Fn(SocketAddr, &Path) -> Result<Command>,
+        its: &[usize],
+        ours: &[usize],
+    ) -> Result<Running> {
         let mut problem = None;
         for _ in 0..STARTS {
-            match Running::try_start(contender, duty, backend, its, ours) {
+            match Running::try_start(command, its, ours) {
                 Ok(running) => return Ok(running),
                 Err(error) => problem = Some(error),
             }
@@ -68,15 +80,13 @@ impl Running {
     }
 
     fn try_start(
-        contender: &Contender,
-        duty: Duty,
-        backend: SocketAddr,
+        command: &dyn Fn(SocketAddr, &Path) -> Result<Command>,
         its: &[usize],
         ours: &[usize],
     ) -> Result<Running> {
         let folder = tempfile::tempdir()?;
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let command = contender.kind.command(duty, address, backend, folder.path())?;
+        let command = command(address, folder.path())?;
         // It must not outlive this process, whatever happens to it.
         let mut mortal = Command::new("setpriv");
         mortal.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
@@ -150,7 +160,8 @@ impl Drop for Running {
     }
 }
 
-fn signal(raw: u32, signal: Signal) {
+/// Sends a signal to a process, if it is still there.
+pub fn signal(raw: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(raw).ok().and_then(Pid::from_raw) {
         // It may be gone by now.
         let _ = kill_process(pid, signal);
