@@ -127,6 +127,8 @@ impl<'a> Asked<'a> {
                     course.status = exchange.status;
                     match outcome {
                         Ok(finish) => {
+                            // A 101 is never held back.
+                            self.let_go(kept.take());
                             verdict::answered(self.worker, settings, endpoint, course.status);
                             verdict::took(endpoint, exchange.took);
                             let switched = match finish {

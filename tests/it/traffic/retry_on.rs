@@ -170,6 +170,22 @@ fn the_connection_of_an_answer_that_was_dropped_serves_on_if_the_answer_was_shor
 }
 
 #[test]
+fn an_answer_that_was_dropped_is_not_kept_beside_a_tunnel() {
+    let (first, second) = (Backend::new(), Backend::new());
+    let daemon = retrying(&[&first, &second]).start();
+    let mut client = daemon.connect();
+    client.send("GET /chat HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    let (mut dropped, _) = first.take();
+    dropped.send("HTTP/1.1 503 Busy\r\nContent-Length: 1000000\r\n\r\nnot all of it");
+    let (mut peer, _) = second.take();
+    peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(client.head().status(), 101);
+    dropped.expect_gone();
+    client.send("ping");
+    peer.expect("ping");
+}
+
+#[test]
 fn after_an_interim_response_the_answer_is_the_last_word() {
     let (first, second) = (Backend::new(), Backend::new());
     let daemon = retrying(&[&first, &second]).start();
