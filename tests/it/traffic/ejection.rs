@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::backend::{Mood, Moody};
+use crate::backend::{Backend, Mood, Moody};
 use crate::daemon::DEADLINE;
 use crate::peer::Peer;
 use crate::traffic::door::{Daemon, Setup};
@@ -170,6 +170,33 @@ fn clients_that_leave_are_not_held_against_a_backend() {
     slow.set(Mood::Answers(200));
     assert_eq!(standing(&daemon, &slow)["state"], "up");
     assert!(ejections(&daemon, &slow).is_empty());
+}
+
+#[test]
+fn a_kept_connection_that_had_ended_is_not_held_against_a_backend() {
+    let (closing, other) = (Backend::new(), Moody::new());
+    let addresses = format!("{},{}", closing.address, other.address);
+    let daemon = before(&[&other]).set("BACKEND_ADDRESS", addresses).set("EJECT_AFTER", 1).set("WORKERS", 1).start();
+    let address = closing.address.clone();
+    std::thread::spawn(move || {
+        let (mut peer, _) = closing.take();
+        peer.answer("kept");
+        // It ends as the next request arrives, and that one is sent anew.
+        peer.request();
+        drop(peer);
+        let mut peer = closing.accept();
+        while peer.try_head().is_some() {
+            peer.answer("fresh");
+        }
+    });
+    let mut client = daemon.connect();
+    for _ in 0..4 {
+        assert_eq!(ask(&mut client), 200);
+    }
+    // Once control has ejected another one, it has looked at this one too.
+    other.set(Mood::Resets);
+    eject(&daemon, &other);
+    assert!(daemon.lines(|line| line["message"] == "backend ejected" && line["backend"] == address).is_empty());
 }
 
 #[test]

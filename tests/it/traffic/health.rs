@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::backend::{Backend, Mood, Moody, Refusing, Silent};
+use crate::peer::noise;
 use crate::traffic::door::{Daemon, Setup};
 
 /// Longer than a check takes on a busy machine, and still short.
@@ -55,7 +56,10 @@ fn a_check_is_a_plain_request_that_says_what_it_is() {
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(request.head.field("User-Agent"), Some(format!("doorward/{version} (health check)").as_str()));
     // The body is read, so that there is no reset. The next check comes on its own connection.
-    peer.answer("fine");
+    peer.send("HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n");
+    for _ in 0..6 {
+        peer.send(noise(10_000, 7));
+    }
     peer.expect_end();
     backend.take();
 }
@@ -240,6 +244,16 @@ fn without_a_check_a_backend_is_up_again_and_is_not_asked() {
     client.pause(Duration::from_millis(1500));
     // One may have been on its way.
     assert!(good.checks() <= checks.0 + 1 && bad.checks() <= checks.1 + 1);
+}
+
+#[test]
+fn what_checks_have_found_is_forgotten_with_them() {
+    let (good, bad) = (Moody::new(), Moody::new());
+    bad.set_checks(Mood::Answers(500));
+    let daemon = before(&[&good.address, &bad.address]).start();
+    wait(&daemon, &bad.address, "failing");
+    daemon.replace("HEALTH_CHECK", "off");
+    assert_eq!(standing(&daemon, &bad.address)["state"], "up");
 }
 
 #[test]
