@@ -80,6 +80,7 @@ impl Ours<'_> {
         if reason == Reason::ClientLeft {
             return After::Close;
         }
+        client.forgo();
         let last = self.is_last(client);
         refusal(client, reason, Some(self.request_id.as_str()), self.edits, last);
         sent(client, last, self.timer).await

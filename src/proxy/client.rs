@@ -30,6 +30,9 @@ pub trait Client: Source + Sink {
     /// Stops holding the body.
     fn release(&mut self);
 
+    /// Gives up what is held of the body: the request is not made again.
+    fn forgo(&mut self);
+
     /// Whether all of the body consumed so far is still held.
     fn is_held(&self) -> bool;
 
@@ -48,7 +51,7 @@ pub trait Client: Source + Sink {
     fn set_cookie(&mut self, cookie: Option<Box<str>>);
 
     /// Queues an interim response, for a client that understands them.
-    fn inform(&mut self, head: &ResponseHead);
+    fn inform(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>);
 
     /// Queues a response head with the route's edits; its body follows through the sink.
     /// `last` says that no other request will be served on this connection.

@@ -241,7 +241,8 @@ impl<'a, C: Client> Exchange<'a, C> {
         })
         .await;
         self.timer.set(None);
-        let spliced = self.up.spliced + self.down.spliced;
+        // Taken, since what is held back runs once more.
+        let spliced = std::mem::take(&mut self.up.spliced) + std::mem::take(&mut self.down.spliced);
         if spliced > 0 {
             self.worker.counters().bytes_spliced.add(spliced);
         }
@@ -259,6 +260,7 @@ impl<'a, C: Client> Exchange<'a, C> {
 
     /// The same for the answer of an earlier attempt, of whose request no more is sent.
     pub fn resume(&mut self, head: &ResponseHead) {
+        self.client.forgo();
         self.upload = if self.client.is_read() { Upload::Done } else { Upload::Stopped };
         self.pass(head);
     }
@@ -319,7 +321,7 @@ impl<'a, C: Client> Exchange<'a, C> {
                     }
                     self.interims += 1;
                     self.asks &= head.status != 100;
-                    self.client.inform(&head);
+                    self.client.inform(&head, self.edits);
                     // The backend was not silent, and may have given the client leave to send.
                     self.waiting = None;
                     body_wanted = client_waits && self.may_send();

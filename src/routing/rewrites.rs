@@ -139,7 +139,8 @@ pub fn location(redirect: &Redirect, host: Option<&[u8]>, path: &[u8], query: Op
             Piece::Path => {
                 let slashes = path.iter().take_while(|byte| matches!(byte, b'/' | b'\\')).count();
                 let rest = path.get(slashes..).unwrap_or_default();
-                if location.is_empty() && (slashes > 1 || !path.starts_with(b"/")) {
+                // Behind a host, `*` would be a part of its name.
+                if !path.starts_with(b"/") || (location.is_empty() && slashes > 1) {
                     location.push('/');
                     push(&mut location, rest);
                 } else {
@@ -268,6 +269,7 @@ mod tests {
             assert_eq!(sent_to("/{path}", None, path, None).as_deref(), Some("/evil.test/x"), "{path}");
         }
         assert_eq!(sent_to("{path}", None, "*", None).as_deref(), Some("/*"));
+        assert_eq!(sent_to("https://{host}{path}", Some("a.test"), "*", None).as_deref(), Some("https://a.test/*"));
     }
 
     #[test]

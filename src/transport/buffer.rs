@@ -170,7 +170,7 @@ impl Buffer {
     /// pooled afterwards.
     pub fn grow(&mut self, size: usize) {
         if self.bytes.len() < size {
-            if self.bytes.len() == WIDE {
+            if self.is_wide() {
                 let _ = WIDE_POOL.try_with(|pool| pool.borrow_mut().made -= 1);
             }
             self.bytes.resize(size, 0);
@@ -180,13 +180,24 @@ impl Buffer {
     /// The same for bytes that are held though they were dealt with, for which there is
     /// little memory in all: `false` when that is used up.
     pub fn extend(&mut self, size: usize) -> bool {
-        let more = size.saturating_sub(self.bytes.len());
+        if size <= self.bytes.len() {
+            return true;
+        }
+        // A wide buffer that grows is no longer one of those that a thread may have, so all of
+        // it counts from then on but what any buffer has.
+        let before = if self.is_wide() { SIZE } else { self.bytes.len() };
+        let more = size.saturating_sub(before);
         let taken = EXTRA.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(more));
         if taken.is_ok() {
-            self.extra += more;
             self.grow(size);
+            self.extra += more;
         }
         taken.is_ok()
+    }
+
+    /// Whether it is one of the wide buffers that a thread may have.
+    fn is_wide(&self) -> bool {
+        self.bytes.len() == WIDE && self.extra == 0
     }
 
     /// Copies as many of `bytes` behind the filled part as fit; says how many.
@@ -233,7 +244,7 @@ impl Drop for Buffer {
                     pool.push(bytes);
                 }
             });
-        } else if self.bytes.len() == WIDE {
+        } else if self.is_wide() {
             let bytes = std::mem::take(&mut self.bytes);
             let _ = WIDE_POOL.try_with(|pool| {
                 let mut pool = pool.borrow_mut();
@@ -292,6 +303,22 @@ mod tests {
             assert!(buffer.extend(1024 * 1024));
             assert_eq!(buffer.spare().len(), 1024 * 1024);
         }
+    }
+
+    #[test]
+    fn a_wide_buffer_that_is_held_counts_whole_beyond_what_any_has() {
+        let left = || super::EXTRA.load(std::sync::atomic::Ordering::Relaxed);
+        // Others may hold some at the same time, for a moment.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while std::time::Instant::now() < deadline {
+            let before = left();
+            let mut buffer = Buffer::take_wide();
+            assert!(buffer.extend(WIDE) && buffer.extend(WIDE + 1) && buffer.extend(2 * WIDE));
+            if before - left() == 2 * WIDE - SIZE {
+                return;
+            }
+        }
+        panic!("it does not count");
     }
 
     #[test]

@@ -161,7 +161,7 @@ async fn responses(data: &[u8], cuts: &[usize], method: &[u8]) -> Seen {
     let request = drive(&mut reader, &mut nobody, |cx| client.poll_request(cx, LIMIT)).await.unwrap().unwrap();
     let fault = loop {
         match drive(&mut backend, &mut reader, |cx| wire.poll_response(cx, request.method)).await {
-            Ok(head) if head.is_interim() => client.inform(&head),
+            Ok(head) if head.is_interim() => client.inform(&head, None),
             // Nothing is offered here.
             Ok(head) if head.status == 101 => break Some(Fault::Reset),
             Ok(head) => {

@@ -204,7 +204,7 @@ static REWRITES: LazyLock<Box<Rewrites>> = LazyLock::new(|| {
 });
 
 /// What [`REWRITES`] make of fields.
-fn edited(fields: &mut Vec<model::Line>, names: [&str; 4], set: [model::Line; 2]) {
+fn edited<const N: usize>(fields: &mut Vec<model::Line>, names: [&str; 4], set: [model::Line; N]) {
     let spelled = |name: &[u8]| String::from_utf8_lossy(name).replace('_', "-").to_lowercase();
     fields.retain(|(name, _)| !names.contains(&spelled(name).as_str()));
     fields.extend(set);
@@ -352,7 +352,7 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
     let meant = model::response(came, to).unwrap();
     let mut wanted = model::passed_on(came);
     wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(b"content-length"));
-    let rewrites = (options & 64 != 0 && !ours.is_interim()).then(|| &**REWRITES);
+    let rewrites = (options & 64 != 0).then(|| &**REWRITES);
     let edits = rewrites.and_then(|rewrites| rewrites.response.as_ref());
     let dated = wanted.iter().any(|(name, _)| name.eq_ignore_ascii_case(b"date"));
     let mut out = Vec::new();
@@ -374,7 +374,10 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
     } else if ours.is_interim() {
         // It has no body, and nothing behind it.
         wanted.retain(|(name, _)| !name.eq_ignore_ascii_case(b"trailer"));
-        encode::interim(&mut out, ours);
+        encode::interim(&mut out, ours, edits);
+        if edits.is_some() {
+            edited(&mut wanted, ["x-set", "etag", "server", "x-a"], []);
+        }
     } else {
         let version = if options & 2 == 0 { Version::Http11 } else { Version::Http10 };
         let body = match (ours.framing, version) {

@@ -130,10 +130,15 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead, edits: Option<&FieldEdit
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes an interim response head (1xx) for a client.
-pub fn interim(out: &mut Vec<u8>, head: &ResponseHead) {
-    status_line(out, head.status, head.phrase.of(head.fields.bytes()));
-    copy(out, &head.fields, |field| matches!(field.known, Known::ContentLength | Known::Trailer));
+/// Writes an interim response head (1xx) for a client. Of the edits, those that keep fields
+/// from it count here too; what is set is said once, with the answer itself.
+pub fn interim(out: &mut Vec<u8>, head: &ResponseHead, edits: Option<&FieldEdits>) {
+    let bytes = head.fields.bytes();
+    status_line(out, head.status, head.phrase.of(bytes));
+    copy(out, &head.fields, |field| {
+        matches!(field.known, Known::ContentLength | Known::Trailer)
+            || edits.is_some_and(|edits| edits.drops(field.name.of(bytes)))
+    });
     out.extend_from_slice(b"\r\n");
 }
 

@@ -194,6 +194,10 @@ impl Client for Http1 {
         self.wire.release();
     }
 
+    fn forgo(&mut self) {
+        self.wire.forgo();
+    }
+
     fn is_held(&self) -> bool {
         self.wire.is_held()
     }
@@ -214,10 +218,10 @@ impl Client for Http1 {
         self.cookie = cookie;
     }
 
-    fn inform(&mut self, head: &ResponseHead) {
+    fn inform(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>) {
         // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
         if self.version == Version::Http11 {
-            encode::interim(self.wire.output_mut().lease(), head);
+            encode::interim(self.wire.output_mut().lease(), head, edits);
         }
     }
 

@@ -201,6 +201,15 @@ impl Wire {
         self.holding = false;
     }
 
+    /// Gives up what is held of the body, for a request that is not made again: what was read
+    /// of it counts as dealt with.
+    pub fn forgo(&mut self) {
+        self.holding = false;
+        if self.decoder.is_done() {
+            self.lent = self.data;
+        }
+    }
+
     /// Goes back to the start of the body. `false` when bytes of it are gone.
     pub fn rewind(&mut self) -> bool {
         if self.holding {

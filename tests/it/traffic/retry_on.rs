@@ -139,6 +139,59 @@ fn an_answer_is_better_than_a_failure_that_came_after_it() {
 }
 
 #[test]
+fn a_body_that_was_read_whole_costs_no_client_its_connection_however_attempts_end() {
+    let (first, refusing) = (Backend::new(), Refusing::new());
+    let daemon =
+        before(&[&first.address, &refusing.address]).set("RETRY_ON", "reset,503").set("MAX_RETRIES", 1).start();
+    let mut client = daemon.connect();
+    // An answer that was kept, and none at all.
+    client.send_body("PUT", "/kept", b"body");
+    let (mut peer, _) = first.take();
+    fail(&mut peer, 503, "kept");
+    let response = client.response();
+    assert_eq!((response.text(), response.head.field("Connection")), ("kept", None));
+    drop(peer);
+    client.send_body("PUT", "/none", b"body");
+    let (peer, _) = first.take();
+    peer.reset();
+    let response = client.response();
+    assert_eq!((response.status(), response.head.field("Connection")), (502, None));
+    client.get("/next");
+    let (mut peer, _) = first.take();
+    peer.answer("next");
+    assert_eq!(client.response().text(), "next");
+}
+
+#[test]
+fn what_was_spliced_counts_once_though_its_answer_was_held_back() {
+    let backend = Backend::new();
+    let daemon = before(&[&backend.address]).set("RETRY_ON", "503").start();
+    let body = noise(4 << 20, 1);
+    let mut client = daemon.connect();
+    let sender = std::thread::spawn({
+        let (mut writer, body) = (client.writer(), body.clone());
+        move || {
+            writer.try_send(
+                [
+                    format!("PUT /large HTTP/1.1\r\nHost: door.test\r\nContent-Length: {}\r\n\r\n", body.len())
+                        .as_bytes(),
+                    &body,
+                ]
+                .concat(),
+            )
+        }
+    });
+    let (mut peer, request) = backend.take();
+    assert_same(&request.body, &body);
+    fail(&mut peer, 503, "large");
+    assert_eq!(client.response().text(), "large");
+    sender.join().unwrap().unwrap();
+    daemon.wait_in_flight(0);
+    let spliced = daemon.status()["bytes_spliced"].as_u64().unwrap();
+    assert!(spliced <= body.len() as u64, "{spliced} of {}", body.len());
+}
+
+#[test]
 fn the_connection_of_an_answer_that_was_dropped_serves_on_if_the_answer_was_short() {
     let (first, second) = (Backend::new(), Backend::new());
     let daemon = retrying(&[&first, &second]).start();

@@ -164,6 +164,26 @@ fn response_fields_are_set_and_removed_whoever_answers() {
 }
 
 #[test]
+fn what_no_client_gets_is_kept_from_interim_responses_too() {
+    let backend = Backend::new();
+    let daemon = Setup::new()
+        .set("BACKEND_ADDRESS", &backend.address)
+        .set("REMOVE_RESPONSE_HEADERS", "X-Secret")
+        .set("SET_RESPONSE_HEADERS", "Link: mine")
+        .start();
+    let mut client = daemon.connect();
+    client.get("/hints");
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 103 Early Hints\r\nLink: theirs\r\nX-Secret: 1\r\nX-Hint: a\r\n\r\n");
+    let head = client.head();
+    assert_eq!((head.status(), head.field("X-Hint")), (103, Some("a")));
+    assert_eq!((head.field("X-Secret"), head.field("Link")), (None, None));
+    peer.send("HTTP/1.1 200 OK\r\nLink: theirs\r\nX-Secret: 2\r\nContent-Length: 0\r\n\r\n");
+    let response = client.response();
+    assert_eq!((response.head.field("X-Secret"), response.head.field("Link")), (None, Some("mine")));
+}
+
+#[test]
 fn a_redirect_is_answered_without_a_backend_and_keeps_the_connection() {
     let backend = Backend::new();
     let daemon = Setup::new()
