@@ -355,7 +355,7 @@ fn half_open(server: &'static str) -> (Server, Vec<Socket>) {
 }
 
 #[test]
-fn a_family_that_does_not_answer_costs_a_moment_and_only_once() {
+fn a_family_that_does_not_answer_does_not_cost_the_connect_timeout() {
     let (server, _held) = half_open("four");
     let names = NameServer::new();
     names.addresses("app.test", &["127.0.0.1", "::1"], 60);
@@ -387,6 +387,26 @@ fn localhost_works_without_a_name_server_and_whichever_family_serves() {
     assert_eq!(status["backends"].as_array().unwrap().len(), 1, "one backend, by two ways: {status}");
     assert_eq!(status["backends"][0]["up"], true);
     assert!(daemon.lines(|line| line["message"] == "backend down").is_empty());
+}
+
+#[test]
+fn the_hosts_file_counts_before_name_servers_and_is_read_again() {
+    let [one, _two] = Server::neighbours([("127.0.0.1", "one"), ("127.0.0.2", "two")]);
+    let names = NameServer::new();
+    names.addresses("app.test", &["127.0.0.3"], 3600);
+    let setup = before(&format!("app.test:{}", one.port()), &names);
+    let hosts = setup.path("hosts");
+    std::fs::write(&hosts, "127.0.0.1 other.test app.test # the first\n").unwrap();
+    let Some(setup) = setup.with_hosts("hosts") else {
+        eprintln!("skipped: no mount namespace can be made here");
+        return;
+    };
+    let daemon = setup.start();
+    assert_eq!(answers(&mut daemon.connect(), 1), ["one"]);
+    std::fs::write(&hosts, "127.0.0.2 app.test\n").unwrap();
+    wait_for_backends(&daemon, &[format!("app.test@127.0.0.2:{}", one.port())]);
+    assert_eq!(answers(&mut daemon.connect(), 1), ["two"]);
+    assert_eq!(names.asked("app.test", A), 0);
 }
 
 #[test]

@@ -70,6 +70,20 @@ impl Setup {
         Some(self.through(way))
     }
 
+    /// Has the daemon see this file of the test's folder as `/etc/hosts`; `None` where that
+    /// can't be had.
+    pub fn with_hosts(self, name: &str) -> Option<Self> {
+        let hosts = self.path(name).into_os_string().into_string().unwrap();
+        let mount = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
+        let ways: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
+        let way = ways.into_iter().find_map(|flags| {
+            let way = [&["/usr/bin/unshare"], flags, &["/bin/sh", "-c", mount, &hosts]].concat();
+            let tried = Command::new(way[0]).args(&way[1..]).arg("/bin/true").stderr(Stdio::null()).status();
+            tried.is_ok_and(|status| status.success()).then_some(way)
+        })?;
+        Some(self.through(&way))
+    }
+
     /// Has another program start the daemon and become it.
     pub fn through(self, launcher: &[&str]) -> Self {
         Self { setting: self.setting.through(launcher), ..self }
