@@ -133,7 +133,7 @@ pub struct BackendStatus {
     pub address: String,
     /// Whether requests may be sent to it now.
     pub up: bool,
-    /// `up`, or why not: `down`, `failing`, `ejected`.
+    /// `up`, or why not: `down`, `failing`, `ejected`, `draining`.
     pub state: String,
     /// Since when it is so, in seconds since 1970; none when it always was.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -223,7 +223,12 @@ fn standing(backend: &BackendStatus, now: u64) -> String {
     };
     let since = backend.since.map_or_else(String::new, |since| format!(" for {}", span(now.saturating_sub(since))));
     let reason = backend.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-    format!("{state}{since}{reason}")
+    let waiting = match backend.waiting {
+        0 => String::new(),
+        1 => ", 1 request waits for a connection".to_owned(),
+        many => format!(", {} requests wait for a connection", count(u64::try_from(many).unwrap_or(u64::MAX))),
+    };
+    format!("{state}{since}{reason}{waiting}")
 }
 
 /// A count with its thousands apart: 1,204.
@@ -299,7 +304,7 @@ mod tests {
             requests_per_second: 1203.6,
             p99_us: 3_140,
             backends: vec![
-                backend("10.0.0.2:3000", "up", None, None),
+                BackendStatus { waiting: 3, ..backend("10.0.0.2:3000", "up", None, None) },
                 backend("10.0.0.3:3000", "ejected", Some(940), Some("5 failures in a row")),
                 backend("app:80", "down", None, Some("no such name")),
                 BackendStatus { address: "of an older daemon".to_owned(), up: true, ..BackendStatus::default() },
@@ -329,7 +334,7 @@ mod tests {
              \nlisteners\n\
              \x20 http  127.0.0.1:8080  passed by systemd\n\
              \nbackends\n\
-             \x20 10.0.0.2:3000       up\n\
+             \x20 10.0.0.2:3000       up, 3 requests wait for a connection\n\
              \x20 10.0.0.3:3000       ejected for 1 min: 5 failures in a row\n\
              \x20 app:80              down: no such name\n\
              \x20 of an older daemon  up\n\

@@ -78,7 +78,7 @@ impl Daemon {
     /// Takes note of the news of a name.
     pub(super) fn name_resolved(&mut self, resolution: &Resolution) {
         report(resolution, &self.resolver.directory(), &self.generation.config);
-        if matches!(resolution.news, News::Moved { .. }) {
+        if matches!(resolution.news, News::Found { .. } | News::Moved { .. }) {
             self.change.note();
         }
     }
@@ -126,16 +126,22 @@ fn report(resolution: &Resolution, directory: &Directory, config: &Config) {
                 in_use = found.is_some(),
                 "backend's name not resolved"
             ),
-            News::Recovered | News::Moved { recovered: true } => info!(
+            News::Recovered | News::Found { recovered: true } | News::Moved { recovered: true } => info!(
                 message_id = events::BACKEND_RESOLVED,
                 backend,
                 addresses = addresses(),
                 "backend's name resolved again"
             ),
-            News::Moved { recovered: false } => debug!(backend, addresses = addresses(), "backend's addresses"),
+            News::Moved { recovered: false } => info!(
+                message_id = events::BACKEND_MOVED,
+                backend,
+                addresses = addresses(),
+                "backend's addresses changed"
+            ),
+            News::Found { recovered: false } => debug!(backend, addresses = addresses(), "backend's addresses"),
         }
     }
-    if let (News::Moved { .. }, Some(target)) =
+    if let (News::Found { .. } | News::Moved { .. }, Some(target)) =
         (news, targets(config).find(|target| Query::of(target).as_ref() == Some(query)))
     {
         let found = found.map_or(0, |found| found.addresses().len());

@@ -71,7 +71,12 @@ pub(super) struct Resolution {
 pub(super) enum News {
     /// It failed and had not before; what was found earlier is still known.
     Failed(String),
-    /// It leads somewhere else, or was not known.
+    /// It leads somewhere, and was not known before.
+    Found {
+        /// The lookup before this one had failed.
+        recovered: bool,
+    },
+    /// It leads somewhere else than before.
     Moved {
         /// The lookup before this one had failed.
         recovered: bool,
@@ -223,13 +228,12 @@ impl Name {
             Ok(Answered { found, lifetime }) => {
                 self.failures = 0;
                 let recovered = self.error.take().is_some();
-                let moved = self.found.as_ref() != Some(&found);
-                self.found = Some(found);
-                let news = match (moved, recovered) {
-                    (true, recovered) => Some(News::Moved { recovered }),
-                    (false, true) => Some(News::Recovered),
-                    (false, false) => None,
+                let news = match &self.found {
+                    None => Some(News::Found { recovered }),
+                    Some(before) if *before != found => Some(News::Moved { recovered }),
+                    Some(_) => recovered.then_some(News::Recovered),
                 };
+                self.found = Some(found);
                 (news, lifetime.map_or(REFRESH, |lifetime| lifetime.clamp(SHORTEST, LONGEST)))
             }
             Err(error) => {
@@ -344,7 +348,7 @@ mod tests {
         assert_eq!(resolver.next().await.news, News::Failed("no such name".into()));
         assert!(resolver.settled());
         assert_eq!(resolver.error(&host("app")), Some("no such name"));
-        assert_eq!(resolver.next().await.news, News::Moved { recovered: true });
+        assert_eq!(resolver.next().await.news, News::Found { recovered: true });
         assert_eq!(resolver.error(&host("app")), None);
         assert_eq!(script.pauses(), [1, 2, 4, 8, 10, 10]);
         Ok(())
@@ -357,7 +361,7 @@ mod tests {
         let script = Script::new(lifetimes.map(|lifetime| found(ip, lifetime)));
         let mut resolver = Resolver::new(script.clone());
         resolver.watch(&hosts(&["app"]));
-        assert_eq!(news(&mut resolver, 137).await, [News::Moved { recovered: false }]);
+        assert_eq!(news(&mut resolver, 137).await, [News::Found { recovered: false }]);
         assert_eq!(script.pauses(), [1, 5, 60, 60, 10, 1]);
     }
 
@@ -373,13 +377,12 @@ mod tests {
         ]);
         let mut resolver = Resolver::new(script);
         resolver.watch(&hosts(&["app"]));
-        let moved = |recovered| News::Moved { recovered };
-        assert_eq!(resolver.next().await.news, moved(false));
+        assert_eq!(resolver.next().await.news, News::Found { recovered: false });
         assert_eq!(resolver.next().await.news, News::Failed("name server failure".into()));
         assert_eq!(resolver.directory()[&host("app")].addresses().len(), 2);
         // The order alone is no change.
         assert_eq!(resolver.next().await.news, News::Recovered);
-        assert_eq!(resolver.next().await.news, moved(false));
+        assert_eq!(resolver.next().await.news, News::Moved { recovered: false });
         assert_eq!(resolver.next().await.news, News::Failed("no such name".into()));
         assert_eq!(resolver.directory()[&host("app")].addresses().len(), 1);
     }

@@ -37,7 +37,7 @@ impl Daemon {
     pub(super) fn live_line(&mut self) -> String {
         let load = self.workers.load();
         let (mut up, mut all) = (0, 0);
-        for endpoint in self.generation.endpoints() {
+        for endpoint in self.generation.endpoints().filter(|endpoint| !endpoint.is_draining()) {
             all += 1;
             up += usize::from(endpoint.is_up());
         }
@@ -73,10 +73,11 @@ impl Daemon {
             let unresolved =
                 unresolved.map(|query| self.resolver.error(&query).unwrap_or("not resolved yet").to_owned());
             let state = if unresolved.is_some() { State::Down } else { report.state };
+            let drains = endpoint.is_draining() && state == State::Up;
             BackendStatus {
                 address: endpoint.identity().to_string(),
-                up: state == State::Up,
-                state: state.as_str().to_owned(),
+                up: state == State::Up && !drains,
+                state: if drains { "draining" } else { state.as_str() }.to_owned(),
                 since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
                 reason: unresolved.or_else(|| report.why.map(|reason| reason.to_string())),
                 connections: endpoint.connections().open(),

@@ -69,6 +69,8 @@ events! {
     BACKEND_UNRESOLVED = "584811d3578384b7af27f484f24b2bee" ["backend" "error"];
     /// A backend's name has an address again.
     BACKEND_RESOLVED = "7862a0296900debb263acafc1519986b" ["backend"];
+    /// A backend's name leads to other addresses than before.
+    BACKEND_MOVED = "9589871fd7f989e0f47992d51b499030" ["backend" "addresses"];
     /// A backend's name has more addresses than are used.
     BACKEND_ADDRESSES_IGNORED = "029e26a87e17281e11ceba42d3a257c1" ["backend" "addresses" "limit"];
     /// The retry budget of a route is spent; failures go to clients as they are.

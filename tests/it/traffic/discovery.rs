@@ -154,6 +154,9 @@ fn addresses_change_under_load_without_a_failed_request() {
     let kept = servers[0].counts();
     assert!(kept.requests > kept.connections, "who stays keeps its connections: {kept:?}");
     assert!(daemon.lines(|line| line["reason"].is_string()).is_empty());
+    let moves = daemon.lines(|line| line["message_id"] == doorward::telemetry::events::BACKEND_MOVED);
+    assert_eq!(moves.len(), 3, "{moves:?}");
+    assert_eq!(moves[2]["addresses"], "127.0.0.1,127.0.0.2");
 }
 
 #[test]

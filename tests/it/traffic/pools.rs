@@ -311,6 +311,7 @@ fn a_backend_of_weight_zero_finishes_what_it_has_and_keeps_no_connection() {
     client.response();
     daemon.replace("BACKEND_ADDRESS", &both(0));
     idle.expect_end();
+    assert_eq!(daemon.status()["backends"][0]["state"], "draining");
     for _ in 0..3 {
         assert_eq!(ok(&mut client).text(), "staying");
     }
