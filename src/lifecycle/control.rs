@@ -167,6 +167,8 @@ impl Daemon {
     /// Waits for what happens next. Each branch may be dropped and polled anew
     /// without losing anything.
     async fn next(&mut self, tick: &mut Interval, round: &mut Interval) -> Control {
+        // What drains stays where it is: no names are followed, and nothing is adopted any more.
+        let serving = self.drain.is_none();
         tokio::select! {
             signal = next_signal(&mut self.signals) => match signal {
                 SIGHUP => Control::Hangup,
@@ -176,10 +178,10 @@ impl Daemon {
             },
             Some(question) = self.questions.recv() => Control::Question(question),
             step = self.reload.step() => Control::Reload(step),
-            resolution = self.resolver.next() => Control::Resolved(resolution),
+            resolution = self.resolver.next(), if serving => Control::Resolved(resolution),
             checked = self.checker.next() => Control::Checked(checked),
             () = self.ledger.stirred() => Control::Stirred,
-            () = self.change.due() => Control::Moved,
+            () = self.change.due(), if serving => Control::Moved,
             _ = tick.tick() => Control::Tick,
             _ = round.tick() => Control::Round,
             control = workers(&mut self.workers, self.drain.as_ref()) => control,

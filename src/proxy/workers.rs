@@ -122,10 +122,11 @@ impl Workers {
         Ok(())
     }
 
-    /// Hands every worker a new generation; resolves when all new requests use it.
+    /// Hands every worker a new generation; resolves when all new requests use it. A worker
+    /// that has ended regularly has no new requests.
     ///
     /// # Errors
-    /// The worker that ended instead.
+    /// The worker that failed instead.
     pub async fn adopt(&mut self, generation: Arc<Generation>) -> Result<(), WorkerDied> {
         self.shared.resize(&generation.limits());
         let acknowledged: Vec<_> = self
@@ -138,9 +139,9 @@ impl Workers {
                 acknowledged
             })
             .collect();
-        for acknowledged in acknowledged {
+        for (worker, (acknowledged, member)) in acknowledged.into_iter().zip(&mut self.members).enumerate() {
             if acknowledged.await.is_err() {
-                return Err(self.died().await);
+                poll_fn(|cx| member.poll_ended(cx)).await.map_err(|why| WorkerDied { worker, why })?;
             }
         }
         Ok(())
@@ -287,4 +288,37 @@ fn run(start: Start) -> io::Result<()> {
         .on_thread_unpark(clock::turn)
         .build_local(LocalOptions::default())?;
     runtime.block_on(Worker::run(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::balance::discovery::Directory;
+    use crate::config::Config;
+
+    /// A worker that has ended so.
+    fn ended(outcome: io::Result<()>) -> Member {
+        let (orders, _) = mpsc::unbounded_channel();
+        let (ending, ended) = oneshot::channel();
+        ending.send(outcome).unwrap();
+        Member { orders, accepting: None, ended, outcome: None, thread: None }
+    }
+
+    fn workers(members: Vec<Member>, generation: &Generation) -> Workers {
+        let shared = Arc::new(Shared::new(members.len(), &generation.limits()));
+        Workers { shared, beats: vec![0; members.len()], members }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_has_ended_as_it_was_told_to_is_not_taken_for_dead() {
+        let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
+        let generation = Arc::new(Generation::build(1, config, &Directory::new(), None));
+        let mut drained = workers(vec![ended(Ok(())), ended(Ok(()))], &generation);
+        assert_eq!(drained.adopt(Arc::clone(&generation)).await, Ok(()));
+        let mut failed = workers(vec![ended(Ok(())), ended(Err(io::Error::other("broken")))], &generation);
+        let died = WorkerDied { worker: 1, why: "broken".into() };
+        assert_eq!(failed.adopt(generation).await, Err(died));
+    }
 }

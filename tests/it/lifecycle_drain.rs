@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use rustix::process::Signal;
 
 use super::daemon::{Daemon, Setting, connect, listener, read_head};
+use super::nameserver::NameServer;
 
 /// A daemon with one exchange under way: its client, the backend's side of it, and
 /// the listener that both the test and the daemon hold.
@@ -118,6 +119,37 @@ fn a_connection_gets_one_more_answer_after_an_exchange_that_outlived_the_signal(
     assert!(last.starts_with("HTTP/1.1 200") && last.ends_with("more"), "{answers}");
     assert!(last.to_lowercase().contains("connection: close"), "{answers}");
     assert_eq!(daemon.end().code(), Some(0));
+}
+
+#[test]
+fn addresses_that_change_while_draining_cut_nothing() {
+    let names = NameServer::new();
+    names.addresses("app.test", &["127.0.0.1"], 0);
+    let (backend, slow) = listener();
+    let (door, address) = listener();
+    let config = format!(
+        "RESOLVER={}\nBACKEND_ADDRESS=app.test:{}\nDRAIN_TIMEOUT=1h\nACCESS_LOG=off\n",
+        names.address,
+        slow.port()
+    );
+    let mut daemon = Setting::new(&config).pass("http", door).start().ready();
+    let mut client = connect(address);
+    client.write_all(b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let (mut exchange, _) = backend.accept().unwrap();
+    read_head(&mut exchange);
+    daemon.signal(Signal::TERM);
+    daemon.hear("STOPPING=1");
+    names.addresses("app.test", &["127.0.0.2"], 0);
+    // A word each second, and the name's lifetime is one.
+    for _ in 0..3 {
+        daemon.hear("EXTEND_TIMEOUT_USEC=");
+    }
+    exchange.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("whole"), "{answer}");
+    assert_eq!(daemon.end().code(), Some(0));
+    assert_eq!(daemon.records("a worker died"), 0);
 }
 
 #[test]
