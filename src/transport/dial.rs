@@ -32,7 +32,7 @@ pub enum DialError {
     /// `ENOSPC`, which is the limit of epoll watches.
     #[error("out of descriptors")]
     OutOfDescriptors,
-    /// We have no local port left: `EADDRNOTAVAIL`.
+    /// We have no local port left, or no local address for this family: `EADDRNOTAVAIL`.
     #[error("out of ports")]
     OutOfPorts,
 }
@@ -63,19 +63,28 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// tried as soon as the first fails, or beside it once that has had its head start.
 ///
 /// # Errors
-/// The first way's, when both fail; a shortage of ours at once.
+/// When both fail, the first way's, unless only the second's tells of a shortage or of more
+/// than that no address of ours fits; without a descriptor, at once.
 pub async fn either(first: SocketAddr, second: SocketAddr) -> Result<(Stream, SocketAddr), DialError> {
-    let mut one = pin!(tcp(first));
+    race(first, second, tcp).await
+}
+
+async fn race<S, F: Future<Output = Result<S, DialError>>>(
+    first: SocketAddr,
+    second: SocketAddr,
+    dial: impl Fn(SocketAddr) -> F,
+) -> Result<(S, SocketAddr), DialError> {
+    let mut one = pin!(dial(first));
     tokio::select! {
         biased;
         outcome = &mut one => match outcome {
             Ok(stream) => return Ok((stream, first)),
-            Err(error) if error.is_ours() => return Err(error),
-            Err(error) => return tcp(second).await.map(|stream| (stream, second)).map_err(|last| both(error, last)),
+            Err(DialError::OutOfDescriptors) => return Err(DialError::OutOfDescriptors),
+            Err(error) => return dial(second).await.map(|stream| (stream, second)).map_err(|last| both(error, last)),
         },
         () = tokio::time::sleep(HEAD_START) => {}
     }
-    let mut other = pin!(tcp(second));
+    let mut other = pin!(dial(second));
     tokio::select! {
         biased;
         outcome = &mut one => match outcome {
@@ -90,8 +99,13 @@ pub async fn either(first: SocketAddr, second: SocketAddr) -> Result<(Stream, So
 }
 
 /// The error to report for two: a shortage of ours must not look like the backend's fault.
+/// That there is no local address for a way is one only if it holds for both: where a
+/// family is switched off, it holds for all ways of that family.
 fn both(first: DialError, second: DialError) -> DialError {
-    if second.is_ours() { second } else { first }
+    match (first, second) {
+        (_, DialError::OutOfDescriptors) | (DialError::OutOfPorts, _) => second,
+        _ => first,
+    }
 }
 
 /// Connects to a Unix stream socket.
@@ -141,12 +155,13 @@ fn sort(error: &io::Error) -> DialError {
 
 #[cfg(test)]
 mod tests {
-    use super::{DialError, either, is_shortage, sort, tcp, unix};
+    use super::{DialError, HEAD_START, either, is_shortage, race, sort, tcp, unix};
     use rustix::io::Errno;
     use socket2::{Domain, SockRef, Socket, Type};
     use std::io;
     use std::net::SocketAddr;
     use std::path::Path;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn nobody_listening_is_a_refusal() {
@@ -186,6 +201,38 @@ mod tests {
             assert_eq!(way, there.0, "{first}, {second}");
         }
         assert_eq!(either(gone, gone).await.unwrap_err(), DialError::Refused);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_family_that_is_switched_off_is_only_one_way_that_fails() {
+        use DialError::{OutOfDescriptors, OutOfPorts, Refused, Unreachable};
+        let (six, four): (SocketAddr, SocketAddr) = ("[::1]:80".parse().unwrap(), "127.0.0.1:80".parse().unwrap());
+        // What each way says, the first one late or at once, and what comes of it.
+        let cases = [
+            (Err(OutOfPorts), Ok(()), Ok(((), four))),
+            (Err(OutOfPorts), Err(Refused), Err(Refused)),
+            (Err(Refused), Err(OutOfPorts), Err(Refused)),
+            (Err(Unreachable), Err(Refused), Err(Unreachable)),
+            (Err(OutOfPorts), Err(OutOfPorts), Err(OutOfPorts)),
+            (Err(OutOfPorts), Err(OutOfDescriptors), Err(OutOfDescriptors)),
+            (Err(Refused), Err(OutOfDescriptors), Err(OutOfDescriptors)),
+        ];
+        for (one, other, outcome) in cases {
+            for late in [Duration::ZERO, HEAD_START * 2] {
+                let dial = async |way| {
+                    if way == six {
+                        tokio::time::sleep(late).await;
+                        one
+                    } else {
+                        other
+                    }
+                };
+                assert_eq!(race(six, four, dial).await, outcome, "{one:?}, {other:?}, {late:?}");
+            }
+        }
+        // There is nothing to try without a descriptor.
+        let dial = async |way| if way == six { Err(OutOfDescriptors) } else { Ok(()) };
+        assert_eq!(race(six, four, dial).await, Err(OutOfDescriptors));
     }
 
     /// Small writes go out at once, and the kernel sizes the receive buffer as it sees fit:
