@@ -1,9 +1,9 @@
 //! Names of backends: looked up here, never on a worker.
 //!
 //! Each name is looked up at most once at a time, and at most [`AT_ONCE`] names
-//! together: a name that hangs delays others by no more than the place it takes. Nothing
-//! is ever awaited but the next outcome, so the control loop, and with it the watchdog,
-//! never waits for a name.
+//! together, the one that has been due longest first: a name that hangs delays others by no
+//! more than the place it takes. Nothing is ever awaited but the next outcome, so the
+//! control loop, and with it the watchdog, never waits for a name.
 //!
 //! A name is looked up again when its answer's lifetime is over, which counts as no less
 //! than [`SHORTEST`] and no more than [`LONGEST`], or after [`REFRESH`] where nobody told
@@ -90,6 +90,8 @@ pub(super) enum News {
 pub(super) struct Resolver<L> {
     lookup: L,
     names: BTreeMap<Query, Name>,
+    /// Those that wait for their time.
+    due: BTreeSet<(Instant, Query)>,
     running: JoinSet<Ended>,
 }
 
@@ -114,7 +116,7 @@ enum Step {
 impl<L: Lookup> Resolver<L> {
     /// A resolver with no names yet.
     pub(super) fn new(lookup: L) -> Resolver<L> {
-        Resolver { lookup, names: BTreeMap::new(), running: JoinSet::new() }
+        Resolver { lookup, names: BTreeMap::new(), due: BTreeSet::new(), running: JoinSet::new() }
     }
 
     /// From now on asks elsewhere, and at once; what is known stays known meanwhile.
@@ -126,6 +128,7 @@ impl<L: Lookup> Resolver<L> {
             name.step = Step::Due(now);
         }
         self.names.retain(|_, name| name.wanted);
+        self.line_up();
     }
 
     /// From now on looks up exactly these names; what is known of them stays known.
@@ -143,6 +146,15 @@ impl<L: Lookup> Resolver<L> {
                 found: None,
             });
         }
+        self.line_up();
+    }
+
+    fn line_up(&mut self) {
+        let due = |(query, name): (&Query, &Name)| match name.step {
+            Step::Due(due) => Some((due, query.clone())),
+            Step::Running(_) => None,
+        };
+        self.due = self.names.iter().filter_map(due).collect();
     }
 
     /// Where the names lead, as far as that is known.
@@ -177,25 +189,22 @@ impl<L: Lookup> Resolver<L> {
         }
     }
 
-    /// Starts every lookup that is due and has a place; returns when the next one is.
+    /// Starts every lookup that is due and has a place; returns when the next one is, unless
+    /// one must end first.
     fn start_due(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        let mut next: Option<Instant> = None;
-        for (query, name) in &mut self.names {
-            let Step::Due(due) = name.step else { continue };
-            if self.running.len() >= AT_ONCE {
-                return None; // A lookup that ends comes round again.
-            }
+        while self.running.len() < AT_ONCE {
+            let (due, query) = self.due.pop_first()?;
             if due > now {
-                next = Some(next.map_or(due, |next| next.min(due)));
-                continue;
+                self.due.insert((due, query));
+                return Some(due);
             }
+            let Some(name) = self.names.get_mut(&query) else { continue };
             let lookup = self.lookup.lookup(query.clone(), name.found.clone());
-            let query = query.clone();
             let task = self.running.spawn(async move { (query, lookup.await) });
             name.step = Step::Running(task.id());
         }
-        next
+        None
     }
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) -> Option<Resolution> {
@@ -216,7 +225,9 @@ impl<L: Lookup> Resolver<L> {
             return None;
         }
         let (news, pause) = name.take(outcome);
-        name.step = Step::Due(Instant::now() + pause);
+        let due = Instant::now() + pause;
+        name.step = Step::Due(due);
+        self.due.insert((due, query.clone()));
         news.map(|news| Resolution { query, news })
     }
 }
@@ -266,6 +277,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use tokio::sync::Semaphore;
+    use tokio::time::sleep;
 
     use super::*;
 
@@ -278,6 +290,7 @@ mod tests {
         answers: Arc<Mutex<VecDeque<Outcome>>>,
         asked: Arc<Mutex<Vec<(String, Instant)>>>,
         gate: Arc<Semaphore>,
+        takes: Duration,
     }
 
     impl Script {
@@ -286,6 +299,7 @@ mod tests {
                 answers: Arc::new(Mutex::new(answers.into_iter().collect())),
                 asked: Arc::default(),
                 gate: Arc::new(Semaphore::new(0)),
+                takes: Duration::ZERO,
             }
         }
 
@@ -309,6 +323,9 @@ mod tests {
             async move {
                 if host.starts_with("slow") {
                     let _ = script.gate.acquire().await;
+                }
+                if !script.takes.is_zero() {
+                    sleep(script.takes).await;
                 }
                 let answer = script.answers.lock().unwrap().pop_front();
                 answer.unwrap_or_else(|| found(&["192.0.2.1"], None))
@@ -414,6 +431,26 @@ mod tests {
             resolver.next().await;
         }
         assert_eq!(resolver.directory().len(), AT_ONCE + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_names_are_due_each_has_its_turn() {
+        // Quick ones that are due again at once, by the time the others were asked.
+        let script = Script { takes: Duration::from_secs(1), ..Script::new([]) };
+        let names: Vec<String> = (0..AT_ONCE * 20).map(|n| format!("n{n:03}")).collect();
+        script.answers.lock().unwrap().extend((0..AT_ONCE * 60).map(|_| found(&["192.0.2.1"], Some(0))));
+        let mut resolver = Resolver::new(script.clone());
+        resolver.watch(&names.iter().map(|name| host(name)).collect());
+        news(&mut resolver, 41).await;
+        let asked = script.asked();
+        for name in &names {
+            let times = asked.iter().filter(|asked| *asked == name).count();
+            assert!((2..=3).contains(&times), "{name} was asked for {times} times");
+        }
+        // One that is new waits for no more than those that were due before it.
+        resolver.watch(&names.iter().map(String::as_str).chain(["z"]).map(host).collect());
+        news(&mut resolver, 21).await;
+        assert!(script.asked().iter().any(|asked| asked == "z"));
     }
 
     #[tokio::test(start_paused = true)]
