@@ -262,6 +262,8 @@ fn a_reload_changes_the_limit_for_those_who_wait_and_for_what_is_idle() {
     first.answer("");
     assert_eq!(one.response().status(), 200);
     first.expect_end();
+    // Its end is seen a moment before it is counted.
+    daemon.wait("one is left", |status| status["backends"][0]["connections"] == 1);
     second.answer("");
     assert_eq!(two.response().status(), 200);
     one.get("/again");
