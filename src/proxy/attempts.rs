@@ -80,7 +80,7 @@ impl<'a> Asked<'a> {
             }
             course.attempts = course.attempts.saturating_add(1);
             course.backend = Some(endpoint.identity());
-            let bounds = Bounds {
+            let mut bounds = Bounds {
                 deadline,
                 attempt: self.until(settings.attempt_timeout),
                 hold: match kept {
@@ -89,7 +89,7 @@ impl<'a> Asked<'a> {
                     None => Hold::None,
                 },
             };
-            let failure = match self.connect(endpoint, client, &bounds, !replacing, course).await {
+            let failure = match self.connect(endpoint, client, &mut bounds, !replacing, course).await {
                 Err(reason) => Failure { reason, failed: Failed::of(reason, Progress::Unsent, false) },
                 Ok(mut connection) => {
                     if !connection.is_reused() {
@@ -237,7 +237,7 @@ impl<'a> Asked<'a> {
         &self,
         endpoint: &Arc<Endpoint>,
         client: &mut impl Client,
-        bounds: &Bounds,
+        bounds: &mut Bounds,
         reuse: bool,
         course: &mut Course<'a>,
     ) -> Result<Upstream, Reason> {
@@ -249,6 +249,8 @@ impl<'a> Asked<'a> {
         }
         Box::pin(async {
             let handed = self.claim(endpoint, client, bounds, course).await?;
+            // The time in line is nobody's fault, least of all the backend's.
+            bounds.attempt = self.until(self.route.settings.attempt_timeout);
             let slot = match handed {
                 Handed::Connection(parked) if reuse => {
                     let now = self.timer.clock().millis();

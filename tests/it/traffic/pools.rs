@@ -366,6 +366,37 @@ fn tunnels_and_relayed_connections_count() {
 }
 
 #[test]
+fn the_time_in_line_is_not_the_attempts() {
+    let backend = Backend::new();
+    let daemon = limited(&backend.address, 1).set("ATTEMPT_TIMEOUT", "2s").start();
+    let (mut first, mut second, mut third) = (daemon.connect(), daemon.connect(), daemon.connect());
+    first.get("/first");
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n");
+    first.head();
+    second.get("/second");
+    wait_waiting(&daemon, 1);
+    third.get("/third");
+    wait_waiting(&daemon, 2);
+    peer.pause(Duration::from_millis(2_100));
+    // The second gets a slot, and the third the second's connection.
+    peer.send("done");
+    first.expect("done");
+    let (mut peer, request) = backend.take();
+    assert_eq!(request.head.line, "GET /second HTTP/1.1");
+    peer.answer("second");
+    assert_eq!(second.response().text(), "second");
+    assert_eq!(peer.request().head.line, "GET /third HTTP/1.1");
+    peer.answer("third");
+    assert_eq!(third.response().text(), "third");
+    // What an attempt may take is counted from there.
+    second.get("/silent");
+    peer.request();
+    second.response().assert_refusal(504, "backend_attempt_timeout");
+    assert_eq!(daemon.status()["backends"][0]["up"], true);
+}
+
+#[test]
 fn an_answer_kept_for_a_retry_does_not_wait_for_itself() {
     let backend = Backend::new();
     let daemon = limited(&backend.address, 1)
