@@ -8,7 +8,8 @@
 //! one with the same number is built from the same configuration.
 //!
 //! Routes that name the same backend share its endpoint, unless they check it differently:
-//! what one route's check finds must not count for another that asks something else.
+//! what one route's check finds must not count for another that asks something else. Its
+//! connections are counted together all the same.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher as _;
@@ -134,16 +135,16 @@ impl Generation {
         for endpoint in previous.into_iter().flat_map(Self::endpoints).chain(self.endpoints()) {
             endpoint.drain(!used.contains(&endpoint.number()));
         }
-        // Routes may share an endpoint: then the least of their limits holds.
-        let mut limits: HashMap<u64, Option<usize>> = HashMap::new();
+        // Routes may share a backend: then the least of their limits holds.
+        let mut limits: HashMap<&str, Option<usize>> = HashMap::new();
         for route in &self.routes {
             for endpoint in route.pool.endpoints() {
-                let limit = limits.entry(endpoint.number()).or_default();
+                let limit = limits.entry(endpoint.identity()).or_default();
                 *limit = (*limit).into_iter().chain(route.settings.max_backend_connections).min();
             }
         }
         for endpoint in self.endpoints() {
-            endpoint.connections().resize(limits.get(&endpoint.number()).copied().flatten());
+            endpoint.connections().resize(limits.get(&**endpoint.identity()).copied().flatten());
         }
     }
 
@@ -263,7 +264,12 @@ impl Registry {
             Some(before.swap_remove(place).1)
         });
         let endpoint = endpoint.unwrap_or_else(|| {
-            let endpoint = make();
+            let mut endpoint = make();
+            // However it is checked, it is one backend with one limit.
+            let others = made.iter().chain(self.before.get(identity.as_str()).into_iter().flatten());
+            if let Some((_, other)) = others.last() {
+                endpoint.share_connections(other);
+            }
             if !self.before.is_empty() {
                 endpoint.load().begin_cold();
             }
@@ -358,6 +364,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::{Directory, Generation};
+    use crate::balance::connections::Entry;
     use crate::config::{Config, Text};
     use std::collections::BTreeMap;
     use std::path::Path;
@@ -401,6 +408,24 @@ mod tests {
         assert_eq!(numbers(&swapped), [default, a]);
         let fewer = generation(main, &["MATCH_PATH=/a\n"], Some(&before));
         assert_eq!(numbers(&fewer), [default, default]);
+    }
+
+    #[test]
+    fn a_backend_has_one_limit_however_it_is_checked() {
+        let main = "BACKEND_ADDRESS=10.0.0.1:80\nHEALTH_CHECK=/health\nMAX_BACKEND_CONNECTIONS=3\n";
+        let route = "MATCH_PATH=/a\nMAX_BACKEND_CONNECTIONS=2\n";
+        let together = generation(main, &[route], None);
+        together.take_over(None);
+        let apart = generation(main, &[&format!("{route}HEALTH_CHECK=/a\n")], Some(&together));
+        apart.take_over(Some(&together));
+        let [one, other] = [0, 1].map(|route: usize| &apart.routes()[route].pool.endpoints()[0]);
+        assert_ne!(one.number(), other.number());
+        let slots = [one, other].map(|endpoint| endpoint.connections().enter());
+        assert!(slots.iter().all(|entry| matches!(entry, Entry::Open(_))));
+        for endpoint in [one, other] {
+            assert_eq!(endpoint.connections().open(), 2);
+            assert!(matches!(endpoint.connections().enter(), Entry::Wait(_)));
+        }
     }
 
     #[test]

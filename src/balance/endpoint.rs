@@ -177,6 +177,12 @@ impl Endpoint {
         self.draining.store(drains, Ordering::Relaxed);
     }
 
+    /// Has its connections counted together with those of another endpoint, which is the
+    /// same backend. It must have none yet.
+    pub fn share_connections(&mut self, other: &Self) {
+        self.connections = Arc::clone(&other.connections);
+    }
+
     /// Its connections, those of all workers.
     #[must_use]
     pub fn connections(&self) -> &Arc<Connections> {

@@ -397,6 +397,25 @@ fn the_time_in_line_is_not_the_attempts() {
 }
 
 #[test]
+fn a_limit_holds_for_routes_together_that_check_a_backend_differently() {
+    let backend = Backend::new();
+    let checked = "MATCH_PATH=/checked\nHEALTH_CHECK=tcp\nHEALTH_INTERVAL=24h\n";
+    let daemon = limited(&backend.address, 1).set("HEALTH_CHECK", "off").route("checked.env", checked).start();
+    let (mut first, mut second) = (daemon.connect(), daemon.connect());
+    first.get("/first");
+    let (mut peer, _) = backend.take();
+    second.get("/checked");
+    wait_waiting(&daemon, 1);
+    assert_eq!(daemon.status()["backends"][1]["connections"], 1);
+    peer.answer("first");
+    assert_eq!(first.response().text(), "first");
+    assert_eq!(peer.request().head.line, "GET /checked HTTP/1.1");
+    peer.answer("checked");
+    assert_eq!(second.response().text(), "checked");
+    backend.expect_none();
+}
+
+#[test]
 fn an_answer_kept_for_a_retry_does_not_wait_for_itself() {
     let backend = Backend::new();
     let daemon = limited(&backend.address, 1)
