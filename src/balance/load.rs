@@ -6,8 +6,10 @@
 //!
 //! The latency is a moving average that believes bad news at once: a value above it
 //! becomes it, one below it moves it by the time that went by, with the time constant
-//! [`DECAY`]. So does silence, so that a backend which was slow once is tried again.
-//! Source: "peak EWMA" of Finagle's `com.twitter.finagle.loadbalancer`.
+//! [`DECAY`]. So does idleness, so that a backend which was slow once is tried again.
+//! Source: "peak EWMA" of Finagle's `com.twitter.finagle.loadbalancer`. Beyond that, silence
+//! counts while it lasts: a backend that has requests and gives no answer is taken to be as
+//! slow as it has been silent, long before anybody's deadline.
 //!
 //! Everything is a relaxed atomic in a cache line of its own. Two workers that write at
 //! once may each act on what the other has not seen; a count never goes wrong by that,
@@ -43,6 +45,8 @@ pub struct Load {
     /// Microseconds of latency in the upper half, 0 while nothing is known; the lower half
     /// of the milliseconds when that was written in the lower.
     latency: AtomicU64,
+    /// Milliseconds when it last went from idle to busy, or gave an answer.
+    stirred: AtomicU64,
     /// Milliseconds since which it is there; 0 when it was from the start, [`NEW`] until
     /// somebody has looked at it.
     new_since: AtomicU64,
@@ -56,10 +60,29 @@ impl Load {
     }
 
     /// Its latency in microseconds as of `now`, in milliseconds; 0 while nothing is known.
+    /// It is forgotten only while nothing is under way: requests that are not answered do not
+    /// make a backend look faster with time.
     #[must_use]
     pub fn latency(&self, now: u64) -> f64 {
         let (latency, age) = unpack(self.latency.load(Relaxed), now);
-        if age == 0 { f64::from(latency) } else { (f64::from(latency) * fading(age)).floor() }
+        if age == 0 || self.in_flight() > 0 { f64::from(latency) } else { (f64::from(latency) * fading(age)).floor() }
+    }
+
+    /// For how many microseconds as of `now`, in milliseconds, it has had requests and given
+    /// no answer; 0 while it has none.
+    #[must_use]
+    pub fn silence(&self, now: u64) -> f64 {
+        if self.in_flight() == 0 {
+            return 0.0;
+        }
+        let silence = now.saturating_sub(self.stirred.load(Relaxed)).saturating_mul(1_000).min(LATENCY_MOST);
+        f64::from(u32::try_from(silence).unwrap_or(u32::MAX))
+    }
+
+    fn stir(&self, now: u64) {
+        if self.stirred.load(Relaxed) != now {
+            self.stirred.store(now, Relaxed);
+        }
     }
 
     /// It is new among others: from when it is first looked at, it warms up.
@@ -142,7 +165,10 @@ pub struct Lease<'a> {
 impl<'a> Lease<'a> {
     /// A share of `endpoint`'s load, taken at `begun` microseconds.
     pub(super) fn counted(endpoint: &'a Arc<Endpoint>, begun: u64) -> Self {
-        endpoint.load().in_flight.fetch_add(1, Relaxed);
+        let load = endpoint.load();
+        if load.in_flight.fetch_add(1, Relaxed) == 0 {
+            load.stir(begun / 1_000);
+        }
         Self { endpoint, begun: Some(begun) }
     }
 
@@ -165,13 +191,19 @@ impl<'a> Lease<'a> {
 
     /// The head of an answer came at `now` microseconds.
     pub fn answered(&self, now: u64) {
-        self.tell(now, Load::observe);
+        self.tell(now, |load, micros, now| {
+            load.stir(now);
+            load.observe(micros, now);
+        });
     }
 
     /// The attempt failed on the backend's side at `now` microseconds, or its answer says
     /// that it did (5xx).
     pub fn failed(&self, now: u64) {
-        self.tell(now, Load::observe_failure);
+        self.tell(now, |load, micros, now| {
+            load.stir(now);
+            load.observe_failure(micros, now);
+        });
     }
 
     /// Nobody waits any longer at `now` microseconds.
@@ -267,6 +299,23 @@ mod tests {
         assert!((360_000.0..370_000.0).contains(&load.latency(10_001)));
         assert!(load.latency(200_001) == 0.0, "as if nothing were known");
         assert!(load.latency(0) == 1_000_000.0, "another clock that lags");
+    }
+
+    #[test]
+    fn silence_is_what_passes_between_a_request_and_any_answer() {
+        let endpoint = endpoint();
+        Lease::counted(&endpoint, 1_000).answered(6_000);
+        let load = endpoint.load();
+        assert!(load.latency(4_006) < 5_000.0, "idle, it is forgotten");
+        let first = Lease::counted(&endpoint, 9_000_000);
+        assert!(load.silence(9_000) == 0.0, "not since its last answer, but since it has requests");
+        assert!(load.silence(9_500) == 500_000.0 && load.latency(9_500) == 5_000.0);
+        let second = Lease::counted(&endpoint, 9_500_000);
+        assert!(load.silence(9_600) == 600_000.0, "more requests are no answer");
+        second.answered(9_700_000);
+        assert!(load.silence(9_701) == 1_000.0, "an answer is");
+        drop((first, second));
+        assert!(load.silence(60_000) == 0.0);
     }
 
     #[test]

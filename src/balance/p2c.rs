@@ -8,7 +8,9 @@
 //! A difference in latency that is within [`NOISE`] decides nothing: then the number under
 //! way does. Of equals the one drawn first is taken, so that an idle pool is used by
 //! weight. A backend of which nothing is known gets one request at once, and no more
-//! before that is answered.
+//! before that is answered. One that has requests and leaves them all unanswered is as slow
+//! as it has been silent; where both are such, more are drawn: with a third of a pool frozen,
+//! two draws meet nothing else every ninth time.
 //!
 //! Source: M. Mitzenmacher, "The power of two choices in randomized load balancing", 1996;
 //! the product is Finagle's.
@@ -17,20 +19,37 @@ use super::dice::Dice;
 use super::endpoint::Endpoint;
 use super::tier::{Fitness, View};
 
-/// Two latencies whose ratio is below this are the same.
-const NOISE: f64 = 1.25;
+/// Two latencies whose ratio is below this are the same. One long request makes a latency
+/// jump by more than that; in the simulation, a narrower band loses to that noise in evenness
+/// what a wider one loses where a backend really is slower.
+const NOISE: f64 = 2.0;
+
+/// How many more are drawn while the better one is silent.
+const MORE: usize = 4;
 
 /// Chooses a seat.
 pub(super) fn choose<W: Fn(u16, &Endpoint) -> bool>(view: &View<'_, W>, dice: &mut Dice) -> Option<usize> {
-    let (first, fitness) = view.draw(dice, None)?;
+    let (mut best, fitness) = view.draw(dice, None)?;
     if fitness == Fitness::Probe {
-        return Some(first);
+        return Some(best);
     }
-    match view.draw(dice, Some(first)) {
-        Some((second, Fitness::Probe)) => Some(second),
-        Some((second, _)) if Cost::of(view, second).is_below(Cost::of(view, first)) => Some(second),
-        _ => Some(first),
+    let mut cost = Cost::of(view, best);
+    for drawn in 0..=MORE {
+        if drawn > 0 && !cost.silent {
+            break;
+        }
+        match view.draw(dice, Some(best)) {
+            None => break,
+            Some((other, Fitness::Probe)) => return Some(other),
+            Some((other, _)) => {
+                let challenge = Cost::of(view, other);
+                if challenge.is_below(cost) {
+                    (best, cost) = (other, challenge);
+                }
+            }
+        }
     }
+    Some(best)
 }
 
 /// What a request is expected to cost at one backend.
@@ -40,12 +59,20 @@ struct Cost {
     latency: f64,
     /// Requests under way, for its weight.
     burden: f64,
+    /// It has requests, and has not answered for much longer than it should take.
+    silent: bool,
 }
 
 impl Cost {
     fn of<W: Fn(u16, &Endpoint) -> bool>(view: &View<'_, W>, seat: usize) -> Self {
-        let latency = view.endpoint(seat).map_or(0.0, |endpoint| endpoint.load().latency(view.now));
-        Self { latency, burden: view.burden(seat) }
+        let burden = view.burden(seat);
+        let Some(load) = view.endpoint(seat).map(Endpoint::load) else {
+            return Self { latency: 0.0, burden, silent: false };
+        };
+        let (latency, silence) = (load.latency(view.now), load.silence(view.now));
+        // Of an unknown one there is nothing to compare its silence with.
+        let silent = silence > latency * NOISE;
+        Self { latency: if latency > 0.0 { latency.max(silence) } else { 0.0 }, burden, silent }
     }
 
     fn is_below(self, other: Self) -> bool {
@@ -78,7 +105,7 @@ mod tests {
     use crate::config::Balance;
 
     fn below(one: (f64, f64), other: (f64, f64)) -> bool {
-        let cost = |(latency, burden)| Cost { latency, burden };
+        let cost = |(latency, burden)| Cost { latency, burden, silent: false };
         cost(one).is_below(cost(other))
     }
 
@@ -90,9 +117,9 @@ mod tests {
 
     #[test]
     fn latencies_that_hardly_differ_leave_it_to_the_requests_under_way() {
-        assert!(below((1_200.0, 1.0), (1_000.0, 2.0)));
-        assert!(!below((1_000.0, 1.0), (1_200.0, 1.0)), "the first one drawn stays");
-        assert!(below((1_000.0, 1.0), (1_300.0, 1.0)));
+        assert!(below((1_900.0, 1.0), (1_000.0, 2.0)));
+        assert!(!below((1_000.0, 1.0), (1_900.0, 1.0)), "the first one drawn stays");
+        assert!(below((1_000.0, 1.0), (2_100.0, 1.0)));
     }
 
     #[test]

@@ -309,7 +309,7 @@ keys! {
             /// product of latency and requests under way (`p2c`); always the same one for a client's
             /// address, a field or a cookie (`hash:`), as long as that has no more than its share and
             /// a quarter; the one that a cookie of ours names (`sticky`).
-            "BALANCE", balance: Balance = "round-robin", "", Algorithm;
+            "BALANCE", balance: Balance = "p2c", "", Algorithm;
             /// The cookie of `BALANCE=sticky`. `auto` means `doorward-` and a code for the route, so
             /// that routes of one host don't take each other's.
             "STICKY_COOKIE", sticky_cookie: Auto<Box<str>> = "auto", "", AutoOr(CookieName);

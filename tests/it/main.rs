@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod backend; // backends that do as a test says, and addresses that take nobody in
 #[cfg(test)]
+mod balance; // simulated: what each algorithm makes of slow, dead and returning backends
+#[cfg(test)]
 mod config; // check, explain, generated documents, precedence of settings
 #[cfg(test)]
 mod daemon; // starts the binary as systemd would: descriptors, a notify socket, signals

@@ -34,7 +34,8 @@ impl Setup {
     pub fn without_listener() -> Self {
         // The environment beats the file, where tests of traffic write all they set.
         let setting = Setting::new("").without("WORKERS");
-        let config = "WORKERS=2\nLOG_FORMAT=json\nACCESS_LOG=on\n".to_owned();
+        // Tests know whose turn it is; those of other ways to choose say so.
+        let config = "WORKERS=2\nLOG_FORMAT=json\nACCESS_LOG=on\nBALANCE=round-robin\n".to_owned();
         Self { setting, config, address: None }
     }
 
