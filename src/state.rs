@@ -233,11 +233,12 @@ impl Registry {
         let target = &backend.target;
         let places = places(target, directory);
         if places.is_empty() {
-            let endpoint = self.endpoint(target.to_string(), check, || Endpoint::new(backend));
+            let endpoint = self.endpoint(target.to_string(), None, check, || Endpoint::new(backend));
             return vec![Member { endpoint, weight: backend.weight, backup: backend.backup }];
         }
         let member = |place: &Place| {
-            let endpoint = self.endpoint(Endpoint::identity_at(target, place), check, || Endpoint::at(target, place));
+            let (identity, authority) = (Endpoint::identity_at(target, place), Some(place.authority.as_str()));
+            let endpoint = self.endpoint(identity, authority, check, || Endpoint::at(target, place));
             let weight = place.weight.unwrap_or(backend.weight);
             Member { endpoint, weight, backup: backend.backup || place.backup }
         };
@@ -246,10 +247,12 @@ impl Registry {
 
     /// The endpoint of this identity that is checked so: one of this generation or of the
     /// one before. If there it was checked in another way, which no route wants any more,
-    /// it is still the same backend.
+    /// it is still the same backend. One that went by another authority is not: what it is
+    /// asked for by that name, and what it answers, may be another thing.
     fn endpoint(
         &mut self,
         identity: String,
+        authority: Option<&str>,
         check: Option<&Arc<Check>>,
         make: impl FnOnce() -> Endpoint,
     ) -> Arc<Endpoint> {
@@ -258,8 +261,10 @@ impl Registry {
             return Arc::clone(endpoint);
         }
         let endpoint = self.before.get_mut(identity.as_str()).and_then(|before| {
-            let same = before.iter().position(|(known, _)| known.as_ref() == check);
-            let free = || before.iter().position(|(known, _)| !self.checks.contains(&known.as_deref().cloned()));
+            let named = |endpoint: &Endpoint| authority.is_none_or(|authority| **endpoint.host() == *authority);
+            let same = before.iter().position(|(known, endpoint)| known.as_ref() == check && named(endpoint));
+            let unused = |known: &Option<Arc<Check>>| !self.checks.contains(&known.as_deref().cloned());
+            let free = || before.iter().position(|(known, endpoint)| unused(known) && named(endpoint));
             let place = same.or_else(free)?;
             Some(before.swap_remove(place).1)
         });
@@ -365,8 +370,9 @@ impl Limits {
 mod tests {
     use super::{Directory, Generation};
     use crate::balance::connections::Entry;
+    use crate::balance::discovery::{Found, Query, Service};
     use crate::config::{Config, Text};
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
 
     fn generation(main: &str, routes: &[&str], previous: Option<&Generation>) -> Generation {
@@ -426,6 +432,27 @@ mod tests {
             assert_eq!(endpoint.connections().open(), 2);
             assert!(matches!(endpoint.connections().enter(), Entry::Wait(_)));
         }
+    }
+
+    #[test]
+    fn a_host_of_a_service_that_is_renamed_goes_by_its_new_name() {
+        let directory = |host: &str, weight| {
+            let addresses = BTreeSet::from(["10.0.0.1".parse().unwrap()]);
+            let service = Service { priority: 1, weight, host: host.into(), port: 80, addresses };
+            let query = Query::Service("_http._tcp.app.test".into());
+            Directory::from([(query, Found::Services(BTreeSet::from([service])))])
+        };
+        let told = |generation: &Generation| {
+            let endpoint = &generation.routes()[0].pool.endpoints()[0];
+            (endpoint.number(), endpoint.host().to_string())
+        };
+        let unresolved = generation("BACKEND_ADDRESS=srv:_http._tcp.app.test\n", &[], None);
+        let first = unresolved.moved(&directory("v1.test", 1));
+        let (number, host) = told(&first);
+        assert_eq!(host, "v1.test:80");
+        assert_eq!(told(&first.moved(&directory("v1.test", 2))), (number, host));
+        let renamed = first.moved(&directory("v2.test", 1));
+        assert!(told(&renamed).1 == "v2.test:80" && !renamed.leads_as(&first));
     }
 
     #[test]

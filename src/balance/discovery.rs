@@ -138,13 +138,18 @@ pub fn places(target: &Target, directory: &Directory) -> Vec<Place> {
 fn of_services(services: &BTreeSet<Service>) -> Vec<Place> {
     let leads = |service: &&Service| !service.addresses.is_empty();
     let Some(first) = services.iter().filter(leads).map(|service| service.priority).min() else { return Vec::new() };
-    let heaviest = services.iter().map(|service| service.weight).max().unwrap_or(0);
+    // Weights are compared within a priority only.
+    let mut heaviest: BTreeMap<u16, u16> = BTreeMap::new();
+    for service in services {
+        let most = heaviest.entry(service.priority).or_default();
+        *most = service.weight.max(*most);
+    }
     let mut taken = BTreeSet::new();
     // By priority, then the heavy ones: what is cut off at the end matters least.
     let mut sorted: Vec<&Service> = services.iter().filter(leads).collect();
     sorted.sort_by_key(|service| (service.priority, Reverse(service.weight)));
     let each = |service: &Service| {
-        let weight = Some(share(service.weight, heaviest));
+        let weight = Some(share(service.weight, heaviest.get(&service.priority).copied().unwrap_or(0)));
         let (backup, authority) = (service.priority > first, format!("{}:{}", service.host, service.port));
         pairs(&service.addresses, service.port)
             .map(|ways| Place { ways, authority: authority.clone(), weight, backup })
@@ -256,5 +261,15 @@ mod tests {
         let places =
             served(&[service(1, 60_000, "a.test", &["10.0.0.1"]), service(1, 30_000, "b.test", &["10.0.0.2"])]);
         assert_eq!(places.iter().map(|place| place.weight).collect::<Vec<_>>(), [Some(256), Some(128)]);
+    }
+
+    #[test]
+    fn weights_of_one_priority_say_nothing_of_those_of_another() {
+        let places = served(&[
+            service(1, 10, "a.test", &["10.0.0.1"]),
+            service(1, 90, "b.test", &["10.0.0.2"]),
+            service(2, 60_000, "c.test", &["10.0.0.3"]),
+        ]);
+        assert_eq!(places.iter().map(|place| place.weight).collect::<Vec<_>>(), [Some(90), Some(10), Some(256)]);
     }
 }
