@@ -14,15 +14,17 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
-use super::resolver::{Answered, Lookup};
+use super::resolver::{AT_ONCE, Answered, Lookup};
 use crate::balance::discovery::{Found, PLACES_MOST, Query, Service};
 use crate::transport::dns::client::{Client, Fault};
 use crate::transport::dns::host::{self, Settings};
@@ -33,6 +35,11 @@ const OTHER_FAMILY: Duration = Duration::from_secs(1);
 
 /// The longest that one lookup may take.
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// Calls of the host's own resolver that are under way together, those included that nobody
+/// waits for any more. All lookups find a place, unless calls outlast them.
+pub(super) const HOST_AT_ONCE: usize = AT_ONCE;
+static HOST_PLACES: Semaphore = Semaphore::const_new(HOST_AT_ONCE);
 
 /// Looks names up as this host does, or at the servers that `RESOLVER` names.
 #[derive(Debug, Clone, Default)]
@@ -75,10 +82,7 @@ impl Lookups {
                     Ok(answered) => return Ok(answered),
                     Err(failed) => failed,
                 };
-                match of_the_host(name).await {
-                    Some(answered) if from_host => Ok(answered),
-                    _ => Err(failed),
-                }
+                if from_host { of_the_host(name).await?.ok_or(failed) } else { Err(failed) }
             }
         }
     }
@@ -108,7 +112,7 @@ impl Asking {
             };
             (hosts, settings)
         };
-        let (hosts, settings) = tokio::task::spawn_blocking(read).await.unwrap_or_default();
+        let (hosts, settings) = spawn_blocking(read).await.unwrap_or_default();
         let client =
             Client::new(settings.servers.clone(), settings.patience, settings.rounds, Arc::clone(&lookups.good));
         Asking { hosts, settings, client }
@@ -245,14 +249,39 @@ fn usable(addresses: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
 }
 
 /// What `getaddrinfo(3)` finds, if anything.
-async fn of_the_host(name: &str) -> Option<Answered> {
-    let found = tokio::net::lookup_host((name, 0)).await.ok()?;
-    let addresses = usable(found.map(|address| address.ip().to_canonical()).collect());
-    (!addresses.is_empty()).then_some(Answered { found: Found::Addresses(addresses), lifetime: None })
+///
+/// # Errors
+/// When too many calls hang already.
+async fn of_the_host(name: &str) -> Result<Option<Answered>, String> {
+    let name = name.to_owned();
+    let call = move || (name.as_str(), 0).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
+    let Some(call) = begin(&HOST_PLACES, call) else {
+        return Err(String::from("the host's own resolver does not answer"));
+    };
+    let Ok(Ok(found)) = call.await else { return Ok(None) };
+    let addresses = usable(found.into_iter().map(|address| address.ip().to_canonical()).collect());
+    Ok((!addresses.is_empty()).then_some(Answered { found: Found::Addresses(addresses), lifetime: None }))
+}
+
+/// Begins a call that blocks, if there is a place. It is given back by the call itself: one
+/// that is not waited for any more takes up its thread all the same.
+fn begin<T: Send + 'static>(
+    places: &'static Semaphore,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Option<JoinHandle<T>> {
+    let place = places.try_acquire().ok()?;
+    Some(spawn_blocking(move || {
+        let _place = place;
+        call()
+    }))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tokio::runtime::Builder;
+
     use super::*;
 
     #[tokio::test]
@@ -263,6 +292,35 @@ mod tests {
             assert!(answered.found.addresses().iter().all(IpAddr::is_loopback) && !answered.found.is_empty());
             assert_eq!(answered.lifetime, None);
         }
+    }
+
+    /// Without places of their own, calls that are given up would take every thread.
+    #[test]
+    fn calls_that_hang_and_are_given_up_leave_threads_for_files() {
+        static PLACES: Semaphore = Semaphore::const_new(HOST_AT_ONCE);
+        const SOON: Duration = Duration::from_secs(20);
+        let threads = super::super::BLOCKING_THREADS;
+        let runtime = Builder::new_current_thread().enable_time().max_blocking_threads(threads).build().unwrap();
+        let (release, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        runtime.block_on(async {
+            let mut hanging = 0;
+            for _ in 0..threads {
+                let (gate, (begins, begun)) = (Arc::clone(&gate), tokio::sync::oneshot::channel());
+                let call = move || begins.send(()).is_ok() && gate.lock().is_ok_and(|gate| gate.recv().is_ok());
+                if begin(&PLACES, call).is_some() {
+                    timeout(SOON, begun).await.unwrap().unwrap();
+                    hanging += 1;
+                }
+            }
+            assert_eq!(hanging, HOST_AT_ONCE);
+            assert_eq!(timeout(SOON, spawn_blocking(|| "read")).await.unwrap().unwrap(), "read");
+            drop(release);
+            let all = PLACES.acquire_many(u32::try_from(HOST_AT_ONCE).unwrap());
+            drop(timeout(SOON, all).await.unwrap().unwrap());
+            assert!(begin(&PLACES, || ()).is_some());
+        });
+        runtime.shutdown_background();
     }
 
     #[test]

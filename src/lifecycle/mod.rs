@@ -43,8 +43,9 @@ mod watchdog;
 /// How long the end of the process waits for the log to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Threads for what blocks: name lookups and reading the configuration.
-const BLOCKING_THREADS: usize = resolver::AT_ONCE + 1;
+/// Threads for what blocks: the host's own resolver, and beside that, so that neither waits
+/// for it, reading the configuration and the files of lookups. They begin as they are needed.
+const BLOCKING_THREADS: usize = lookup::HOST_AT_ONCE + 2;
 
 /// What `doorward run` needs to know.
 #[derive(Debug, Clone)]
