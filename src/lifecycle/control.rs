@@ -168,6 +168,7 @@ impl Daemon {
     /// without losing anything.
     async fn next(&mut self, tick: &mut Interval, round: &mut Interval) -> Control {
         // What drains stays where it is: no names are followed, and nothing is adopted any more.
+        // A reload that waits for names takes in all that are known.
         let serving = self.drain.is_none();
         tokio::select! {
             signal = next_signal(&mut self.signals) => match signal {
@@ -181,7 +182,7 @@ impl Daemon {
             resolution = self.resolver.next(), if serving => Control::Resolved(resolution),
             checked = self.checker.next() => Control::Checked(checked),
             () = self.ledger.stirred() => Control::Stirred,
-            () = self.change.due(), if serving => Control::Moved,
+            () = self.change.due(), if serving && !self.reload.resolving() => Control::Moved,
             _ = tick.tick() => Control::Tick,
             _ = round.tick() => Control::Round,
             control = workers(&mut self.workers, self.drain.as_ref()) => control,

@@ -6,7 +6,7 @@
 //! what they have. It is no reload: nobody asked for it, and systemd hears nothing.
 //! Changes that come close together, as after a deployment, are made one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +93,20 @@ impl Daemon {
         self.take_up(moved).await
     }
 
+    /// Puts on record what is wrong with the names of backends that came with a reload. While
+    /// they were looked up the configuration before was in force, which does not have them.
+    pub(super) fn tell_of_new_names(&self, before: &Config) {
+        let mut known: HashSet<&Target> = targets(before).collect();
+        let directory = self.resolver.directory();
+        for target in targets(&self.generation.config).filter(|target| known.insert(*target)) {
+            let Some(query) = Query::of(target) else { continue };
+            if let Some(error) = self.resolver.error(&query) {
+                warn_unresolved(&target.to_string(), error, directory.contains_key(&query));
+            }
+            warn_of_many(target, &directory);
+        }
+    }
+
     /// Hands a generation to every worker: from here on new requests meet it.
     pub(super) async fn take_up(&mut self, generation: Generation) -> Result<(), WorkerDied> {
         let generation = Arc::new(generation);
@@ -119,13 +133,7 @@ fn report(resolution: &Resolution, directory: &Directory, config: &Config) {
     for backend in &named {
         let addresses = || list(found.map(|found| found.addresses()).unwrap_or_default());
         match news {
-            News::Failed(error) => warn!(
-                message_id = events::BACKEND_UNRESOLVED,
-                backend,
-                error,
-                in_use = found.is_some(),
-                "backend's name not resolved"
-            ),
+            News::Failed(error) => warn_unresolved(backend, error, found.is_some()),
             News::Recovered | News::Found { recovered: true } | News::Moved { recovered: true } => info!(
                 message_id = events::BACKEND_RESOLVED,
                 backend,
@@ -144,15 +152,25 @@ fn report(resolution: &Resolution, directory: &Directory, config: &Config) {
     if let (News::Found { .. } | News::Moved { .. }, Some(target)) =
         (news, targets(config).find(|target| Query::of(target).as_ref() == Some(query)))
     {
-        let found = found.map_or(0, |found| found.addresses().len());
-        if found > PLACES_MOST && places(target, directory).len() == PLACES_MOST {
-            warn!(
-                message_id = events::BACKEND_ADDRESSES_IGNORED,
-                backend = %target,
-                addresses = found,
-                limit = PLACES_MOST,
-                "a backend's name has more addresses than are used"
-            );
-        }
+        warn_of_many(target, directory);
+    }
+}
+
+fn warn_unresolved(backend: &str, error: &str, in_use: bool) {
+    warn!(message_id = events::BACKEND_UNRESOLVED, backend, error, in_use, "backend's name not resolved");
+}
+
+/// Says so where a backend has more addresses than are used.
+fn warn_of_many(target: &Target, directory: &Directory) {
+    let found = Query::of(target).and_then(|query| directory.get(&query));
+    let found = found.map_or(0, |found| found.addresses().len());
+    if found > PLACES_MOST && places(target, directory).len() == PLACES_MOST {
+        warn!(
+            message_id = events::BACKEND_ADDRESSES_IGNORED,
+            backend = %target,
+            addresses = found,
+            limit = PLACES_MOST,
+            "a backend's name has more addresses than are used"
+        );
     }
 }

@@ -11,6 +11,7 @@
 //! files may have changed after they were read; any number of such wishes is one.
 
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -94,6 +95,11 @@ impl Reload {
         }
     }
 
+    /// Whether a sound one waits for names.
+    pub(super) fn resolving(&self) -> bool {
+        matches!(self.stage, Stage::Resolving(..))
+    }
+
     /// Whether one is under way.
     pub(super) fn running(&self) -> bool {
         !matches!(self.stage, Stage::Idle)
@@ -149,6 +155,10 @@ impl Daemon {
                 let mut wanted = names::of(&config);
                 wanted.extend(names::of(&self.generation.config));
                 self.resolver.watch(&wanted);
+                // From here on nothing refuses it any more, so its own name servers are asked.
+                if config.daemon.resolver != self.generation.config.daemon.resolver {
+                    self.resolver.ask(Lookups::at(&config.daemon.resolver));
+                }
                 self.reload.stage = Stage::Resolving(config, Instant::now() + names::PATIENCE);
                 self.adopt_if_settled(notifier).await
             }
@@ -162,7 +172,7 @@ impl Daemon {
 
     /// Swaps the generations, if all that is waited for is names and each was looked up.
     pub(super) async fn adopt_if_settled(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
-        if matches!(self.reload.stage, Stage::Resolving(..)) && self.resolver.settled() {
+        if self.reload.resolving() && self.resolver.settled() {
             return self.adopt(notifier).await;
         }
         Ok(())
@@ -172,15 +182,13 @@ impl Daemon {
     async fn adopt(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
         let Stage::Resolving(config, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
         let number = self.generation.number.saturating_add(1);
-        let asks_elsewhere = config.daemon.resolver != self.generation.config.daemon.resolver;
+        let before = Arc::clone(&self.generation.config);
         let generation = Generation::build(number, *config, &self.resolver.directory(), Some(&self.generation));
         self.take_up(generation).await?;
         self.log.set_level(tracing::Level::from(self.generation.config.daemon.log_level).into());
         self.resolver.watch(&names::of(&self.generation.config));
-        if asks_elsewhere {
-            self.resolver.ask(Lookups::at(&self.generation.config.daemon.resolver));
-        }
         info!(message_id = events::RELOADED, generation = number, "reloaded");
+        self.tell_of_new_names(&before);
         warn_of(&self.generation.config);
         self.warn_of_fixed();
         self.reload.end(ReloadStatus::now(None), &Answer::reloaded(number));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use doorward::telemetry::events;
 use socket2::{Domain, Socket, Type};
 
 use crate::backend::{Backend, Refusing};
@@ -154,7 +155,7 @@ fn addresses_change_under_load_without_a_failed_request() {
     let kept = servers[0].counts();
     assert!(kept.requests > kept.connections, "who stays keeps its connections: {kept:?}");
     assert!(daemon.lines(|line| line["reason"].is_string()).is_empty());
-    let moves = daemon.lines(|line| line["message_id"] == doorward::telemetry::events::BACKEND_MOVED);
+    let moves = daemon.lines(|line| line["message_id"] == events::BACKEND_MOVED);
     assert_eq!(moves.len(), 3, "{moves:?}");
     assert_eq!(moves[2]["addresses"], "127.0.0.1,127.0.0.2");
 }
@@ -423,4 +424,38 @@ fn a_reload_may_name_another_name_server() {
     daemon.replace("RESOLVER", &second.address.to_string());
     wait_for_backends(&daemon, &[format!("app.test@127.0.0.2:{}", one.port())]);
     assert_eq!(answers(&mut daemon.connect(), 1), ["two"]);
+}
+
+#[test]
+fn a_reload_asks_its_own_name_server_for_the_names_that_it_brings() {
+    let [one, _two] = Server::neighbours([("127.0.0.1", "one"), ("127.0.0.2", "two")]);
+    let (old, new) = (NameServer::new(), NameServer::new());
+    old.addresses("app.test", &["127.0.0.1"], 3600);
+    new.addresses("app.test", &["127.0.0.2"], 3600);
+    let daemon = Setup::new().set("RESOLVER", old.address).start();
+    daemon.put_route("app.env", &format!("MATCH_PATH=/app\nBACKEND_ADDRESS=app.test:{}\n", one.port()));
+    daemon.replace("RESOLVER", &new.address.to_string());
+    let mut client = daemon.connect();
+    client.get("/app");
+    assert_eq!(client.response().text(), "two");
+    assert_eq!(old.asked("app.test", A), 0);
+}
+
+#[test]
+fn what_is_wrong_with_names_that_a_reload_brings_is_told() {
+    let names = NameServer::new();
+    let many: Vec<String> = (1..=200).map(|n| format!("127.0.1.{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    names.addresses("many.test", &many, 60);
+    let daemon = before("127.0.0.1:9", &names).start();
+    daemon.replace("BACKEND_ADDRESS", "nope.test:9,many.test:9");
+    let unresolved = |backend: &str| {
+        daemon.lines(|line| line["message_id"] == events::BACKEND_UNRESOLVED && line["backend"] == backend)
+    };
+    daemon.logged("the failure", |line| line["message_id"] == events::BACKEND_UNRESOLVED);
+    daemon.logged("the rest", |line| line["message_id"] == events::BACKEND_ADDRESSES_IGNORED);
+    // Another backend by the same name, which is known to fail.
+    daemon.replace("BACKEND_ADDRESS", "nope.test:9,nope.test:10");
+    daemon.logged("the other", |line| line["backend"] == "nope.test:10");
+    assert_eq!((unresolved("nope.test:9").len(), unresolved("nope.test:10").len()), (1, 1));
 }
