@@ -231,6 +231,13 @@ impl Pool {
         self.endpoints.iter().all(|endpoint| endpoint.is_down())
     }
 
+    /// Whether a request would have to wait for a connection, whichever of its backends that
+    /// are not down it went to.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.taking().filter(|endpoint| !endpoint.is_down()).all(|endpoint| endpoint.connections().is_full())
+    }
+
     /// Whether requests go to every backend that is not really down.
     #[must_use]
     pub fn fails_open(&self) -> bool {

@@ -13,6 +13,7 @@ use super::exchange::{Bounds, Exchange, Failure, Finish, Hold};
 use super::forwarded::Forwarded;
 use super::head::{RequestHead, ResponseHead};
 use super::idle::is_fresh;
+use super::kept::{self, Kept};
 use super::rewrite::Rewrite;
 use super::slot::{self, only_slot};
 use super::story::{Course, Source};
@@ -32,6 +33,10 @@ use crate::telemetry::Text;
 use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
+
+/// How long the rest of a short answer is waited for where the next attempt needs its
+/// connection. Many send a head and a body one after the other.
+const REST: Duration = Duration::from_millis(100);
 
 /// A request with everything that stays the same while it is served.
 pub(super) struct Asked<'a> {
@@ -89,7 +94,10 @@ impl<'a> Asked<'a> {
                     None => Hold::None,
                 },
             };
-            let failure = match self.connect(endpoint, client, &mut bounds, !replacing, course).await {
+            // Else the connection that it waits for may be the one of the answer that it keeps.
+            let waits = kept.as_ref().is_none_or(|kept| kept.is_whole());
+            let how = How { reuse: !replacing, waits };
+            let failure = match self.connect(endpoint, client, &mut bounds, how, course).await {
                 Err(reason) => Failure { reason, failed: Failed::of(reason, Progress::Unsent, false) },
                 Ok(mut connection) => {
                     if !connection.is_reused() {
@@ -112,12 +120,15 @@ impl<'a> Asked<'a> {
                         } else {
                             Step::Answer
                         };
-                        if let Some(leave) = self.leave(step, deadline) {
+                        if let Some(leave) = self.leave_beside(&mut exchange, step, deadline).await {
                             verdict::answered(self.worker, settings, endpoint, head.status);
                             affinity::answered(&lease, head.status, self.timer.clock());
-                            let answer = Kept { head, connected: Connected { connection, lease } };
-                            self.let_go(kept.replace(Box::new(answer)));
+                            self.let_go(kept.take());
+                            let connected = Connected { connection, lease };
+                            let mut answer = Box::new(self.keep(head, connected));
                             Box::pin(leave.taken(client)).await?;
+                            self.take_in(&mut answer);
+                            *kept = Some(answer);
                             client.rewind();
                             continue 'attempts;
                         }
@@ -164,53 +175,6 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Passes on the answer of an earlier attempt, if there is one, since those after it came
-    /// to nothing: what a backend said is better than anything of ours.
-    #[cold]
-    pub async fn hand_on<C: Client>(
-        &self,
-        kept: Option<Box<Kept<'a>>>,
-        reason: Reason,
-        client: &mut C,
-        course: &mut Course<'a>,
-        deadline: u64,
-    ) -> Result<Answered<'a>, Reason> {
-        let kept =
-            kept.filter(|_| course.status == 0 && reason.side() != Side::Client && reason != Reason::RequestTimeout);
-        let Some(kept) = kept else { return Err(reason) };
-        let Kept { head, mut connected } = *kept;
-        let settings = &self.route.settings;
-        let endpoint = connected.lease.endpoint();
-        course.backend = Some(endpoint.identity());
-        if settings.balance == Balance::Sticky {
-            client.set_cookie(affinity::cookie(self.route, &connected.lease, self.affinity));
-        }
-        let bounds = Bounds { deadline, attempt: u64::MAX, hold: Hold::None };
-        let connection = &mut connected.connection;
-        let mut exchange = Exchange::new(client, connection, self.head, self.route, self.timer, bounds, self.worker);
-        exchange.resume(&head);
-        let outcome = exchange.run().await;
-        course.status = exchange.status;
-        match outcome {
-            Ok(_) => Ok((connected, None)),
-            Err(failure) => {
-                verdict::failed(self.worker, settings, endpoint, failure.reason, false);
-                Err(failure.reason)
-            }
-        }
-    }
-
-    /// Lets go of an answer that is not passed on; its connection is kept if what has come
-    /// of the answer is all of it.
-    fn let_go(&self, kept: Option<Box<Kept<'a>>>) {
-        if let Some(kept) = kept {
-            let Connected { mut connection, lease } = kept.connected;
-            connection.discard();
-            let now = self.timer.clock().millis();
-            self.worker.idle().put(lease.endpoint(), connection, &self.route.settings, now);
-        }
-    }
-
     /// What to do after a failure.
     fn next(&self, retry: &mut Retry<'_>, failed: Failed, allowance: Allowance) -> Step {
         if failed.progress == Progress::Sent && allowance.idempotent && !allowance.replayable && retry.wants(failed) {
@@ -228,6 +192,23 @@ impl<'a> Asked<'a> {
         granted.then_some(Leave { wait, _share: share })
     }
 
+    /// The same after an answer has come. An attempt that has no connection to be made on but
+    /// the one of that very answer is none: that is given up only once the answer is whole.
+    async fn leave_beside<C: Client>(
+        &self,
+        exchange: &mut Exchange<'_, C>,
+        step: Step,
+        deadline: u64,
+    ) -> Option<Leave<'a>> {
+        if matches!(step, Step::Wait(_)) && self.route.pool.is_full() {
+            let rest = Box::pin(tokio::time::timeout(REST, exchange.whole(kept::MOST)));
+            if !matches!(rest.await, Ok(true)) {
+                return None;
+            }
+        }
+        self.leave(step, deadline)
+    }
+
     fn pick(&self, tried: &mut Tried) -> Option<Lease<'a>> {
         affinity::pick(&self.route.pool, tried, self.affinity, self.timer.clock())
     }
@@ -238,21 +219,21 @@ impl<'a> Asked<'a> {
         endpoint: &Arc<Endpoint>,
         client: &mut impl Client,
         bounds: &mut Bounds,
-        reuse: bool,
+        how: How,
         course: &mut Course<'a>,
     ) -> Result<Upstream, Reason> {
         let now = self.timer.clock().millis();
-        if reuse {
+        if how.reuse {
             if let Some(idle) = self.worker.idle().take(endpoint, self.head.method.is_idempotent(), now) {
                 return Ok(idle);
             }
         }
         Box::pin(async {
-            let handed = self.claim(endpoint, client, bounds, course).await?;
+            let handed = self.claim(endpoint, client, bounds, how, course).await?;
             // The time in line is nobody's fault, least of all the backend's.
             bounds.attempt = self.until(self.route.settings.attempt_timeout);
             let slot = match handed {
-                Handed::Connection(parked) if reuse => {
+                Handed::Connection(parked) if how.reuse => {
                     let now = self.timer.clock().millis();
                     if is_fresh(parked.since, self.head.method.is_idempotent(), now) {
                         match upstream::adopt(parked, endpoint, now) {
@@ -276,15 +257,15 @@ impl<'a> Asked<'a> {
         endpoint: &Arc<Endpoint>,
         client: &mut impl Client,
         bounds: &Bounds,
+        how: How,
         course: &mut Course<'a>,
     ) -> Result<Handed, Reason> {
         let now = self.timer.clock().millis();
         let remaining = Duration::from_millis(bounds.deadline.saturating_sub(now));
-        let patience = match bounds.hold {
-            // The connection that is waited for may be the one that this very request keeps
-            // an answer on.
-            Hold::All => Duration::ZERO,
-            Hold::Failures | Hold::None => self.worker.generation().config.daemon.queue_timeout.min(remaining),
+        let patience = if how.waits {
+            self.worker.generation().config.daemon.queue_timeout.min(remaining)
+        } else {
+            Duration::ZERO
         };
         let queued = &mut course.queue;
         let claimed = slot::claim(self.worker, endpoint, self.timer, left(client), patience, queued).await;
@@ -353,6 +334,15 @@ pub(super) fn may_retry(worker: &Worker, route: &Route, timer: &Timer) -> bool {
     granted.is_ok()
 }
 
+/// How a connection is come by.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    /// One that has served before will do.
+    reuse: bool,
+    /// It may be waited for.
+    waits: bool,
+}
+
 /// Leave to make another attempt.
 struct Leave<'a> {
     wait: Duration,
@@ -367,12 +357,6 @@ impl Leave<'_> {
             () = left(client) => Err(Reason::ClientLeft),
         }
     }
-}
-
-/// An answer that another attempt was to make good.
-pub(super) struct Kept<'a> {
-    head: Box<ResponseHead>,
-    connected: Connected<'a>,
 }
 
 /// A connection with the share of the backend that it leads to.

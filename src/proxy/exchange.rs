@@ -273,6 +273,16 @@ impl<'a, C: Client> Exchange<'a, C> {
             && self.interims == 0
     }
 
+    /// Whether all of an answer that is held back is here, of at most `most` bytes; that is
+    /// waited for, unless the client leaves.
+    pub async fn whole(&mut self, most: usize) -> bool {
+        poll_fn(|cx| match self.upstream.poll_whole(cx, most) {
+            Poll::Pending if self.client.poll_left(cx).is_ready() => Poll::Ready(false),
+            whole => whole,
+        })
+        .await
+    }
+
     /// Whether the request can be made again.
     #[must_use]
     pub fn is_replayable(&self) -> bool {

@@ -24,6 +24,7 @@ pub mod forwarded;
 pub mod head;
 pub mod http1;
 pub mod idle;
+mod kept;
 pub mod origin;
 pub mod pace;
 pub mod probe;

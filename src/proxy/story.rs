@@ -158,7 +158,7 @@ impl<'a> Asked<'a> {
         let mut kept = None;
         let (upstream, switched) = match self.attempts(client, course, deadline, &mut kept).await {
             Ok(answered) => answered,
-            Err(reason) => Box::pin(self.hand_on(kept, reason, client, course, deadline)).await?,
+            Err(reason) => return Box::pin(self.hand_on(kept, reason, client, course, deadline)).await,
         };
         match switched {
             None => {

@@ -125,6 +125,29 @@ impl Upstream {
         }
     }
 
+    /// Whether all of the answer's body, of at most `most` bytes, is here to be read; ready
+    /// as soon as that is known. Nothing of it is lost.
+    pub fn poll_whole(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<bool> {
+        let Self::Http1(upstream) = self;
+        upstream.wire.poll_whole(cx, most)
+    }
+
+    /// Takes the answer's body out, if all of it has come and is at most `most` bytes: the
+    /// connection is free then. Else nothing of it is lost.
+    pub fn take_whole(&mut self, most: usize) -> Option<Vec<u8>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        if self.poll_whole(&mut cx, most) != Poll::Ready(true) {
+            return None;
+        }
+        let mut body = Vec::new();
+        while let Poll::Ready(Ok(Piece::Data(data))) = self.poll_piece(&mut cx) {
+            let n = data.len();
+            body.extend_from_slice(data);
+            self.consume(n);
+        }
+        Some(body)
+    }
+
     /// From here on it carries bytes of another protocol.
     pub fn become_tunnel(&mut self) {
         let Self::Http1(upstream) = self;

@@ -75,6 +75,8 @@ enum State {
         bytes: u32,
     },
     LastLf,
+    /// It broke the rules, and whatever follows is no part of a body.
+    Broken(Reason),
 }
 
 /// Where in `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`.
@@ -240,7 +242,14 @@ impl Decoder {
                 self.state = if left == 0 { State::Done } else { State::Length(left) };
                 Ok(Decoded { data: n, taken: n })
             }
-            _ => self.chunks(bytes),
+            State::Broken(reason) => Err(Fault::Malformed(reason)),
+            _ => {
+                let decoded = self.chunks(bytes);
+                if let Err(Fault::Malformed(reason)) = decoded {
+                    self.state = State::Broken(reason);
+                }
+                decoded
+            }
         }
     }
 

@@ -237,6 +237,40 @@ impl Wire {
         self.decoder.announced()
     }
 
+    /// Reads a body on without lending any of it: whether all of it comes to be in the buffer
+    /// and is no more than `most`. Whatever it says, nothing is lost.
+    pub fn poll_whole(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<bool> {
+        loop {
+            loop {
+                match self.decode() {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    // Found again by whoever reads it.
+                    Err(_) => return Poll::Ready(false),
+                }
+            }
+            let left = self.decoder.announced().map_or(0, |left| usize::try_from(left).unwrap_or(usize::MAX));
+            if (self.data - self.lent).saturating_add(left) > most {
+                return Poll::Ready(false);
+            }
+            if self.decoder.is_done() {
+                return Poll::Ready(true);
+            }
+            if let Some(input) = self.input.as_mut() {
+                input.compact();
+                input.widen();
+                if input.spare().is_empty() {
+                    return Poll::Ready(false);
+                }
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if self.decoder.end().is_err() => return Poll::Ready(false),
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(false),
+            }
+        }
+    }
+
     /// Reads and drops what is left of a body, without keeping any; `None` at the end of
     /// the stream.
     pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
@@ -272,6 +306,25 @@ impl Wire {
     /// What is to go out, to begin a message.
     pub fn output_mut(&mut self) -> &mut Output {
         &mut self.output
+    }
+
+    /// Decodes more of a body, from what was read; `false` when there is no more.
+    #[inline]
+    fn decode(&mut self) -> Result<bool, Fault> {
+        let Some(input) = self.input.as_mut().filter(|input| self.raw < input.len()) else { return Ok(false) };
+        if self.decoder.is_done() {
+            return Ok(false);
+        }
+        let filled = input.filled_mut();
+        let raw = filled.get_mut(self.raw..).unwrap_or_default();
+        let decoded = self.decoder.decode(raw)?;
+        // Keep the body in one piece: close the gap that framing left.
+        if self.raw > self.data {
+            filled.copy_within(self.raw..self.raw + decoded.data, self.data);
+        }
+        self.data += decoded.data;
+        self.raw += decoded.taken;
+        Ok(true)
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
@@ -340,19 +393,8 @@ impl Wire {
 impl Source for Wire {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
         while self.lent == self.data && !self.decoder.is_done() {
-            if let Some(input) = self.input.as_mut() {
-                if self.raw < input.len() {
-                    let filled = input.filled_mut();
-                    let raw = filled.get_mut(self.raw..).unwrap_or_default();
-                    let decoded = self.decoder.decode(raw)?;
-                    // Keep the body in one piece: close the gap that framing left.
-                    if self.raw > self.data {
-                        filled.copy_within(self.raw..self.raw + decoded.data, self.data);
-                    }
-                    self.data += decoded.data;
-                    self.raw += decoded.taken;
-                    continue;
-                }
+            if self.decode()? {
+                continue;
             }
             self.make_room();
             if ready!(self.poll_fill(cx))? == 0 {

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
-use crate::peer::{Message, Peer};
+use crate::peer::{Message, Peer, assert_same, noise};
 use crate::server::Server;
 use crate::traffic::door::{Daemon, Setup};
 
@@ -415,19 +415,42 @@ fn a_limit_holds_for_routes_together_that_check_a_backend_differently() {
     backend.expect_none();
 }
 
+/// With one connection to one backend, and retries for 503.
+fn retrying(backend: &Backend) -> Daemon {
+    let setup = limited(&backend.address, 1).set("MAX_RETRIES", 3).set("RETRY_ON", "503");
+    setup.set("RETRY_BACKOFF", "1ms").set("RETRY_BACKOFF_MAX", "1ms").start()
+}
+
+#[test]
+fn the_connection_of_a_short_answer_is_there_for_the_next_attempt() {
+    let backend = Backend::new();
+    let daemon = retrying(&backend);
+    let mut client = daemon.connect();
+    client.get("/short");
+    let (mut peer, _) = backend.take();
+    for body in ["Content-Length: 4\r\n\r\nbusy", "Transfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\n0\r\n\r\n"] {
+        peer.send(format!("HTTP/1.1 503 Busy\r\n{body}"));
+        assert_eq!(peer.request().head.line, "GET /short HTTP/1.1");
+    }
+    peer.answer("well");
+    assert_eq!(client.response().text(), "well");
+    assert_eq!(daemon.record("/short")["attempts"], 3);
+    backend.expect_none();
+}
+
 #[test]
 fn an_answer_kept_for_a_retry_does_not_wait_for_itself() {
     let backend = Backend::new();
-    let daemon = limited(&backend.address, 1)
-        .set("MAX_RETRIES", 3)
-        .set("RETRY_ON", "503")
-        .set("RETRY_BACKOFF", "1ms")
-        .set("RETRY_BACKOFF_MAX", "1ms")
-        .start();
+    let daemon = retrying(&backend);
     let mut client = daemon.connect();
-    client.get("/");
+    client.get("/long");
     let (mut peer, _) = backend.take();
-    peer.send("HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy");
+    let body = noise(100_000, 3);
+    peer.send(format!("HTTP/1.1 503 Busy\r\nContent-Length: {}\r\n\r\n", body.len()));
     // Were it to wait, it would do so for an hour.
-    assert_eq!(client.response().text(), "busy");
+    assert_eq!(client.head().status(), 503);
+    peer.send(&body);
+    assert_same(&client.read(body.len()), &body);
+    assert_eq!(daemon.record("/long")["attempts"], 1);
+    assert_eq!(daemon.status()["retries"], 0, "nothing is spent on an attempt that can't be made");
 }

@@ -192,6 +192,31 @@ fn what_was_spliced_counts_once_though_its_answer_was_held_back() {
 }
 
 #[test]
+fn a_short_answer_goes_on_whole_while_its_connection_serves_others() {
+    let (backend, refusing) = (Backend::new(), Refusing::new());
+    let daemon = before(&[&backend.address, &refusing.address])
+        .set("RETRY_ON", "503")
+        .set("MAX_RETRIES", 1)
+        .set("REMOVE_RESPONSE_HEADERS", "X-Secret")
+        .start();
+    let mut client = daemon.connect();
+    client.send("GET /short HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n");
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 503 Busy\r\nX-Of: first\r\nTransfer-Encoding: chunked\r\n\r\n");
+    peer.send("5\r\nshort\r\n0\r\nX-Sum: 5\r\nX-Secret: 7\r\n\r\n");
+    let head = client.head();
+    assert_eq!((head.status(), head.field("X-Of")), (503, Some("first")));
+    client.expect("5\r\nshort\r\n0\r\nX-Sum: 5\r\n\r\n");
+    let record = daemon.record("/short");
+    assert_eq!((&record["attempts"], &record["reason"]), (&2.into(), &().into()));
+    assert_eq!(record["backend"], backend.address);
+    client.get("/next");
+    assert_eq!(peer.request().head.line, "GET /next HTTP/1.1");
+    peer.answer("next");
+    assert_eq!(client.response().text(), "next");
+}
+
+#[test]
 fn the_connection_of_an_answer_that_was_dropped_serves_on_if_the_answer_was_short() {
     let (first, second) = (Backend::new(), Backend::new());
     let daemon = retrying(&[&first, &second]).start();
