@@ -495,8 +495,7 @@ impl<'a> World<'a> {
         for route in self.routes {
             let group = outlier::Group::new(outlier::Terms::of(&route.settings), route.pool.taking());
             outlier::judge(&[group], now);
-            let open = route.pool.fails_open();
-            route.pool.weigh(open);
+            route.pool.weigh(route.pool.stance());
         }
     }
 

@@ -10,11 +10,12 @@
 //!
 //! Where checks and outlier ejection leave no backend at all, the pool *fails open*: they
 //! may be wrong of all at once, so requests go to every backend that is not really down, as
-//! if nothing were held against it. That lasts until half of those are up again. Otherwise
-//! the first one to return would have to take what all of them could not.
+//! if nothing were held against it. That lasts until half of the primaries are up again, or
+//! half of the backups, which then take the requests until half of the primaries are.
+//! Otherwise the first one to return would have to take what all of them could not.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use super::dice::Dice;
@@ -29,6 +30,9 @@ use crate::config::Balance;
 
 /// Attempts of one request that are remembered, so that each goes elsewhere.
 const REMEMBERED: usize = 32;
+
+const OPEN: u8 = Stance::Open as u8;
+const BACKUPS: u8 = Stance::Backups as u8;
 
 /// What a backend's name is digested with, for its place among keys: any fixed number.
 /// Another one would send every key elsewhere.
@@ -68,7 +72,22 @@ pub struct Pool {
     /// Milliseconds; 0 when nothing warms up.
     slow_start: u64,
     limited: bool,
-    open: AtomicBool,
+    /// A [`Stance`].
+    stance: AtomicU8,
+}
+
+/// How a pool chooses, by what has become of its backends.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stance {
+    /// Among those that are up, backups last.
+    #[default]
+    Sound,
+    /// It fails open: among all that are not down.
+    Open,
+    /// It failed open, and half of the backups are up again but less than half of the
+    /// primaries: backups come first.
+    Backups,
 }
 
 /// The algorithm with what it keeps.
@@ -161,7 +180,7 @@ impl Pool {
         let slow_start = terms.slow_start.map_or(0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
         let endpoints = members.into_iter().map(|member| member.endpoint).collect();
         let limited = terms.limited;
-        Self { endpoints, tiers, policy, slow_start, limited, open: AtomicBool::new(false) }
+        Self { endpoints, tiers, policy, slow_start, limited, stance: AtomicU8::default() }
     }
 
     /// Its backends.
@@ -209,11 +228,13 @@ impl Pool {
             return admitted.then(|| Lease::uncounted(only));
         }
         let mut dice = Dice::new(ask.draw);
-        let open = self.fails_open();
+        let stance = self.stance();
+        let open = stance == Stance::Open;
         let mut choose = |anyway, again, unresolved| {
             let wanted =
                 |place, endpoint: &Endpoint| (again || !tried.has(place)) && (unresolved || endpoint.is_resolved());
-            self.choose(&mut dice, ask, anyway, wanted)
+            let backups = if stance == Stance::Backups { self.choose(1, &mut dice, ask, anyway, wanted) } else { None };
+            backups.or_else(|| self.choose(0, &mut dice, ask, anyway, wanted))
         };
         let place = choose(open, false, false)
             .or_else(|| choose(open, true, false))
@@ -241,27 +262,50 @@ impl Pool {
     /// Whether requests go to every backend that is not really down.
     #[must_use]
     pub fn fails_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed)
+        self.stance() == Stance::Open
     }
 
-    /// Works out whether it fails open, and says so; for control, which knows whether the
-    /// route `did` before, and asks after each change of a backend's state. Those that drain
-    /// are no help.
-    pub fn weigh(&self, did: bool) -> bool {
-        let count = |wanted: fn(&Endpoint) -> bool| self.taking().filter(|one| wanted(one)).count();
-        let (up, reachable) = (count(Endpoint::is_up), count(|endpoint| !endpoint.is_down()));
-        let open = if did { up * 2 < reachable } else { up == 0 && reachable > 0 };
-        self.open.store(open, Ordering::Relaxed);
-        open
+    /// How it chooses, as it was last worked out.
+    #[must_use]
+    pub fn stance(&self) -> Stance {
+        match self.stance.load(Ordering::Relaxed) {
+            OPEN => Stance::Open,
+            BACKUPS => Stance::Backups,
+            _ => Stance::Sound,
+        }
     }
 
-    /// The place of one that is wanted, a backup only if there is none else; `anyway` where
-    /// nothing but being down is held against anybody.
-    fn choose<W>(&self, dice: &mut Dice, ask: &Ask, anyway: bool, wanted: W) -> Option<u16>
+    /// Works out how it chooses, and says so; for control, which knows how the route did
+    /// `before`, and asks after each change of a backend's state. Those that drain are no
+    /// help. It goes on failing open while nothing is up, be it that none can be reached:
+    /// one that comes to take connections again is then tried whatever its checks say.
+    pub fn weigh(&self, before: Stance) -> Stance {
+        let tally = |tier: &Tier| {
+            let seated = || tier.seats.iter().filter_map(|seat| self.endpoints.get(usize::from(seat.place)));
+            let up = seated().filter(|endpoint| endpoint.is_up()).count();
+            (up, seated().filter(|endpoint| !endpoint.is_down()).count())
+        };
+        let [primaries, backups] = self.tiers.each_ref().map(tally);
+        let enough = |(up, reachable): (usize, usize)| up > 0 && up * 2 >= reachable;
+        let any_up = primaries.0 + backups.0 > 0;
+        let stance = match before {
+            Stance::Sound if any_up || primaries.1 + backups.1 == 0 => Stance::Sound,
+            Stance::Sound => Stance::Open,
+            _ if self.taking().next().is_none() || enough(primaries) => Stance::Sound,
+            _ if enough(backups) => Stance::Backups,
+            _ => Stance::Open,
+        };
+        self.stance.store(stance as u8, Ordering::Relaxed);
+        stance
+    }
+
+    /// The place of one that is wanted, from the `first` tier on, a backup only if there is
+    /// none else; `anyway` where nothing but being down is held against anybody.
+    fn choose<W>(&self, first: usize, dice: &mut Dice, ask: &Ask, anyway: bool, wanted: W) -> Option<u16>
     where
         W: Fn(u16, &Endpoint) -> bool,
     {
-        self.tiers.iter().enumerate().find_map(|(rank, tier)| {
+        self.tiers.iter().enumerate().skip(first).find_map(|(rank, tier)| {
             let view = |with_room| View {
                 tier,
                 endpoints: &self.endpoints,
@@ -295,7 +339,7 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Affinity, Ask, Balance, Member, Pool, Terms, Tried};
+    use super::{Affinity, Ask, Balance, Member, Pool, Stance, Terms, Tried};
     use crate::balance::endpoint::Endpoint;
     use crate::balance::fixture::{
         SECRET, ask, assert_near, backup, down, every_balance, in_turn, keyed, member, name, of, pick, shares, terms,
@@ -436,7 +480,7 @@ mod tests {
                 let mut tried = Tried::default();
                 let taken = BTreeSet::from([pick(&pool, &mut tried), pick(&pool, &mut tried)]);
                 assert_eq!(taken, ["127.0.0.1:4000", "127.0.0.1:4002"].map(String::from).into(), "{weighed}");
-                pool.weigh(pool.fails_open());
+                pool.weigh(pool.stance());
             }
         }
     }
@@ -449,19 +493,68 @@ mod tests {
             members.push(member(4, 0));
             let pool = of(balance, members);
             for (index, endpoint) in pool.endpoints()[..4].iter().enumerate() {
-                assert!(!pool.weigh(pool.fails_open()), "{index}");
+                assert!(pool.weigh(pool.stance()) == Stance::Sound, "{index}");
                 fail_check(endpoint);
             }
-            assert!(pool.weigh(pool.fails_open()) && pool.fails_open());
+            assert!(pool.weigh(pool.stance()) == Stance::Open && pool.fails_open());
             pool.endpoints()[2].checked(Ok(()), 1, 1, 0);
-            assert!(pool.weigh(pool.fails_open()));
+            assert_eq!(pool.weigh(pool.stance()), Stance::Open);
             let counts = shares(&pool, 400, keyed);
             assert!(counts[..4].iter().all(|count| *count > 50), "the first one is spared: {counts:?}");
             pool.endpoints()[3].checked(Ok(()), 1, 1, 0);
-            assert!(!pool.weigh(pool.fails_open()) && !pool.fails_open());
+            assert!(pool.weigh(pool.stance()) == Stance::Sound && !pool.fails_open());
             let counts = shares(&pool, 400, keyed);
             assert_eq!((counts[0], counts[1]), (0, 0));
         }
+    }
+
+    fn pass_check(endpoint: &Endpoint) {
+        endpoint.checked(Ok(()), 1, 1, 0);
+    }
+
+    #[test]
+    fn a_pool_that_failed_open_sends_requests_to_backups_once_half_of_them_are_back() {
+        for balance in every_balance() {
+            let mut members: Vec<Member> = (0..4).map(|number| member(number, 1)).collect();
+            members.extend([backup(4), backup(5)]);
+            let pool = of(balance, members);
+            let all = pool.endpoints();
+            all.iter().for_each(|endpoint| fail_check(endpoint));
+            assert_eq!(pool.weigh(pool.stance()), Stance::Open);
+            pass_check(&all[4]);
+            assert_eq!(pool.weigh(pool.stance()), Stance::Backups);
+            assert_eq!(shares(&pool, 100, keyed), [0, 0, 0, 0, 100, 0]);
+            // A single primary of four can't take it all either.
+            pass_check(&all[0]);
+            assert_eq!(pool.weigh(pool.stance()), Stance::Backups);
+            assert_eq!(shares(&pool, 100, keyed), [0, 0, 0, 0, 100, 0]);
+            let mut tried = Tried::default();
+            assert_eq!([(); 2].map(|()| pick(&pool, &mut tried)), ["127.0.0.1:4004", "127.0.0.1:4000"]);
+            // Without them it is as open as before.
+            fail_check(&all[4]);
+            assert_eq!(pool.weigh(pool.stance()), Stance::Open);
+            pass_check(&all[4]);
+            pass_check(&all[1]);
+            assert_eq!(pool.weigh(pool.stance()), Stance::Sound);
+            let counts = shares(&pool, 100, keyed);
+            assert_eq!((counts[0] + counts[1], counts[4]), (100, 0));
+        }
+    }
+
+    #[test]
+    fn a_pool_goes_on_failing_open_when_its_last_backend_goes_down() {
+        let pool = of(Balance::P2c, vec![member(0, 1), member(1, 0)]);
+        let only = &pool.endpoints()[0];
+        fail_check(only);
+        assert_eq!(pool.weigh(Stance::Sound), Stance::Open);
+        down(only);
+        assert_eq!(pool.weigh(Stance::Open), Stance::Open);
+        pass_check(only);
+        assert_eq!(pool.weigh(Stance::Open), Stance::Sound);
+        // Where none was up, but none can be reached, it never began to.
+        down(only);
+        assert_eq!(pool.weigh(Stance::Sound), Stance::Sound);
+        assert_eq!(of(Balance::P2c, vec![member(1, 0)]).weigh(Stance::Open), Stance::Sound, "nobody takes requests");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::checker::Checked;
 use super::control::Daemon;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::outlier::{self, Group, Terms};
+use crate::balance::pool::Stance;
 use crate::balance::slowness::Slowness;
 use crate::balance::standing::{Report, State};
 use crate::proxy::probe::Miss;
@@ -41,8 +42,8 @@ pub(super) struct Ledger {
     stirred: Arc<Notify>,
     /// By the endpoint's number.
     told: HashMap<u64, Told>,
-    /// Routes that were said to fail open.
-    open: HashSet<Arc<str>>,
+    /// Those routes that do not choose as they should, or of which that was said lately.
+    routes: HashMap<Arc<str>, Opened>,
     looked: Option<Instant>,
     slowness: Slowness,
 }
@@ -52,12 +53,59 @@ pub(super) struct Ledger {
 struct Told {
     state: State,
     changes: u64,
+    rest: Rest,
+}
+
+/// Limits the records of one thing to a burst and then one now and then.
+#[derive(Debug, Default, Clone, Copy)]
+struct Rest {
     /// When it may leave a whole burst again, in milliseconds.
-    rested: u64,
+    full: u64,
+}
+
+impl Rest {
+    /// Whether there may be another record at `now`.
+    fn admits(&mut self, now: u64) -> bool {
+        if self.full > now.saturating_add((BURST - 1) * EACH) {
+            return false;
+        }
+        self.full = self.full.max(now).saturating_add(EACH);
+        true
+    }
+}
+
+/// How a route chooses, and what was said of it.
+#[derive(Debug, Default)]
+struct Opened {
+    stance: Stance,
+    told: bool,
+    /// Changes since that was told.
+    changes: u64,
+    rest: Rest,
+}
+
+impl Opened {
+    /// What is new at `now` milliseconds, if it may be told: whether it fails open, and the
+    /// changes that went by without a record.
+    fn news(&mut self, stance: Stance, now: u64) -> Option<(bool, u64)> {
+        let (was, open) = (self.stance == Stance::Open, stance == Stance::Open);
+        self.stance = stance;
+        self.changes += u64::from(was != open);
+        if open == self.told || !self.rest.admits(now) {
+            return None;
+        }
+        self.told = open;
+        Some((open, std::mem::take(&mut self.changes).saturating_sub(1)))
+    }
+
+    /// Whether there is nothing to remember of it.
+    fn is_over(&self, now: u64) -> bool {
+        self.stance == Stance::Sound && !self.told && self.rest.full <= now
+    }
 }
 
 impl Told {
-    const UP: Told = Told { state: State::Up, changes: 0, rested: 0 };
+    const UP: Told = Told { state: State::Up, changes: 0, rest: Rest { full: 0 } };
 
     /// What is new in a report, if it may be told at `now`: the changes that went by
     /// without a record.
@@ -67,10 +115,9 @@ impl Told {
         if report.state == self.state && !again {
             return None;
         }
-        if self.rested > now.saturating_add((BURST - 1) * EACH) {
+        if !self.rest.admits(now) {
             return None;
         }
-        self.rested = self.rested.max(now).saturating_add(EACH);
         let missed = report.changes.saturating_sub(self.changes).saturating_sub(1);
         *self = Told { state: report.state, changes: report.changes, ..*self };
         Some(missed)
@@ -80,7 +127,7 @@ impl Told {
 impl Ledger {
     /// Nothing was told yet.
     pub(super) fn new(stirred: Arc<Notify>) -> Ledger {
-        Ledger { stirred, told: HashMap::new(), open: HashSet::new(), looked: None, slowness: Slowness::default() }
+        Ledger { stirred, told: HashMap::new(), routes: HashMap::new(), looked: None, slowness: Slowness::default() }
     }
 
     /// Resolves when a worker has seen something of a backend, but not too often. Nothing
@@ -105,21 +152,27 @@ impl Ledger {
             self.tell(endpoint, now);
         }
         for route in generation.routes() {
-            let open = route.pool.weigh(self.open.contains(&route.name));
-            if open == self.open.contains(&route.name) {
-                continue;
+            let before = self.routes.get(&route.name).map_or(Stance::Sound, |opened| opened.stance);
+            let stance = route.pool.weigh(before);
+            if stance != Stance::Sound || self.routes.contains_key(&route.name) {
+                self.tell_route(&route.name, stance, now);
             }
-            if open {
-                self.open.insert(Arc::clone(&route.name));
-                warn!(
-                    message_id = events::FAILING_OPEN,
-                    route = &*route.name,
-                    "no backend is left; requests go to all that take connections"
-                );
-            } else {
-                self.open.remove(&route.name);
-                info!(message_id = events::FAILING_OPEN_ENDED, route = &*route.name, "enough backends are up again");
+        }
+    }
+
+    fn tell_route(&mut self, name: &Arc<str>, stance: Stance, now: u64) {
+        let opened = self.routes.entry(Arc::clone(name)).or_default();
+        let route = &**name;
+        match opened.news(stance, now) {
+            Some((true, missed)) => warn!(
+                message_id = events::FAILING_OPEN,
+                route, missed, "no backend is left; requests go to all that take connections"
+            ),
+            Some((false, missed)) => {
+                info!(message_id = events::FAILING_OPEN_ENDED, route, missed, "enough backends are up again");
             }
+            None if opened.is_over(now) => drop(self.routes.remove(name)),
+            None => {}
         }
     }
 
@@ -127,7 +180,7 @@ impl Ledger {
     pub(super) fn forget(&mut self, generation: &Generation) {
         let numbers: HashSet<u64> = generation.endpoints().map(|endpoint| endpoint.number()).collect();
         self.told.retain(|number, _| numbers.contains(number));
-        self.open.retain(|name| generation.routes().iter().any(|route| route.name == *name));
+        self.routes.retain(|name, _| generation.routes().iter().any(|route| route.name == *name));
     }
 
     fn tell(&mut self, endpoint: &Endpoint, now: u64) {
@@ -196,8 +249,13 @@ impl Daemon {
 
 #[cfg(test)]
 mod tests {
-    use super::{BURST, EACH, Told};
+    use super::{BURST, EACH, Opened, Told, groups};
+    use crate::balance::pool::Stance;
     use crate::balance::standing::{Report, State};
+    use crate::config::{Config, Text};
+    use crate::state::Generation;
+    use std::collections::BTreeMap;
+    use std::path::Path;
 
     fn report(state: State, changes: u64) -> Report {
         Report { state, since: 0, why: None, eject_time: None, changes }
@@ -230,5 +288,36 @@ mod tests {
         assert_eq!(told.news(&report(State::Ejected, 1), 0), Some(0));
         assert_eq!(told.news(&report(State::Ejected, 1), 1), None);
         assert_eq!(told.news(&report(State::Ejected, 2), 30_000), Some(0));
+    }
+
+    #[test]
+    fn a_route_that_opens_and_closes_leaves_few_records_and_the_last_one_is_true() {
+        let mut opened = Opened::default();
+        let (mut records, mut missed, mut changes) = (0, 0, 0);
+        for now in (0..60_000).step_by(100) {
+            let stance = if changes % 2 == 0 { Stance::Open } else { Stance::Backups };
+            changes += 1;
+            if let Some((open, more)) = opened.news(stance, now) {
+                assert_eq!(open, stance == Stance::Open);
+                records += 1;
+                missed += more;
+            }
+            assert!(!opened.is_over(now));
+        }
+        assert_eq!(records, BURST + 60_000 / EACH - 1);
+        assert_eq!(changes, records + missed + opened.changes, "each change is told or counted");
+        opened.news(Stance::Sound, 60_000 + EACH);
+        assert!(!opened.told && !opened.is_over(60_000 + EACH) && opened.is_over(60_000 + 10 * EACH));
+    }
+
+    #[test]
+    fn those_that_take_no_requests_are_not_judged_by() {
+        let text = "BACKEND_ADDRESS=10.0.0.1:80?weight=0,10.0.0.2:80\n";
+        let text = Text { path: Path::new("config.env").into(), bytes: text.into() };
+        let config = Config::assemble(Some(text), Vec::new(), &BTreeMap::new()).unwrap();
+        let generation = Generation::build(1, config, &Default::default(), None);
+        let [group] = groups(&generation).try_into().unwrap();
+        assert_eq!(group.endpoints.iter().map(|one| &**one.identity()).collect::<Vec<_>>(), ["10.0.0.2:80"]);
+        assert!(!group.ejects(), "the only one is never ejected");
     }
 }

@@ -61,7 +61,7 @@ events! {
     BACKEND_EJECTED = "949def44f7044862a183a289bbfa005e" ["backend" "eject_s" "reason"];
     /// A route has no backend left and uses all that take connections.
     FAILING_OPEN = "0280a6cdf87745b3a2fedfcb857a09d7" ["route"];
-    /// Half of that route's backends are up again.
+    /// Half of that route's primaries, or of its backups, are up again.
     FAILING_OPEN_ENDED = "2a5def840cde4297a883d72095082b52" ["route"];
     /// Nothing is held against a backend any more.
     BACKEND_UP = "175f74f75df58e25e44b9a5978417b83" ["backend"];
