@@ -1,8 +1,9 @@
 //! Checker: when which backend is checked. One for the daemon, on control's thread.
 //!
 //! A backend is checked every `HEALTH_INTERVAL`, give or take a tenth, so that several
-//! daemons in front of one backend fall out of step. New backends begin spread over their
-//! interval, never all at once. Of those that are due at most [`AT_ONCE`] are checked
+//! daemons in front of one backend fall out of step. New backends are first checked within
+//! [`SOON`], since nobody knows yet whether they are sound, but not all at once; from there
+//! on they are spread over their interval. Of those that are due at most [`AT_ONCE`] are checked
 //! together, the one that has waited longest first; the others are late then, which
 //! stretches their interval.
 //!
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
@@ -26,9 +27,12 @@ use crate::proxy::probe::{Miss, probe};
 /// Checks that run together. Each takes a descriptor.
 pub const AT_ONCE: usize = 64;
 
+/// Until when a backend that is new, or checked in a new way, is asked first.
+pub const SOON: Duration = Duration::from_secs(1);
+
 /// How a backend is asked how it is.
 pub trait Asking {
-    /// Asks once; who asks limits the time.
+    /// Asks once, and not for much longer than the check may take.
     ///
     /// # Errors
     /// Why the check did not pass.
@@ -77,6 +81,8 @@ struct Job {
     check: Arc<Check>,
     /// When it is due, or has begun.
     at: Instant,
+    /// Of one that was not asked yet: how long after the first time it is asked again.
+    first: Option<Duration>,
     asked: Option<Asked>,
 }
 
@@ -109,9 +115,10 @@ impl<A: Asking> Checker<A> {
         let now = Instant::now();
         let count = fresh.len().max(1) as f64;
         for (place, (endpoint, check)) in fresh.into_iter().enumerate() {
-            let part = (place as f64 + fastrand::f64()) / count;
-            let at = now + check.interval.mul_f64(part.min(1.0));
-            self.jobs.insert(endpoint.number(), Job { endpoint, check, at, asked: None });
+            let part = ((place as f64 + fastrand::f64()) / count).min(1.0);
+            let at = now + check.interval.min(SOON).mul_f64(part);
+            let first = Some(check.interval.mul_f64(part));
+            self.jobs.insert(endpoint.number(), Job { endpoint, check, at, first, asked: None });
         }
         let waits = |(number, job): (&u64, &Job)| job.asked.is_none().then_some((job.at, *number));
         self.due = self.jobs.iter().filter_map(waits).collect();
@@ -150,9 +157,7 @@ impl<A: Asking> Checker<A> {
             // One that is late does not make up for what it has missed.
             job.at = now;
             let asking = self.asking.ask(Arc::clone(&job.endpoint), Arc::clone(&job.check));
-            let limit = job.check.timeout;
-            job.asked =
-                Some(Box::pin(async move { timeout(limit, asking).await.unwrap_or_else(|_| Err(late(limit))) }));
+            job.asked = Some(Box::pin(asking));
             self.running.push(number);
         }
         None
@@ -171,14 +176,11 @@ impl<A: Asking> Checker<A> {
     fn ended(&mut self, (number, outcome): (u64, Result<(), Miss>)) -> Option<Checked> {
         let job = self.jobs.get_mut(&number)?;
         job.asked = None;
-        job.at = (job.at + job.check.interval.mul_f64(0.9 + 0.2 * fastrand::f64())).max(Instant::now());
+        let pause = job.first.take().unwrap_or_else(|| job.check.interval.mul_f64(0.9 + 0.2 * fastrand::f64()));
+        job.at = (job.at + pause).max(Instant::now());
         self.due.insert((job.at, number));
         Some(Checked { endpoint: Arc::clone(&job.endpoint), check: Arc::clone(&job.check), outcome })
     }
-}
-
-fn late(limit: Duration) -> Miss {
-    Miss::Theirs(format!("no answer within {}", humantime::format_duration(limit)).into())
 }
 
 async fn until(at: Option<Instant>) {
@@ -205,7 +207,7 @@ mod tests {
     }
 
     impl Asking for Script {
-        fn ask(&self, endpoint: Arc<Endpoint>, _: Arc<Check>) -> impl Future<Output = Result<(), Miss>> + 'static {
+        fn ask(&self, endpoint: Arc<Endpoint>, check: Arc<Check>) -> impl Future<Output = Result<(), Miss>> + 'static {
             let script = self.clone();
             async move {
                 script.asked.borrow_mut().push((endpoint.number(), Instant::now()));
@@ -215,7 +217,7 @@ mod tests {
                     *most = (*most).max(*now);
                 }
                 let _ends = Ends(Rc::clone(&script.together));
-                tokio::time::sleep(script.takes).await;
+                tokio::time::sleep(script.takes.min(check.timeout)).await;
                 Ok(())
             }
         }
@@ -284,9 +286,31 @@ mod tests {
         checker.watch(each(&endpoints(1), &check(10)));
         run(&mut checker, Duration::from_secs(1_000)).await;
         let asked: Vec<Instant> = script.asked.borrow().iter().map(|(_, at)| *at).collect();
-        let pauses: Vec<u128> = asked.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+        let mut pauses: Vec<u128> = asked.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+        assert!(pauses.remove(0) <= 10_000, "the first one is for the spread");
         assert!(pauses.iter().all(|pause| (8_999..=11_001).contains(pause)), "{pauses:?}");
         assert!(pauses.iter().max() > pauses.iter().min(), "no jitter");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn backends_that_are_new_are_asked_within_a_second_and_then_over_their_interval() {
+        let script = Script::default();
+        let mut checker = Checker::new(script.clone());
+        let endpoints = endpoints(100);
+        checker.watch(each(&endpoints, &check(100)));
+        let start = Instant::now();
+        run(&mut checker, Duration::from_millis(1001)).await;
+        let first = script.asked.take();
+        assert!(endpoints.iter().all(|one| first.iter().any(|(number, _)| *number == one.number())));
+        assert!(first.len() <= 102, "{}", first.len());
+        let mut slots = vec![0; 10];
+        first.iter().for_each(|(_, at)| slots[((*at - start).as_millis() as usize / 100).min(9)] += 1);
+        assert!(slots.iter().all(|asked| (8..=13).contains(asked)), "{slots:?}");
+        for tenth in 1..=9 {
+            run(&mut checker, Duration::from_secs(10)).await;
+            let asked = script.asked.take().len();
+            assert!((8..=13).contains(&asked), "{asked} in tenth {tenth}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,7 +319,6 @@ mod tests {
         let mut checker = Checker::new(script.clone());
         let endpoints = endpoints(300);
         checker.watch(each(&endpoints, &check(2)));
-        assert!(matches!(checker.next().await.outcome, Err(Miss::Theirs(why)) if &*why == "no answer within 1s"));
         run(&mut checker, Duration::from_secs(12)).await;
         assert_eq!(script.together.borrow().1, AT_ONCE);
         let asked = script.asked.borrow();

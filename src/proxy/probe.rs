@@ -3,10 +3,13 @@
 //! A connection of its own each time, since a kept one would say nothing of whether new
 //! ones are taken. What is asked and answered is HTTP/1.1 as requests have it: the same
 //! wire, the same parser. The status decides; the body is read to its end, so that the
-//! backend does not see a reset, but not for long.
+//! backend does not see a reset, but not for long: one that never ends changes nothing.
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::head::{Framing, Method};
 use super::http1::encode;
@@ -21,6 +24,9 @@ use crate::telemetry::{Reason, Side};
 /// Bytes of a body that are read.
 const BODY_MOST: usize = 64 * 1024;
 
+/// How long a body is read.
+const BODY_TIME: Duration = Duration::from_millis(500);
+
 /// Interim responses that may precede the final one.
 const INTERIMS: u32 = 8;
 
@@ -34,22 +40,35 @@ pub enum Miss {
     Ours(Reason),
 }
 
-/// Checks a backend, once. Who asks limits the time.
+/// Checks a backend, once. It takes no longer than the check may, and [`BODY_TIME`] more.
 ///
 /// # Errors
 /// Why the check did not pass.
 pub async fn probe(endpoint: &Endpoint, check: &Check) -> Result<(), Miss> {
+    let late = |_| {
+        let limit = humantime::format_duration(check.timeout);
+        Err(Miss::Theirs(format!("no answer within {limit}").into()))
+    };
+    let Some((mut wire, status)) = timeout(check.timeout, answer(endpoint, check)).await.unwrap_or_else(late)? else {
+        return Ok(());
+    };
+    // A body that takes longer is none of the check's business.
+    let _ = timeout(BODY_TIME, discard(&mut wire)).await;
+    if check.passes(status) { Ok(()) } else { Err(Miss::Theirs(format!("status {status}").into())) }
+}
+
+/// Connects and, where a check asks for one, gets a response, of which the body is left.
+async fn answer(endpoint: &Endpoint, check: &Check) -> Result<Option<(Wire, u16)>, Miss> {
     let stream = upstream::connect(endpoint).await.map_err(|reason| match reason.side() {
         Side::Backend if reason != Reason::BackendUnresolved => Miss::Theirs(reason.as_str().into()),
         _ => Miss::Ours(reason),
     })?;
-    let HealthCheck::Http(path) = &check.kind else { return Ok(()) };
+    let HealthCheck::Http(path) = &check.kind else { return Ok(None) };
     let mut wire = Wire::new(stream);
     let host = check.host.as_deref().unwrap_or(endpoint.host());
     encode::check(wire.output_mut().begin(Framing::Empty), path, host);
     let status = ask(&mut wire).await.map_err(|fault| Miss::Theirs(words(fault).as_str().into()))?;
-    discard(&mut wire).await;
-    if check.passes(status) { Ok(()) } else { Err(Miss::Theirs(format!("status {status}").into())) }
+    Ok(Some((wire, status)))
 }
 
 /// Sends what is queued and reads the final response's status.
