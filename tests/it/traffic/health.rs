@@ -8,16 +8,17 @@ use crate::backend::{Backend, Mood, Moody, Refusing, Silent};
 use crate::peer::noise;
 use crate::traffic::door::{Daemon, Setup};
 
-/// Longer than a check takes on a busy machine, and still short.
+/// Between two checks, and the longest for one.
 const MOMENT: &str = "500ms";
 
-/// Before these backends, which are checked twice a second.
+/// Before these backends, which are checked twice a second and take requests in turn.
 fn before(backends: &[&str]) -> Setup {
     Setup::new()
         .set("BACKEND_ADDRESS", backends.join(","))
         .set("HEALTH_CHECK", "/health")
         .set("HEALTH_INTERVAL", MOMENT)
         .set("HEALTH_TIMEOUT", MOMENT)
+        .set("BALANCE", "round-robin")
         .set("MAX_RETRIES", 0)
 }
 
@@ -87,7 +88,12 @@ fn a_check_asks_for_its_host_also_on_a_unix_socket() {
 #[test]
 fn checks_that_fail_take_a_backend_out_and_those_that_pass_bring_it_back() {
     let (good, bad) = (Moody::new(), Moody::new());
-    let daemon = before(&[&good.address, &bad.address]).start();
+    let daemon = before(&[&good.address, &bad.address])
+        .set("HEALTH_INTERVAL", "2s")
+        .set("HEALTH_TIMEOUT", "2s")
+        .set("HEALTH_FALL", 2)
+        .set("HEALTH_RISE", 1)
+        .start();
     bad.next_checks(1);
     // Requests that fail are another matter.
     bad.set(Mood::Answers(500));
@@ -128,6 +134,25 @@ fn whatever_goes_wrong_with_a_check_has_its_words() {
         assert_eq!(standing(&daemon, backend)["reason"], reason, "{backend}");
     }
     wait(&daemon, &good.address, "up");
+}
+
+#[test]
+fn a_body_that_never_ends_does_not_undo_the_status() {
+    let backend = Backend::new();
+    let daemon = before(&[&backend.address])
+        .set("HEALTH_INTERVAL", "1s")
+        .set("HEALTH_TIMEOUT", "1s")
+        .set("HEALTH_FALL", 1)
+        .start();
+    let (mut first, _) = backend.take();
+    first.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    // The next one comes once that has ended.
+    let (mut second, _) = backend.take();
+    first.expect_gone();
+    assert_eq!(standing(&daemon, &backend.address)["state"], "up");
+    second.send("HTTP/1.1 503 X\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    wait(&daemon, &backend.address, "failing");
+    assert_eq!(standing(&daemon, &backend.address)["reason"], "status 503");
 }
 
 #[test]
@@ -180,6 +205,21 @@ fn where_every_check_fails_requests_go_to_all_and_the_journal_says_so_once() {
     }
     daemon.logged("the end of it", |line| line["message"] == "enough backends are up again");
     assert_eq!(daemon.status()["failing_open"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_backup_that_is_sound_again_takes_the_requests_of_primaries_that_all_fail() {
+    let backends = [Moody::new(), Moody::new(), Moody::new()];
+    let [first, second, spare] = backends.each_ref().map(|backend| backend.address.as_str());
+    let daemon = before(&[first, second, &format!("{spare}?backup")]).set("HEALTH_RISE", 1).start();
+    for backend in &backends {
+        backend.set_checks(Mood::Answers(503));
+    }
+    daemon.wait("it fails open", |status| status["failing_open"] == Value::from(vec!["default"]));
+    backends[2].set_checks(Mood::Answers(200));
+    daemon.wait("it does no more", |status| status["failing_open"] == Value::Array(Vec::new()));
+    assert_eq!(ask(&daemon, 6), [200; 6]);
+    assert_eq!(backends.each_ref().map(Moody::asked), [0, 0, 6]);
 }
 
 #[test]
@@ -257,23 +297,29 @@ fn what_checks_have_found_is_forgotten_with_them() {
 }
 
 #[test]
-fn a_backend_that_flaps_leaves_few_records_and_they_count_the_rest() {
+fn a_backend_that_flaps_leaves_few_records() {
     let (good, flapping) = (Moody::new(), Moody::new());
     flapping.set_checks(Mood::Flaps);
-    let began = Instant::now();
     let daemon = before(&[&good.address, &flapping.address])
-        .set("HEALTH_INTERVAL", "10ms")
-        .set("HEALTH_TIMEOUT", "10ms")
+        .set("HEALTH_INTERVAL", "50ms")
+        .set("HEALTH_TIMEOUT", "50ms")
         .set("HEALTH_RISE", 1)
         .set("HEALTH_FALL", 1)
         .start();
-    flapping.next_checks(100);
-    let of_it = |line: &Value| line["backend"] == flapping.address.as_str();
-    let changes = |line: &Value| of_it(line) && (line["message"] == "backend up" || line["level"] == "WARN");
-    let told = daemon.lines(changes).len();
-    // Six at once, one every ten seconds; on a busy machine checks flap less.
-    let most = 7 + usize::try_from(began.elapsed().as_secs() / 10).unwrap();
-    assert!((1..=most).contains(&told), "{told}");
+    let began = Instant::now();
+    let told = || {
+        let changes = ["backend fails its checks", "backend up"];
+        let of_it = |line: &Value| line["backend"] == flapping.address.as_str();
+        daemon.lines(|line| of_it(line) && changes.iter().any(|change| line["message"] == *change)).len()
+    };
+    // Six at once, then one every ten seconds.
+    while told() < 6 {
+        assert!(began.elapsed() < crate::daemon::DEADLINE, "{} records", told());
+        flapping.next_checks(1);
+    }
+    flapping.next_checks(50);
+    let (told, most) = (told(), 7 + began.elapsed().as_secs() / 10);
+    assert!(u64::try_from(told).unwrap() <= most, "{told} records, where {most} are the most");
     flapping.set_checks(Mood::Answers(200));
     wait(&daemon, &flapping.address, "up");
 }
