@@ -5,25 +5,32 @@
 //! endpoints are passed on by identity, permits and queues are resized in place.
 //!
 //! Where the backends' names lead belongs to a generation too. When that changes, a new
-//! one with the same number is built from the same configuration.
+//! one with the same number is built from the same configuration. The two share the routes
+//! that lead where they did, and of the others all but the pool, so that many changes while
+//! a long request holds its generation cost little.
 //!
 //! Routes that name the same backend share its endpoint, unless they check it differently:
 //! what one route's check finds must not count for another that asks something else. Its
 //! connections are counted together all the same.
+
+mod registry;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher as _;
 use std::sync::{Arc, LazyLock};
 
 use crate::balance::budget::Budget;
-use crate::balance::discovery::{Directory, Place, places};
+use crate::balance::discovery::Directory;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
-use crate::balance::pool::{Member, Pool, Terms};
+use crate::balance::pool::{Pool, Terms};
 use crate::balance::sip::Key;
-use crate::config::{Auto, BackendAddress, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target};
+use crate::config::{Auto, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target};
 use crate::routing::{FieldEdits, Rewrites, Table};
 use crate::telemetry::events;
+
+use registry::Registry;
+pub use registry::{Departed, KNOWN, KNOWN_MOST, Past};
 
 /// Descriptors kept back for logs, epoll, reloads and the admin socket.
 const RESERVED_DESCRIPTORS: u64 = 128;
@@ -38,7 +45,7 @@ pub struct Generation {
     pub number: u64,
     /// The configuration it was built from.
     pub config: Arc<Config>,
-    routes: Box<[Route]>,
+    routes: Box<[Arc<Route>]>,
     table: Arc<Table>,
 }
 
@@ -48,20 +55,33 @@ pub struct Route {
     /// Its name, as in the log.
     pub name: Arc<str>,
     /// Its settings.
-    pub settings: RouteSettings,
+    pub settings: Arc<RouteSettings>,
     /// What it changes of requests and responses, if anything.
-    pub rewrites: Option<Box<Rewrites>>,
+    pub rewrites: Option<Arc<Rewrites>>,
     /// Its backends.
     pub pool: Pool,
     /// How often they may be asked again.
     pub budget: Arc<Budget>,
     /// The name of its cookie, with `BALANCE=sticky`.
-    pub cookie: Box<str>,
+    pub cookie: Arc<str>,
     /// How they are checked.
     check: Option<Arc<Check>>,
 }
 
 impl Route {
+    /// The same route with other backends.
+    fn with(&self, pool: Pool) -> Self {
+        Self {
+            name: Arc::clone(&self.name),
+            settings: Arc::clone(&self.settings),
+            rewrites: self.rewrites.clone(),
+            pool,
+            budget: Arc::clone(&self.budget),
+            cookie: Arc::clone(&self.cookie),
+            check: self.check.clone(),
+        }
+    }
+
     /// What it changes of responses.
     #[must_use]
     pub fn response_edits(&self) -> Option<&FieldEdits> {
@@ -79,50 +99,53 @@ impl Route {
 
 impl Generation {
     /// Builds the routes of `config`, with the names of backends as `directory` has them.
-    /// Endpoints that `previous` had too are passed on with all that is known of them.
+    /// Endpoints that are known from the `past` are passed on with all that is known of them.
     #[must_use]
-    pub fn build(number: u64, config: impl Into<Arc<Config>>, directory: &Directory, previous: Option<&Self>) -> Self {
+    pub fn build(number: u64, config: impl Into<Arc<Config>>, directory: &Directory, past: Option<Past<'_>>) -> Self {
         let config = config.into();
-        let mut registry = Registry::new(&config, previous);
+        let checks: Vec<_> = config.routes.iter().map(|route| Check::of(&route.settings).map(Arc::new)).collect();
+        let mut registry = Registry::new(checks.iter().cloned(), past);
+        let budgets = past.iter().flat_map(|past| &past.generation.routes);
+        let budgets: HashMap<&str, &Arc<Budget>> = budgets.map(|route| (&*route.name, &route.budget)).collect();
         let routes = config
             .routes
             .iter()
-            .map(|route| {
-                let settings = route.settings.clone();
-                let check = Check::of(&settings).map(Arc::new);
-                let members = settings.backend_address.iter().flat_map(|backend| {
-                    let check = check.as_ref().filter(|_| backend.target != Target::Echo);
-                    registry.members(backend, directory, check)
-                });
-                let secret = (settings.balance == Balance::Sticky).then(|| *SECRET);
-                let terms = Terms {
-                    balance: settings.balance.clone(),
-                    slow_start: settings.slow_start,
-                    limited: settings.max_backend_connections.is_some(),
-                    secret,
+            .zip(checks)
+            .map(|(route, check)| {
+                let settings = &route.settings;
+                let pool = pool(&mut registry, settings, directory, check.as_ref());
+                let cookie = match &settings.sticky_cookie {
+                    Auto::Is(name) => name.as_ref().into(),
+                    Auto::Auto if settings.balance == Balance::Sticky => cookie(*SECRET, &route.name),
+                    Auto::Auto => Arc::default(),
                 };
-                let pool = Pool::new(members.collect(), &terms);
-                let cookie = match (&settings.sticky_cookie, secret) {
-                    (Auto::Is(name), _) => name.clone(),
-                    (Auto::Auto, Some(secret)) => cookie(secret, &route.name),
-                    (Auto::Auto, None) => Box::default(),
-                };
-                let budget = budget(&route.name, &config.daemon, previous);
-                let rewrites = Rewrites::of(&settings);
-                Route { name: route.name.as_str().into(), settings, rewrites, pool, budget, cookie, check }
+                // A reload is no reason to retry more.
+                let known = budgets.get(route.name.as_str());
+                let budget = known.map_or_else(|| budget(&config.daemon), |known| Arc::clone(known));
+                let rewrites = Rewrites::of(settings).map(Arc::from);
+                let (name, settings) = (route.name.as_str().into(), Arc::new(settings.clone()));
+                Arc::new(Route { name, settings, rewrites, pool, budget, cookie, check })
             })
             .collect();
-        let table = match previous {
-            Some(previous) if Arc::ptr_eq(&previous.config, &config) => Arc::clone(&previous.table),
-            _ => Arc::new(Table::new(&config.routes)),
-        };
+        let table = Arc::new(Table::new(&config.routes));
         Self { number, config, routes, table }
     }
 
     /// The same configuration where `directory` leads now.
     #[must_use]
-    pub fn moved(&self, directory: &Directory) -> Self {
-        Self::build(self.number, Arc::clone(&self.config), directory, Some(self))
+    pub fn moved(&self, directory: &Directory, departed: &Departed) -> Self {
+        let past = Past { generation: self, departed };
+        let mut registry = Registry::new(self.routes.iter().map(|route| route.check.clone()), Some(past));
+        let moved = |route: &Arc<Route>| {
+            let pool = pool(&mut registry, &route.settings, directory, route.check.as_ref());
+            if pool.same(&route.pool) { Arc::clone(route) } else { Arc::new(route.with(pool)) }
+        };
+        Self {
+            number: self.number,
+            config: Arc::clone(&self.config),
+            routes: self.routes.iter().map(moved).collect(),
+            table: Arc::clone(&self.table),
+        }
     }
 
     /// Takes over from `previous`: endpoints that are not used any more, or whose weight is
@@ -152,18 +175,22 @@ impl Generation {
     #[must_use]
     pub fn leads_as(&self, other: &Self) -> bool {
         self.routes.len() == other.routes.len()
-            && self.routes.iter().zip(&other.routes).all(|(mine, theirs)| mine.pool.same(&theirs.pool))
+            && self
+                .routes
+                .iter()
+                .zip(&other.routes)
+                .all(|(mine, theirs)| Arc::ptr_eq(mine, theirs) || mine.pool.same(&theirs.pool))
     }
 
     /// The route of an HTTP request.
     #[must_use]
     pub fn route(&self, host: Option<&[u8]>, path: &SentPath<'_>, listener: &str) -> Option<&Route> {
-        self.table.find(host, path, listener).and_then(|index| self.routes.get(index))
+        self.table.find(host, path, listener).and_then(|index| self.routes.get(index)).map(|route| &**route)
     }
 
     /// The route of a TCP connection.
     #[must_use]
-    pub fn tcp_route(&self, listener: &str) -> Option<&Route> {
+    pub fn tcp_route(&self, listener: &str) -> Option<&Arc<Route>> {
         self.table.find_tcp(listener).and_then(|index| self.routes.get(index))
     }
 
@@ -175,7 +202,7 @@ impl Generation {
 
     /// All routes.
     #[must_use]
-    pub fn routes(&self) -> &[Route] {
+    pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
     }
 
@@ -191,7 +218,7 @@ impl Generation {
     /// Every endpoint that is checked, once, and how; not those without an address.
     pub fn checks(&self) -> impl Iterator<Item = (Arc<Endpoint>, Arc<Check>)> {
         let mut seen = HashSet::new();
-        let checked = self.routes.iter().flat_map(Route::checked);
+        let checked = self.routes.iter().flat_map(|route| route.checked());
         let checked = checked.filter_map(|(endpoint, check)| Some((Arc::clone(endpoint), Arc::clone(check?))));
         checked.filter(move |(endpoint, _)| endpoint.is_resolved() && seen.insert(endpoint.number()))
     }
@@ -203,99 +230,25 @@ impl Generation {
     }
 }
 
-/// Endpoints by identity and by how they are checked, so that each is made once, and those
-/// of the generation before.
-struct Registry {
-    made: HashMap<Arc<str>, Vec<Entry>>,
-    before: HashMap<Arc<str>, Vec<Entry>>,
-    /// The checks of all routes.
-    checks: HashSet<Option<Check>>,
+/// The backends of a route, each with what is known of it.
+fn pool(registry: &mut Registry, settings: &RouteSettings, directory: &Directory, check: Option<&Arc<Check>>) -> Pool {
+    let members = settings.backend_address.iter().flat_map(|backend| {
+        let check = check.filter(|_| backend.target != Target::Echo);
+        registry.members(backend, directory, check)
+    });
+    let terms = Terms {
+        balance: settings.balance.clone(),
+        slow_start: settings.slow_start,
+        limited: settings.max_backend_connections.is_some(),
+        secret: (settings.balance == Balance::Sticky).then(|| *SECRET),
+    };
+    Pool::new(members.collect(), &terms)
 }
 
-type Entry = (Option<Arc<Check>>, Arc<Endpoint>);
-
-impl Registry {
-    fn new(config: &Config, previous: Option<&Generation>) -> Self {
-        let mut before: HashMap<Arc<str>, Vec<Entry>> = HashMap::new();
-        let mut seen = HashSet::new();
-        for (endpoint, check) in previous.iter().flat_map(|previous| &previous.routes).flat_map(Route::checked) {
-            if seen.insert(endpoint.number()) {
-                let known = before.entry(Arc::clone(endpoint.identity())).or_default();
-                known.push((check.cloned(), Arc::clone(endpoint)));
-            }
-        }
-        let checks = config.routes.iter().map(|route| Check::of(&route.settings)).collect();
-        Self { made: HashMap::new(), before, checks }
-    }
-
-    /// The endpoints of a backend: one, or one for each place of a name.
-    fn members(&mut self, backend: &BackendAddress, directory: &Directory, check: Option<&Arc<Check>>) -> Vec<Member> {
-        let target = &backend.target;
-        let places = places(target, directory);
-        if places.is_empty() {
-            let endpoint = self.endpoint(target.to_string(), None, check, || Endpoint::new(backend));
-            return vec![Member { endpoint, weight: backend.weight, backup: backend.backup }];
-        }
-        let member = |place: &Place| {
-            let (identity, authority) = (Endpoint::identity_at(target, place), Some(place.authority.as_str()));
-            let endpoint = self.endpoint(identity, authority, check, || Endpoint::at(target, place));
-            let weight = place.weight.unwrap_or(backend.weight);
-            Member { endpoint, weight, backup: backend.backup || place.backup }
-        };
-        places.iter().map(member).collect()
-    }
-
-    /// The endpoint of this identity that is checked so: one of this generation or of the
-    /// one before. If there it was checked in another way, which no route wants any more,
-    /// it is still the same backend. One that went by another authority is not: what it is
-    /// asked for by that name, and what it answers, may be another thing.
-    fn endpoint(
-        &mut self,
-        identity: String,
-        authority: Option<&str>,
-        check: Option<&Arc<Check>>,
-        make: impl FnOnce() -> Endpoint,
-    ) -> Arc<Endpoint> {
-        let made = self.made.entry(identity.as_str().into()).or_default();
-        if let Some((_, endpoint)) = made.iter().find(|(known, _)| known.as_ref() == check) {
-            return Arc::clone(endpoint);
-        }
-        let endpoint = self.before.get_mut(identity.as_str()).and_then(|before| {
-            let named = |endpoint: &Endpoint| authority.is_none_or(|authority| **endpoint.host() == *authority);
-            let same = before.iter().position(|(known, endpoint)| known.as_ref() == check && named(endpoint));
-            let unused = |known: &Option<Arc<Check>>| !self.checks.contains(&known.as_deref().cloned());
-            let free = || before.iter().position(|(known, endpoint)| unused(known) && named(endpoint));
-            let place = same.or_else(free)?;
-            Some(before.swap_remove(place).1)
-        });
-        let endpoint = endpoint.unwrap_or_else(|| {
-            let mut endpoint = make();
-            // However it is checked, it is one backend with one limit.
-            let others = made.iter().chain(self.before.get(identity.as_str()).into_iter().flatten());
-            if let Some((_, other)) = others.last() {
-                endpoint.share_connections(other);
-            }
-            if !self.before.is_empty() {
-                endpoint.load().begin_cold();
-            }
-            Arc::new(endpoint)
-        });
-        made.push((check.cloned(), Arc::clone(&endpoint)));
-        endpoint
-    }
-}
-
-/// The retry budget of a route: the one it had before, since a reload is no reason to retry
-/// more.
-fn budget(route: &str, daemon: &Daemon, previous: Option<&Generation>) -> Arc<Budget> {
-    let before = previous.and_then(|previous| previous.routes.iter().find(|before| &*before.name == route));
-    before.map_or_else(
-        || {
-            let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-            Arc::new(Budget::new(daemon.workers.unwrap_or_else(cores)))
-        },
-        |before| Arc::clone(&before.budget),
-    )
+/// A retry budget that is full.
+fn budget(daemon: &Daemon) -> Arc<Budget> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Budget::new(daemon.workers.unwrap_or_else(cores)))
 }
 
 /// What tokens in cookies are made with. It follows from the id of the machine, so that
@@ -321,7 +274,7 @@ static SECRET: LazyLock<Key> = LazyLock::new(|| {
 });
 
 /// The cookie of a route that names none: routes of one host must not take each other's.
-fn cookie(secret: Key, route: &str) -> Box<str> {
+fn cookie(secret: Key, route: &str) -> Arc<str> {
     let code = secret.digest(&[b"route ", route.as_bytes()].concat()) >> 32;
     format!("doorward-{code:08x}").into()
 }
@@ -368,18 +321,21 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
-    use super::{Directory, Generation};
+    use super::{Departed, Directory, Generation, Past};
     use crate::balance::connections::Entry;
     use crate::balance::discovery::{Found, Query, Service};
     use crate::config::{Config, Text};
     use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
+    use std::sync::Arc;
 
     fn generation(main: &str, routes: &[&str], previous: Option<&Generation>) -> Generation {
         let text = |name: String, text: &str| Text { path: Path::new(&name).into(), bytes: text.into() };
         let routes = routes.iter().enumerate().map(|(index, route)| text(format!("routes.d/r{index}.env"), route));
         let config = Config::assemble(Some(text("config.env".into(), main)), routes.collect(), &BTreeMap::new());
-        Generation::build(1, config.unwrap(), &Directory::new(), previous)
+        let departed = Departed::default();
+        let past = previous.map(|generation| Past { generation, departed: &departed });
+        Generation::build(1, config.unwrap(), &Directory::new(), past)
     }
 
     /// The number of the first backend of each route.
@@ -447,11 +403,11 @@ mod tests {
             (endpoint.number(), endpoint.host().to_string())
         };
         let unresolved = generation("BACKEND_ADDRESS=srv:_http._tcp.app.test\n", &[], None);
-        let first = unresolved.moved(&directory("v1.test", 1));
+        let first = unresolved.moved(&directory("v1.test", 1), &Departed::default());
         let (number, host) = told(&first);
         assert_eq!(host, "v1.test:80");
-        assert_eq!(told(&first.moved(&directory("v1.test", 2))), (number, host));
-        let renamed = first.moved(&directory("v2.test", 1));
+        assert_eq!(told(&first.moved(&directory("v1.test", 2), &Departed::default())), (number, host));
+        let renamed = first.moved(&directory("v2.test", 1), &Departed::default());
         assert!(told(&renamed).1 == "v2.test:80" && !renamed.leads_as(&first));
     }
 
@@ -460,5 +416,24 @@ mod tests {
         let generation = generation("HEALTH_CHECK=tcp\nBACKEND_ADDRESS=builtin:echo,10.0.0.1:80\n", &[], None);
         let checked: Vec<String> = generation.checks().map(|(endpoint, _)| endpoint.identity().to_string()).collect();
         assert_eq!(checked, ["10.0.0.1:80"]);
+    }
+
+    #[test]
+    fn a_move_of_addresses_makes_only_those_pools_anew_that_lead_elsewhere() {
+        let routes = ["MATCH_PATH=/fixed\nBACKEND_ADDRESS=10.0.0.1:80\n", "MATCH_PATH=/named\n"];
+        let before = generation("BACKEND_ADDRESS=app.test:80\nBALANCE=sticky\n", &routes, None);
+        let found = Found::Addresses(["10.0.0.2".parse().unwrap()].into());
+        let directory = Directory::from([(Query::Host("app.test".into()), found)]);
+        let after = before.moved(&directory, &Departed::default());
+        assert!(!after.leads_as(&before));
+        let same: Vec<bool> =
+            before.routes().iter().zip(after.routes()).map(|(before, after)| Arc::ptr_eq(before, after)).collect();
+        assert_eq!(same, [true, false, false]);
+        for (before, after) in before.routes().iter().zip(after.routes()) {
+            assert!(Arc::ptr_eq(&before.settings, &after.settings) && Arc::ptr_eq(&before.budget, &after.budget));
+            assert!(Arc::ptr_eq(&before.cookie, &after.cookie) && after.name == before.name);
+        }
+        let again = after.moved(&directory, &Departed::default());
+        assert!(again.leads_as(&after) && again.routes().iter().zip(after.routes()).all(|(a, b)| Arc::ptr_eq(a, b)));
     }
 }

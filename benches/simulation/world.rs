@@ -112,7 +112,7 @@ pub fn run(scene: &Scene, chooser: Chooser, seed: u64) -> Outcome {
     let generations: Vec<Generation> =
         (0..if apart { scene.workers } else { 1 }).map(|_| generation(scene, balance)).collect();
     let routes: Vec<&Route> =
-        generations.iter().map(|generation| generation.routes().last().expect("a route")).collect();
+        generations.iter().map(|generation| &**generation.routes().last().expect("a route")).collect();
     let mut world = World::new(scene, chooser, &routes, seed);
     world.run();
     world.outcome()

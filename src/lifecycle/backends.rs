@@ -23,7 +23,7 @@ use crate::balance::pool::Stance;
 use crate::balance::slowness::Slowness;
 use crate::balance::standing::{Report, State};
 use crate::proxy::probe::Miss;
-use crate::state::Generation;
+use crate::state::{Departed, Generation};
 use crate::telemetry::events;
 
 /// The shortest pause between two looks.
@@ -176,9 +176,11 @@ impl Ledger {
         }
     }
 
-    /// Forgets backends and routes that a generation does not have.
-    pub(super) fn forget(&mut self, generation: &Generation) {
-        let numbers: HashSet<u64> = generation.endpoints().map(|endpoint| endpoint.number()).collect();
+    /// Forgets backends and routes that a generation does not have, but not those backends
+    /// that may return.
+    pub(super) fn forget(&mut self, generation: &Generation, departed: &Departed) {
+        let known = generation.endpoints().chain(departed.endpoints());
+        let numbers: HashSet<u64> = known.map(|endpoint| endpoint.number()).collect();
         self.told.retain(|number, _| numbers.contains(number));
         self.routes.retain(|name, _| generation.routes().iter().any(|route| route.name == *name));
     }
@@ -217,11 +219,15 @@ impl Daemon {
     /// Checks the backends of the generation that serves, and no others.
     pub(super) fn watch_backends(&mut self) {
         let now = self.workers.millis();
+        // Of one that has left, what its checks have found holds should it return.
+        let here: HashSet<u64> = self.generation.endpoints().map(|endpoint| endpoint.number()).collect();
         for endpoint in self.checker.watch(self.generation.checks()) {
-            endpoint.unchecked(now);
+            if here.contains(&endpoint.number()) {
+                endpoint.unchecked(now);
+            }
         }
         outlier::pardon(&groups(&self.generation), now);
-        self.ledger.forget(&self.generation);
+        self.ledger.forget(&self.generation, &self.departed);
         self.look_at_backends();
     }
 

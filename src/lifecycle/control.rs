@@ -34,7 +34,7 @@ use crate::admin::Question;
 use crate::admin::protocol::{Answer, Command, ListenerStatus};
 use crate::config::{Auto, Daemon as Settings, ListenAddress, LogFormat, Request};
 use crate::proxy::workers::{WorkerDied, Workers};
-use crate::state::Generation;
+use crate::state::{Departed, Generation};
 use crate::telemetry::{Log, events};
 use crate::transport::listeners::SocketFile;
 
@@ -107,6 +107,8 @@ pub(super) struct Daemon {
     pub(super) watchdog: Watchdog,
     pub(super) workers: Workers,
     pub(super) generation: Arc<Generation>,
+    /// Backends that it has no more.
+    pub(super) departed: Departed,
     pub(super) resolver: Resolver<Lookups>,
     pub(super) change: Change,
     pub(super) reload: Reload,

@@ -86,7 +86,7 @@ impl Daemon {
     /// Has requests go where the names lead now.
     pub(super) async fn move_backends(&mut self) -> Result<(), WorkerDied> {
         self.change = Change::default();
-        let moved = self.generation.moved(&self.resolver.directory());
+        let moved = self.generation.moved(&self.resolver.directory(), &self.departed);
         if moved.leads_as(&self.generation) {
             return Ok(());
         }
@@ -118,6 +118,7 @@ impl Daemon {
                 error!(message_id = events::WORKER_STUCK, worker, "a worker does not take the new configuration");
             }
         }
+        self.departed.note(&self.generation, &generation, self.workers.millis());
         self.generation = generation;
         self.watch_backends();
         Ok(())

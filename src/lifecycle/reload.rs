@@ -28,7 +28,7 @@ use super::start::warn_of;
 use crate::admin::protocol::{Answer, ReloadStatus};
 use crate::config::{self, Config, Problems};
 use crate::proxy::workers::WorkerDied;
-use crate::state::Generation;
+use crate::state::{Generation, Past};
 use crate::telemetry::events;
 
 /// How long reading the files may take; a dead network file system takes for ever.
@@ -183,7 +183,8 @@ impl Daemon {
         let Stage::Resolving(config, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
         let number = self.generation.number.saturating_add(1);
         let before = Arc::clone(&self.generation.config);
-        let generation = Generation::build(number, *config, &self.resolver.directory(), Some(&self.generation));
+        let past = Past { generation: &self.generation, departed: &self.departed };
+        let generation = Generation::build(number, *config, &self.resolver.directory(), Some(past));
         self.take_up(generation).await?;
         self.log.set_level(tracing::Level::from(self.generation.config.daemon.log_level).into());
         self.resolver.watch(&names::of(&self.generation.config));

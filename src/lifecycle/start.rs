@@ -29,7 +29,7 @@ use super::{names, reload, status};
 use crate::admin::{self, protocol::ListenerStatus};
 use crate::config::{Config, LogFormat, Origin, Problems, Request};
 use crate::proxy::workers::{WorkerDied, Workers};
-use crate::state::Generation;
+use crate::state::{Departed, Generation};
 use crate::telemetry::{self, Guard, Log, events};
 use crate::transport::listeners::{ListenError, Passed};
 
@@ -171,6 +171,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         watchdog: Watchdog::new(sd_notify::watchdog_enabled()),
         workers,
         generation,
+        departed: Departed::default(),
         resolver,
         change: names::Change::default(),
         reload: reload::Reload::default(),

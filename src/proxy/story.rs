@@ -85,7 +85,8 @@ pub async fn story<C: Client>(
     counters.in_flight.add(1);
 
     let route = generation.route(head.authority(), &path, &source.listener);
-    let kind = route.or(generation.routes().last()).map_or(Forwarding::Off, |route| route.settings.forwarded);
+    let whose = route.or(generation.routes().last().map(|last| &**last));
+    let kind = whose.map_or(Forwarding::Off, |route| route.settings.forwarded);
     let origin = Origin::of(source.peer, &generation.config.daemon.trusted_proxies, kind, &head.fields);
     let edits = route.and_then(Route::response_edits);
     let ours = Ours { worker, head, timer, edits, request_id: &request_id };

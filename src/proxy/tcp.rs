@@ -46,12 +46,14 @@ struct Course {
 /// Serves one client connection on a listener in TCP mode, to its end.
 pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
     let generation = worker.generation();
-    let Some(route) = generation.tcp_route(&source.listener) else { return };
+    let Some(route) = generation.tcp_route(&source.listener).map(Arc::clone) else { return };
+    // A connection may last for days: it holds its route alone.
+    drop(generation);
     let started = Instant::now();
     let mut course = Course::default();
     let counters = worker.counters();
     counters.in_flight.add(1);
-    let outcome = Box::pin(relay(&worker, route, source.peer, io, &mut course)).await;
+    let outcome = Box::pin(relay(&worker, &route, source.peer, io, &mut course)).await;
     counters.in_flight.sub(1);
     counters.bytes_in.add(course.up);
     counters.bytes_out.add(course.down);

@@ -1,10 +1,12 @@
 //! Backends that are checked: what is asked, what passes, what follows.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::backend::{Backend, Mood, Moody, Refusing, Silent};
+use crate::nameserver::{NameServer, Record, Reply, SRV};
 use crate::peer::noise;
 use crate::traffic::door::{Daemon, Setup};
 
@@ -251,6 +253,36 @@ fn a_reload_keeps_what_checks_have_found_and_stops_those_that_are_not_wanted() {
     daemon.reload("HEALTH_RISE=3");
     assert_eq!(standing(&daemon, &bad.address)["state"], "failing");
     assert_eq!(daemon.lines(|line| line["message"] == "backend fails its checks").len(), 1);
+}
+
+#[test]
+fn a_backend_that_comes_and_goes_with_its_name_is_not_held_to_be_sound_each_time() {
+    let (good, bad) = (Moody::new(), Moody::new());
+    bad.set_checks(Mood::Answers(500));
+    let names = NameServer::new();
+    names.addresses("host.test", &["127.0.0.1"], 0);
+    let offer = |backends: &[&Moody]| {
+        let port = |backend: &Moody| backend.address.parse::<SocketAddr>().unwrap().port();
+        let records = backends.iter().map(|backend| Record::Service(10, 1, port(backend), "host.test"));
+        names.say("_http._tcp.test", SRV, Reply::Records(records.collect(), 0));
+    };
+    offer(&[&good, &bad]);
+    let daemon = before(&["srv:_http._tcp.test"]).set("RESOLVER", names.address).start();
+    let backend = format!("srv:_http._tcp.test@{}", bad.address);
+    wait(&daemon, &backend, "failing");
+    let listed = |count| move |status: &Value| status["backends"].as_array().unwrap().len() == count;
+    let asked = bad.asked();
+    for _ in 0..2 {
+        offer(&[&good]);
+        daemon.wait("it has left", listed(1));
+        offer(&[&good, &bad]);
+        daemon.wait("it is back", listed(2));
+        assert_eq!(standing(&daemon, &backend)["state"], "failing");
+        assert_eq!(ask(&daemon, 4), [200; 4]);
+    }
+    assert_eq!(bad.asked(), asked);
+    let falls = |line: &Value| line["message"] == "backend fails its checks" && line["backend"] == backend.as_str();
+    assert_eq!(daemon.lines(falls).len(), 1);
 }
 
 #[test]
