@@ -25,6 +25,7 @@ pub mod retry;
 mod round_robin;
 pub mod sip;
 pub mod slowness;
+pub mod stance;
 pub mod standing;
 pub mod sticky;
 mod tier;

@@ -23,6 +23,7 @@ use super::endpoint::Endpoint;
 use super::load::Lease;
 use super::round_robin::Turns;
 use super::sip::Key;
+use super::stance::{Stance, Tally};
 use super::sticky::Token;
 use super::tier::{Fitness, Tier, View};
 use super::{hash, least, p2c};
@@ -30,9 +31,6 @@ use crate::config::Balance;
 
 /// Attempts of one request that are remembered, so that each goes elsewhere.
 const REMEMBERED: usize = 32;
-
-const OPEN: u8 = Stance::Open as u8;
-const BACKUPS: u8 = Stance::Backups as u8;
 
 /// What a backend's name is digested with, for its place among keys: any fixed number.
 /// Another one would send every key elsewhere.
@@ -74,20 +72,6 @@ pub struct Pool {
     limited: bool,
     /// A [`Stance`].
     stance: AtomicU8,
-}
-
-/// How a pool chooses, by what has become of its backends.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Stance {
-    /// Among those that are up, backups last.
-    #[default]
-    Sound,
-    /// It fails open: among all that are not down.
-    Open,
-    /// It failed open, and half of the backups are up again but less than half of the
-    /// primaries: backups come first.
-    Backups,
 }
 
 /// The algorithm with what it keeps.
@@ -268,11 +252,7 @@ impl Pool {
     /// How it chooses, as it was last worked out.
     #[must_use]
     pub fn stance(&self) -> Stance {
-        match self.stance.load(Ordering::Relaxed) {
-            OPEN => Stance::Open,
-            BACKUPS => Stance::Backups,
-            _ => Stance::Sound,
-        }
+        Stance::of(self.stance.load(Ordering::Relaxed))
     }
 
     /// Works out how it chooses, and says so; for control, which knows how the route did
@@ -283,18 +263,9 @@ impl Pool {
         let tally = |tier: &Tier| {
             let seated = || tier.seats.iter().filter_map(|seat| self.endpoints.get(usize::from(seat.place)));
             let up = seated().filter(|endpoint| endpoint.is_up()).count();
-            (up, seated().filter(|endpoint| !endpoint.is_down()).count())
+            Tally { up, reachable: seated().filter(|endpoint| !endpoint.is_down()).count(), all: tier.seats.len() }
         };
-        let [primaries, backups] = self.tiers.each_ref().map(tally);
-        let enough = |(up, reachable): (usize, usize)| up > 0 && up * 2 >= reachable;
-        let any_up = primaries.0 + backups.0 > 0;
-        let stance = match before {
-            Stance::Sound if any_up || primaries.1 + backups.1 == 0 => Stance::Sound,
-            Stance::Sound => Stance::Open,
-            _ if self.taking().next().is_none() || enough(primaries) => Stance::Sound,
-            _ if enough(backups) => Stance::Backups,
-            _ => Stance::Open,
-        };
+        let stance = before.next(self.tiers.each_ref().map(tally));
         self.stance.store(stance as u8, Ordering::Relaxed);
         stance
     }

@@ -19,8 +19,8 @@ use super::checker::Checked;
 use super::control::Daemon;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::outlier::{self, Group, Terms};
-use crate::balance::pool::Stance;
 use crate::balance::slowness::Slowness;
+use crate::balance::stance::Stance;
 use crate::balance::standing::{Report, State};
 use crate::proxy::probe::Miss;
 use crate::state::{Departed, Generation};
@@ -256,7 +256,7 @@ impl Daemon {
 #[cfg(test)]
 mod tests {
     use super::{BURST, EACH, Opened, Told, groups};
-    use crate::balance::pool::Stance;
+    use crate::balance::stance::Stance;
     use crate::balance::standing::{Report, State};
     use crate::config::{Config, Text};
     use crate::state::Generation;
