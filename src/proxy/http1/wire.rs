@@ -467,7 +467,7 @@ impl Sink for Wire {
 
 #[cfg(test)]
 mod tests {
-    use super::Wire;
+    use super::{Method, Piece, Source, Wire};
     use crate::transport::stream::{Family, Socket};
     use std::future::poll_fn;
     use std::io::Write;
@@ -486,5 +486,42 @@ mod tests {
         peer.write_all(b"G").unwrap();
         poll_fn(|cx| wire.poll_stirs(cx)).await.unwrap();
         assert!(wire.has_input());
+    }
+
+    #[tokio::test]
+    async fn asking_whether_a_body_is_whole_loses_nothing_and_lets_nothing_malformed_pass() {
+        for (sent, whole, read) in [
+            ("Content-Length: 4\r\n\r\nbody", true, Some("body")),
+            ("Content-Length: 9\r\n\r\nlong body", false, Some("long body")),
+            ("Transfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n", true, Some("body")),
+            ("Transfer-Encoding: chunked\r\n\r\n2\r\nbody\r\n0\r\n\r\n", false, None),
+        ] {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            theirs.write_all(format!("HTTP/1.1 200 OK\r\n{sent}").as_bytes()).unwrap();
+            let mut wire = Wire::new(Socket::new(ours.into(), Family::Unix).into());
+            poll_fn(|cx| wire.poll_response(cx, Method::Other)).await.unwrap();
+            for _ in 0..2 {
+                assert_eq!(poll_fn(|cx| wire.poll_whole(cx, 8)).await, whole, "{sent}");
+            }
+            let mut body = String::new();
+            let mut piece = async || {
+                let copied = |piece: Piece<'_>| match piece {
+                    Piece::Data(data) => String::from_utf8_lossy(data).into_owned(),
+                    Piece::End => String::new(),
+                };
+                let text = poll_fn(|cx| wire.poll_piece(cx).map_ok(copied)).await.ok()?;
+                wire.consume(text.len());
+                Some(text)
+            };
+            let outcome = loop {
+                match piece().await {
+                    Some(text) if text.is_empty() => break Some(body.as_str()),
+                    Some(text) => body.push_str(&text),
+                    None => break None,
+                }
+            };
+            assert_eq!(outcome, read, "{sent}");
+        }
     }
 }
