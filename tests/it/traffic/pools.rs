@@ -401,6 +401,8 @@ fn a_limit_holds_for_routes_together_that_check_a_backend_differently() {
     let backend = Backend::new();
     let checked = "MATCH_PATH=/checked\nHEALTH_CHECK=tcp\nHEALTH_INTERVAL=24h\n";
     let daemon = limited(&backend.address, 1).set("HEALTH_CHECK", "off").route("checked.env", checked).start();
+    // The only check.
+    backend.accept().expect_end();
     let (mut first, mut second) = (daemon.connect(), daemon.connect());
     first.get("/first");
     let (mut peer, _) = backend.take();
