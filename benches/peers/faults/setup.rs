@@ -74,7 +74,7 @@ fn doorward(address: SocketAddr, backends: &[SocketAddr], tuned: bool) -> String
     let tuned = if tuned {
         format!("BALANCE=p2c\nHEALTH_CHECK=/\nHEALTH_INTERVAL={CHECKS}s\nHEALTH_FALL=2\n")
     } else {
-        String::new()
+        "BALANCE=round-robin\n".to_owned()
     };
     format!(
         "PROXY_ADDRESS={address}\nBACKEND_ADDRESS={}\nWORKERS=1\nCONNECT_TIMEOUT={ATTEMPT}s\n\
