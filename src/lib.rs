@@ -9,6 +9,7 @@
 //! | `proxy` | the way of a request or connection; workers |
 //! | `admin` | the admin socket |
 //! | `state` | `Generation`: the immutable routes and settings a reload swaps |
+//! | `tls` | certificates, and who may use them |
 //! | `transport` | listeners from systemd, streams, connections to backends |
 //! | `admission` | permits and the queue |
 //! | `balance` | endpoints, pools of them, retry policy |
@@ -26,4 +27,5 @@ pub mod proxy;
 pub mod routing;
 pub mod state;
 pub mod telemetry;
+pub mod tls;
 pub mod transport;

@@ -28,6 +28,7 @@ use crate::balance::sip::Key;
 use crate::config::{Auto, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target};
 use crate::routing::{FieldEdits, Rewrites, Table};
 use crate::telemetry::events;
+use crate::tls::Doors;
 
 use registry::Registry;
 pub use registry::{Departed, KNOWN, KNOWN_MOST, Past};
@@ -45,6 +46,8 @@ pub struct Generation {
     pub number: u64,
     /// The configuration it was built from.
     pub config: Arc<Config>,
+    /// What clients are shown that come by TLS.
+    pub doors: Arc<Doors>,
     routes: Box<[Arc<Route>]>,
     table: Arc<Table>,
 }
@@ -128,7 +131,13 @@ impl Generation {
             })
             .collect();
         let table = Arc::new(Table::new(&config.routes));
-        Self { number, config, routes, table }
+        Self { number, config, doors: Arc::default(), routes, table }
+    }
+
+    /// The same one with these certificates.
+    #[must_use]
+    pub fn with_doors(self, doors: impl Into<Arc<Doors>>) -> Self {
+        Self { doors: doors.into(), ..self }
     }
 
     /// The same configuration where `directory` leads now.
@@ -143,6 +152,7 @@ impl Generation {
         Self {
             number: self.number,
             config: Arc::clone(&self.config),
+            doors: Arc::clone(&self.doors),
             routes: self.routes.iter().map(moved).collect(),
             table: Arc::clone(&self.table),
         }

@@ -2,27 +2,30 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{CONFIGURATION, access, complain, say, table};
 use crate::config::{Auto, Config, Matcher, Mode, Origin, Request, RouteConfig, Setting, load};
 use crate::routing::{Rule, Table};
 use crate::telemetry::Reason;
+use crate::tls::Doors;
 
 /// Prints the problems of the configuration on standard error, or its meaning on standard output.
 ///
 /// # Errors
 /// Standard output can't be written.
 pub fn check(request: &Request) -> anyhow::Result<ExitCode> {
-    let config = match load(request) {
-        Ok(config) => config,
+    let loaded = load(request).and_then(|config| Doors::examine(&config).map(|doors| (config, doors)));
+    let (config, doors) = match loaded {
+        Ok(loaded) => loaded,
         Err(problems) => {
             complain(&problems.to_string());
             return Ok(ExitCode::from(CONFIGURATION));
         }
     };
-    say(&meaning(&config))?;
+    say(&meaning(&config, &doors))?;
     if let Some(user) = access::packaged_user() {
-        let unreadable = access::unreadable(&user, &files(&config))?;
+        let unreadable = access::unreadable(&user, &files(&config, &doors))?;
         if !unreadable.is_empty() {
             complain(&format!(
                 "\n{}\nthe daemon runs as this user; `chgrp {user} FILE` and `chmod g+r FILE` let it read",
@@ -36,8 +39,14 @@ pub fn check(request: &Request) -> anyhow::Result<ExitCode> {
 }
 
 /// Every file and folder that the daemon opens for this configuration.
-fn files(config: &Config) -> Vec<PathBuf> {
+fn files(config: &Config, doors: &Doors) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = config.files().map(PathBuf::from).collect();
+    // What is in the folder of credentials is the service's already.
+    let kept = |path: &&PathBuf| config.credentials.as_ref().is_none_or(|folder| !path.starts_with(folder));
+    let mut pairs: Vec<PathBuf> =
+        doors.pairs().flat_map(|pair| [&pair.certificate, &pair.key]).filter(kept).cloned().collect();
+    pairs.dedup();
+    paths.extend(pairs);
     let beside = config.routes.iter().filter_map(|route| match &route.origin {
         Origin::File(path) if route.is_default() => path.parent().map(|folder| folder.join("routes.d")),
         Origin::File(path) => path.parent().map(PathBuf::from),
@@ -51,10 +60,13 @@ fn files(config: &Config) -> Vec<PathBuf> {
 }
 
 /// The configuration in words.
-fn meaning(config: &Config) -> String {
+fn meaning(config: &Config, doors: &Doors) -> String {
     let mut parts = vec![read(config)];
-    parts.extend(config.warnings.iter().map(|warning| format!("warning: {warning}")));
+    parts.extend(config.warnings.iter().chain(doors.warnings()).map(|warning| format!("warning: {warning}")));
     parts.push(format!("\nlistens on\n{}", listening(config)));
+    if !doors.is_empty() {
+        parts.push(format!("\ncertificates\n{}", certificates(doors)));
+    }
     if !config.settings.is_empty() {
         parts.push(format!("\nsettings\n{}", settings("  ", &config.settings)));
     }
@@ -92,6 +104,28 @@ fn listening(config: &Config) -> String {
         Auto::Is(count) => format!("{count} worker threads"),
     };
     rows.push(["by".to_owned(), workers]);
+    table("  ", &rows)
+}
+
+/// Each certificate with what it is for, its key, its time, and those that follow it.
+fn certificates(doors: &Doors) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let rows: Vec<[String; 4]> = doors
+        .pairs()
+        .map(|pair| {
+            let facts = &pair.facts;
+            let left = match facts.days_left(now) {
+                ..=-1 => "has expired".to_owned(),
+                _ if now < facts.not_before => "is not valid yet".to_owned(),
+                1 => "1 day left".to_owned(),
+                days => format!("{days} days left"),
+            };
+            let above = if pair.chain.is_empty() { vec![facts.issuer.clone()] } else { pair.chain.clone() };
+            let chain = format!("signed by {}", above.join(" ← "));
+            [facts.covers(), format!("{}, {left}", facts.key), chain, pair.certificate.display().to_string()]
+        })
+        .collect();
     table("  ", &rows)
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use super::load::{Config, RouteConfig};
 use super::problems::{Origin, Problem, Problems, Setting};
 use super::rewrites;
+use super::tls;
 use super::values::in_words;
 use super::words::Mode;
 use super::{Auto, HostPattern, PathPattern, RouteSettings, Target};
@@ -30,6 +31,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         backends(config, route, problems);
         balance(config, route, problems);
         rewrites::contradictions(config, route, default.is_some(), problems);
+        tls::contradictions(config, route, problems);
         if route.is_default() {
             continue;
         }

@@ -3,7 +3,7 @@
 //! A row holds the key's name, its field, its type, its form, its default, its
 //! unit and one sentence of help, which is also the field's doc comment. From the
 //! rows come the settings' structs, the parser, `doorward explain`, `config.env`,
-//! doorward.env(5) and the README's table.
+//! doorward.env(5) and the README's table; `key` says how.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -11,161 +11,20 @@ use std::time::Duration;
 
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
 use super::balance::{Algorithm, Balance, CookieName};
+use super::files::{FileForm, FileSource};
 use super::headers::{Header, HeaderName, Headers, Of, same_name};
 use super::health::{Check, HealthCheck, HostField, Statuses};
+use super::key::{Key, Scope, keys};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
 use super::redirect::{Redirect, RedirectForm};
 use super::rewrites::{BackendHost, BackendHostForm, Prefix};
+use super::tls::UnknownName;
 use super::values::{
     Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, ListOrOff, PercentOrOff, Rate, RateOrOff, Size, Span,
     SpanOrOff, Wrong,
 };
 use super::words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};
-
-/// Where a key may stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// In `config.env` and the environment: a setting of the whole daemon.
-    Daemon,
-    /// In `config.env` and the environment as the default of every route, and in a
-    /// file of `routes.d/` for that route.
-    Route,
-    /// In a file of `routes.d/` only.
-    Matcher,
-}
-
-impl Scope {
-    /// The scope in words.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Scope::Daemon => "daemon",
-            Scope::Route => "route",
-            Scope::Matcher => "route files only",
-        }
-    }
-}
-
-/// A row of the table.
-#[derive(Clone, Copy)]
-pub struct Key {
-    /// The name, in capitals.
-    pub name: &'static str,
-    /// Where it may stand.
-    pub scope: Scope,
-    /// The heading it stands under in the manual.
-    pub group: &'static str,
-    /// The default as one would write it; empty when there is none.
-    pub default: &'static str,
-    /// What the value counts: "seconds", "bytes", "requests"; empty when nothing.
-    pub unit: &'static str,
-    form: fn() -> String,
-    check: fn(&str) -> Result<(), Wrong>,
-    is_default: fn(&str) -> bool,
-    help: &'static [&'static str],
-}
-
-impl Key {
-    /// The key of this name; case matters.
-    pub fn find(name: &str) -> Option<&'static Key> {
-        KEYS.iter().find(|key| key.name == name)
-    }
-
-    /// What values the key takes, in words.
-    pub fn form(&self) -> String {
-        (self.form)()
-    }
-
-    /// What the key means, as one paragraph.
-    pub fn help(&self) -> String {
-        let lines: Vec<&str> = self.help.iter().map(|line| line.trim()).collect();
-        lines.join(" ")
-    }
-
-    /// Whether `text` says the same as the default does.
-    pub fn is_default(&self, text: &str) -> bool {
-        (self.is_default)(text)
-    }
-
-    /// Reads `text` for its errors only.
-    ///
-    /// # Errors
-    /// [`Wrong`] when the key does not take this value.
-    pub fn check(&self, text: &str) -> Result<(), Wrong> {
-        (self.check)(text)
-    }
-}
-
-/// The key whose name is nearest to `name`, when one is near enough to be meant.
-pub fn nearest(name: &str) -> Option<&'static Key> {
-    let name = name.to_ascii_uppercase();
-    KEYS.iter()
-        .map(|key| (strsim::damerau_levenshtein(&name, key.name), key))
-        .min_by_key(|(distance, _)| *distance)
-        .filter(|(distance, key)| *distance <= key.name.len() / 3)
-        .map(|(_, key)| key)
-}
-
-macro_rules! keys {
-    ($(
-        $(#[doc = $about:literal])+
-        $scope:ident $settings:ident {
-            $( $group:literal {
-                $(
-                    $(#[doc = $help:literal])+
-                    $name:literal, $field:ident: $type:ty = $default:literal, $unit:literal, $form:expr;
-                )+
-            } )+
-        }
-    )+) => {
-        /// Every key, in the order of the manual.
-        pub static KEYS: &[Key] = &[$( $( $(
-            Key {
-                name: $name,
-                scope: Scope::$scope,
-                group: $group,
-                default: $default,
-                unit: $unit,
-                form: || ($form).describe(),
-                check: |text| ($form).parse(text).map(drop),
-                is_default: |text| {
-                    let given: Result<$type, Wrong> = ($form).parse(text);
-                    given.is_ok() && given == ($form).parse($default)
-                },
-                help: &[$($help),+],
-            },
-        )+ )+ )+];
-
-        $(
-            $(#[doc = $about])+
-            #[derive(Debug, Clone, PartialEq, Eq)]
-            pub struct $settings {
-                $( $(
-                    $(#[doc = $help])+
-                    pub $field: $type,
-                )+ )+
-            }
-
-            impl $settings {
-                /// Reads every key from the text that `find` has for it, or its default.
-                ///
-                /// # Errors
-                /// The name of a key and what is wrong with its text.
-                pub(super) fn read<'a>(
-                    find: impl Fn(&'static str) -> Option<&'a str>,
-                ) -> Result<$settings, (&'static str, Wrong)> {
-                    Ok($settings {
-                        $( $(
-                            $field: ($form)
-                                .parse(find($name).unwrap_or($default))
-                                .map_err(|wrong| ($name, wrong))?,
-                        )+ )+
-                    })
-                }
-            }
-        )+
-    };
-}
 
 const fn span(min: u64, max: Duration) -> Span {
     Span { min: Duration::from_millis(min), max }
@@ -219,6 +78,13 @@ keys! {
             /// backlog. `auto` works it out from the limit of open files.
             "MAX_CONNECTIONS", max_connections: Auto<usize> = "auto", "connections",
                 AutoOr(Int { min: 1, max: 10_000_000 });
+            /// What a client gets that asks by TLS for a name which no certificate has: the first
+            /// certificate, which it may take or not, or the alert `unrecognized_name`. One that
+            /// names nobody gets the first certificate in any case.
+            "TLS_UNKNOWN_NAME", tls_unknown_name: UnknownName = "default", "", Choice(&[
+                ("default", UnknownName::Default),
+                ("refuse", UnknownName::Refuse),
+            ]);
         }
         "Threads" {
             /// Threads that serve. `auto` means one for each core that the process may use.
@@ -291,6 +157,17 @@ keys! {
 
     /// The settings of one route.
     Route RouteSettings {
+        "Certificates" {
+            /// Certificates in PEM, each file with its own first and then those that lead to its
+            /// root; by the name that a client asks for one is chosen, and by what keys it takes.
+            /// A folder stands for the pairs in it and in its folders: `NAME.key` with `NAME.crt` or
+            /// `NAME.pem`, `privkey.pem` with `fullchain.pem`. What a route brings serves its
+            /// `MATCH_HOST` too. Beside a certificate, `NAME.ocsp` is its OCSP response.
+            "TLS_CERTIFICATE", tls_certificate: Vec<FileSource> = "", "", matches(FileForm, "files");
+            /// Their private keys in PEM, not encrypted, in the same order; not set where each file
+            /// of a certificate holds its key too, and for folders.
+            "TLS_PRIVATE_KEY", tls_private_key: Vec<FileSource> = "", "", matches(FileForm, "files");
+        }
         "Backends" {
             /// Whether bytes are read as HTTP requests, or relayed both ways unread, so that any
             /// protocol passes.
@@ -494,6 +371,7 @@ keys! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::nearest;
 
     #[test]
     fn every_row_of_the_table_is_whole() {

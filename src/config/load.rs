@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::check;
-use super::keys::{Daemon, KEYS, Key, Matcher, RouteSettings, Scope, nearest};
+use super::key::{Key, Scope, nearest};
+use super::keys::{Daemon, KEYS, Matcher, RouteSettings};
 use super::problems::{Origin, Problem, Problems, Setting};
 use super::source;
 use super::values::Wrong;
@@ -57,6 +58,8 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// What the environment and `config.env` set, in the order of the key table.
     pub settings: Vec<Setting>,
+    /// The folder of the credentials that the service manager passed.
+    pub credentials: Option<PathBuf>,
 }
 
 /// One route.
@@ -348,7 +351,8 @@ impl Config {
             own: Vec::new(),
         });
         let settings: Vec<Setting> = KEYS.iter().filter_map(|key| base(key.name)).cloned().collect();
-        let mut config = Config { daemon, routes: built, origin, warnings: Vec::new(), settings };
+        let credentials = environment.get(std::ffi::OsStr::new("CREDENTIALS_DIRECTORY")).map(PathBuf::from);
+        let mut config = Config { daemon, routes: built, origin, warnings: Vec::new(), settings, credentials };
         check::contradictions(&config, &sound, &mut problems);
         if !problems.is_empty() {
             return Err(problems);

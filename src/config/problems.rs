@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::keys::Key;
+use super::key::Key;
 
 /// Longest excerpt of a line in characters; a longer line is shown in part.
 const EXCERPT_LIMIT: usize = 120;
@@ -55,7 +55,7 @@ pub struct Setting {
 
 impl Setting {
     /// A problem with this setting's value, or with `part` of it.
-    pub(super) fn problem(&self, message: String, part: Option<&str>) -> Problem {
+    pub fn problem(&self, message: String, part: Option<&str>) -> Problem {
         let from = self.line.find('=').map_or(0, |equal| equal + 1);
         let value = self.line.get(from..).unwrap_or_default();
         let part = part.filter(|part| !part.is_empty()).unwrap_or(&self.text);
@@ -88,7 +88,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(origin: Origin, message: impl Into<String>) -> Problem {
+    /// A problem that shows no line.
+    pub fn new(origin: Origin, message: impl Into<String>) -> Problem {
         let message: String = message.into();
         Problem { origin, message: message.chars().map(tame).collect(), excerpt: None }
     }
@@ -134,7 +135,8 @@ pub struct Problems {
 }
 
 impl Problems {
-    pub(super) fn push(&mut self, problem: Problem) {
+    /// Adds one.
+    pub fn push(&mut self, problem: Problem) {
         self.list.push(problem);
     }
 

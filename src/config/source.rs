@@ -33,7 +33,7 @@ pub(super) struct Entry {
 }
 
 /// Why a file can't be read, in one clause.
-pub(super) fn reason(error: &io::Error) -> String {
+pub fn reason(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "no such file".to_owned(),
         ErrorKind::PermissionDenied => "permission denied".to_owned(),
@@ -46,7 +46,10 @@ pub(super) fn reason(error: &io::Error) -> String {
 ///
 /// A directory, a pipe or a device (but for `/dev/null`) is refused, so that no
 /// start or reload waits for one; so is what is larger than [`FILE_LIMIT`].
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// That, or what the system says; [`reason`] has the words for both.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let kind = std::fs::metadata(path)?;
     if kind.is_dir() {
         return Err(io::Error::other("is a directory, not a file"));

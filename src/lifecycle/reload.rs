@@ -30,6 +30,7 @@ use crate::config::{self, Config, Problems};
 use crate::proxy::workers::WorkerDied;
 use crate::state::{Generation, Past};
 use crate::telemetry::events;
+use crate::tls;
 
 /// How long reading the files may take; a dead network file system takes for ever.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
@@ -50,15 +51,31 @@ pub(super) struct Reload {
 enum Stage {
     #[default]
     Idle,
-    Reading(JoinHandle<Result<Config, Problems>>, Instant),
-    Resolving(Box<Config>, Instant),
+    Reading(JoinHandle<Result<Loaded, Problems>>, Instant),
+    Resolving(Box<Loaded>, Instant),
+}
+
+/// A configuration with the certificates that it names.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    config: Config,
+    doors: tls::Doors,
+}
+
+impl Loaded {
+    /// Reads both. Certificates that `past` has are kept where what is new has expired.
+    fn read(request: &config::Request, past: &tls::Doors) -> Result<Loaded, Problems> {
+        let config = config::load(request)?;
+        let doors = tls::Doors::load(&config, Some(past))?;
+        Ok(Loaded { config, doors })
+    }
 }
 
 /// What the loop hears of a reload.
 #[derive(Debug)]
 pub(super) enum Step {
     /// The files were read and checked, or could not be in time.
-    Read(Result<Box<Config>, Unread>),
+    Read(Result<Box<Loaded>, Unread>),
     /// Names had time enough.
     Names,
 }
@@ -83,7 +100,7 @@ impl Reload {
         match &mut self.stage {
             Stage::Idle => pending().await,
             Stage::Reading(reading, until) => Step::Read(match timeout_at(*until, reading).await {
-                Ok(Ok(Ok(config))) => Ok(Box::new(config)),
+                Ok(Ok(Ok(loaded))) => Ok(Box::new(loaded)),
                 Ok(Ok(Err(problems))) => Err(Unread::Wrong(problems)),
                 Ok(Err(fault)) => Err(Unread::Fault(fault)),
                 Err(_) => Err(Unread::Late),
@@ -143,23 +160,24 @@ impl Daemon {
 
     fn begin_reload(&mut self, notifier: &mut Notifier) {
         notifier.reloading();
-        let request = self.request.clone();
-        let reading = tokio::task::spawn_blocking(move || config::load(&request));
+        let (request, past) = (self.request.clone(), Arc::clone(&self.generation.doors));
+        let reading = tokio::task::spawn_blocking(move || Loaded::read(&request, &past));
         self.reload.stage = Stage::Reading(reading, Instant::now() + READ_PATIENCE);
     }
 
     /// Goes on with the reload under way.
     pub(super) async fn reload_step(&mut self, notifier: &mut Notifier, step: Step) -> Result<(), WorkerDied> {
         match step {
-            Step::Read(Ok(config)) => {
-                let mut wanted = names::of(&config);
+            Step::Read(Ok(loaded)) => {
+                let config = &loaded.config;
+                let mut wanted = names::of(config);
                 wanted.extend(names::of(&self.generation.config));
                 self.resolver.watch(&wanted);
                 // From here on nothing refuses it any more, so its own name servers are asked.
                 if config.daemon.resolver != self.generation.config.daemon.resolver {
                     self.resolver.ask(Lookups::at(&config.daemon.resolver));
                 }
-                self.reload.stage = Stage::Resolving(config, Instant::now() + names::PATIENCE);
+                self.reload.stage = Stage::Resolving(loaded, Instant::now() + names::PATIENCE);
                 self.adopt_if_settled(notifier).await
             }
             Step::Read(Err(unread)) => {
@@ -180,17 +198,18 @@ impl Daemon {
 
     /// Swaps the generations: from here on new requests meet the new one.
     async fn adopt(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
-        let Stage::Resolving(config, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
+        let Stage::Resolving(loaded, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
+        let Loaded { config, doors } = *loaded;
         let number = self.generation.number.saturating_add(1);
         let before = Arc::clone(&self.generation.config);
         let past = Past { generation: &self.generation, departed: &self.departed };
-        let generation = Generation::build(number, *config, &self.resolver.directory(), Some(past));
+        let generation = Generation::build(number, config, &self.resolver.directory(), Some(past)).with_doors(doors);
         self.take_up(generation).await?;
         self.log.set_level(tracing::Level::from(self.generation.config.daemon.log_level).into());
         self.resolver.watch(&names::of(&self.generation.config));
         info!(message_id = events::RELOADED, generation = number, "reloaded");
         self.tell_of_new_names(&before);
-        warn_of(&self.generation.config);
+        warn_of(&self.generation.config, &self.generation.doors);
         self.warn_of_fixed();
         self.reload.end(ReloadStatus::now(None), &Answer::reloaded(number));
         self.end_reload(notifier);

@@ -31,6 +31,7 @@ use crate::config::{Config, LogFormat, Origin, Problems, Request};
 use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::{Departed, Generation};
 use crate::telemetry::{self, Guard, Log, events};
+use crate::tls;
 use crate::transport::listeners::{ListenError, Passed};
 
 /// Questions of admin clients that may wait for the control loop.
@@ -123,6 +124,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let Parts { request, passed, config, signals, log } = parts;
     let began = Instant::now();
     let config = config.map_err(Refusal::Configuration)?;
+    let certificates = tls::Doors::load(&config, None).map_err(Refusal::Configuration)?;
     let doors = Doors::open(passed?, &config, &request.environment)?;
     info!(
         message_id = events::STARTED,
@@ -131,7 +133,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         backends = backends(&config),
         "started"
     );
-    warn_of(&config);
+    warn_of(&config, &certificates);
     doors.announce();
     raise_descriptor_limit();
 
@@ -140,7 +142,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let mut resolver = Resolver::new(Lookups::at(&config.daemon.resolver));
     resolver.watch(&names::of(&config));
     names::look_up(&mut resolver, &config).await;
-    let generation = Arc::new(Generation::build(1, config, &resolver.directory(), None));
+    let generation = Generation::build(1, config, &resolver.directory(), None).with_doors(certificates);
+    let generation = Arc::new(generation);
     generation.take_over(None);
 
     let mut workers = Workers::start(threads, &doors.listeners, Arc::clone(&generation), log.clone())
@@ -191,8 +194,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
 }
 
 /// What is allowed and yet seems unmeant.
-pub(super) fn warn_of(config: &Config) {
-    for warning in &config.warnings {
+pub(super) fn warn_of(config: &Config, certificates: &tls::Doors) {
+    for warning in config.warnings.iter().chain(certificates.warnings()) {
         warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
     }
 }

@@ -23,6 +23,8 @@ mod server; // backends that answer by themselves and count
 #[cfg(test)]
 mod tidy; // floors, lengths, documents that must stay true
 #[cfg(test)]
+mod tls; // clients that come by TLS, certificates
+#[cfg(test)]
 mod traffic; // requests, tunnels and connections on their way through
 #[cfg(test)]
 mod watchdog; // what systemd hears while workers turn over, and while one does not

@@ -11,7 +11,7 @@ const LONGEST: usize = 600;
 const FLOORS: &[&[&str]] = &[
     &["config", "telemetry"],
     &["admission", "balance", "routing"],
-    &["transport"],
+    &["tls", "transport"],
     &["state"],
     &["proxy", "admin"],
     &["lifecycle"],

@@ -1,0 +1,51 @@
+//! Suites, groups and session tickets: what all of doorward's TLS has in common.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
+use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
+use rustls::version::{TLS12, TLS13};
+
+/// TLS 1.3, and of TLS 1.2 the suites with forward secrecy and authenticated encryption.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    // What is recorded today must withstand the quantum computer of the future, so the
+    // hybrid group comes first.
+    let kx_groups = vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1];
+    Arc::new(CryptoProvider { kx_groups, ..default_provider() })
+});
+
+/// The cryptography of all TLS, towards clients and backends.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::clone(&PROVIDER)
+}
+
+/// What seals session tickets. Tickets of one can't be opened by another, so that each
+/// policy on client certificates has its own; its keys change every six hours.
+///
+/// # Errors
+/// The system has no randomness.
+pub(super) fn ticketer() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
+    Ticketer::new()
+}
+
+/// A server's side of TLS.
+///
+/// # Errors
+/// The provider lacks what is asked of it: a fault in doorward.
+pub(super) fn server(
+    verifier: Arc<dyn ClientCertVerifier>,
+    certificates: Arc<dyn ResolvesServerCert>,
+    ticketer: Arc<dyn ProducesTickets>,
+) -> Result<ServerConfig, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12])?;
+    let mut config = builder.with_client_cert_verifier(verifier).with_cert_resolver(certificates);
+    config.ticketer = ticketer;
+    // A session is kept by its client alone, in a ticket: no memory, no lock, no limit of ours.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}

@@ -1,0 +1,47 @@
+//! Certificates made for a test, by an authority of its own.
+
+use std::fs;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SerialNumber};
+
+/// A certificate authority.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name = Default::default();
+        params.distinguished_name.push(DnType::CommonName, "authority");
+        Authority { issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate for these names and its key, in PEM, with this serial number; valid for
+    /// long after this year, or since long before it no more.
+    pub fn issue(&self, names: &[&str], serial: u64, expired: bool) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name = Default::default();
+        params.distinguished_name.push(DnType::CommonName, "leaf");
+        params.serial_number = Some(SerialNumber::from(serial));
+        if expired {
+            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        }
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+/// Writes a pair as `NAME.crt` and `NAME.key` into a folder.
+pub fn write(folder: &Path, name: &str, (certificate, key): &(String, String)) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join(format!("{name}.crt")), certificate).unwrap();
+    let path = folder.join(format!("{name}.key"));
+    fs::write(&path, key).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
