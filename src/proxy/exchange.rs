@@ -424,7 +424,9 @@ impl<'a, C: Client> Exchange<'a, C> {
 
     /// Sets the deadline anew when something else is waited for, or something moved.
     fn wait(&mut self, wait: Wait) {
-        let moved = self.up.moved.wrapping_add(self.down.moved);
+        // What a side still has to take does not count as moved.
+        let held = u64::try_from(self.client.held() + self.upstream.held()).unwrap_or(0);
+        let moved = self.up.moved.wrapping_add(self.down.moved).saturating_sub(held);
         if self.waiting == Some((wait, moved)) {
             return;
         }

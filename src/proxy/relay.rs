@@ -112,6 +112,12 @@ pub trait Sink {
     /// The peer's fault.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>>;
 
+    /// Bytes that were taken and have not gone out yet. While they get fewer the peer takes
+    /// some, though no more are taken from the source.
+    fn held(&self) -> usize {
+        0
+    }
+
     /// Ends the body with these fields, where they can be taken; [`Self::poll_finish`] is
     /// still to come.
     fn trail(&mut self, _lines: &[u8]) {}

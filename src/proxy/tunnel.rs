@@ -104,7 +104,7 @@ where
             return Poll::Ready(Some(Reason::ClientLeft));
         }
         let client_alone = down_ended && up_waits == End::Source;
-        let now = (up.moved, down.moved, client_alone);
+        let now = (up.moved, down.moved, client.held(), backend.held(), client_alone);
         if moved != Some(now) {
             moved = Some(now);
             let client = client_alone.then_some(patience.client);

@@ -242,6 +242,11 @@ impl Sink for Upstream {
         upstream.wire.poll_flush(cx)
     }
 
+    fn held(&self) -> usize {
+        let Self::Http1(upstream) = self;
+        upstream.wire.held()
+    }
+
     fn prod(&mut self) {
         let Self::Http1(upstream) = self;
         upstream.wire.prod();

@@ -1,4 +1,4 @@
-//! What bytes travel on: listeners, streams, the buffers they fill, deadlines, dialling, and
+//! What bytes travel on: listeners, streams, the buffers they fill, TLS, deadlines, dialling, and
 //! splicing.
 
 pub mod buffer;
@@ -8,3 +8,5 @@ pub mod dns;
 pub mod listeners;
 pub mod splice;
 pub mod stream;
+pub mod tls;
+mod watch;

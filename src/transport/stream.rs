@@ -9,6 +9,9 @@
 //! A socket joins the runtime's epoll when it first has to be waited for. A connection
 //! that brings one request and is closed after its answer never does, which saves it
 //! two system calls; one that moves to another thread has nothing to undo.
+//!
+//! A stream may carry TLS ([`super::tls`]): what is read and written is then the plain
+//! bytes, and what is asked of it (has anything arrived?) is answered for them.
 
 use std::cell::{OnceCell, RefCell};
 use std::io::{self, IoSlice};
@@ -17,11 +20,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{Interest, Ready};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::Interest;
+
+use super::tls::Session;
+use super::watch::{Call, Watch, retry};
 
 /// A non-blocking stream socket that no runtime knows of, so that it can change threads.
 #[derive(Debug)]
@@ -64,90 +68,47 @@ pub struct Stream {
     fresh: RefCell<Option<OwnedFd>>,
     /// The socket from then on.
     watch: OnceCell<Watch>,
+    /// The TLS that it carries.
+    tls: Option<Box<Session>>,
 }
-
-/// A socket that has joined the runtime's epoll.
-#[derive(Debug)]
-enum Watch {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-macro_rules! on {
-    ($watch:expr, $socket:ident => $call:expr) => {
-        match $watch {
-            Watch::Tcp($socket) => $call,
-            Watch::Unix($socket) => $call,
-        }
-    };
-}
-
-impl Watch {
-    fn open(fd: OwnedFd, family: Family) -> io::Result<Self> {
-        Ok(match family {
-            Family::Tcp => Self::Tcp(TcpStream::from_std(fd.into())?),
-            Family::Unix => Self::Unix(UnixStream::from_std(fd.into())?),
-        })
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        on!(self, socket => socket.as_fd())
-    }
-
-    fn poll_ready(&self, cx: &mut Context<'_>, interest: Interest) -> Poll<io::Result<()>> {
-        match interest {
-            Interest::READABLE => on!(self, socket => socket.poll_read_ready(cx)),
-            _ => on!(self, socket => socket.poll_write_ready(cx)),
-        }
-    }
-
-    /// One attempt of `call`; `None` when it would have to wait. It is worth another
-    /// attempt at once unless `call` moved less than `wanted`.
-    fn attempt(&self, interest: Interest, wanted: usize, call: &mut Call<'_>) -> Option<io::Result<usize>> {
-        let mut moved = 0;
-        let outcome = on!(self, socket => socket.try_io(interest, || {
-            moved = retry(|| call(self.fd()))?;
-            // The end of the stream lasts; bytes that came short of what was asked do not.
-            if moved > 0 && moved < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(moved) }
-        }));
-        match outcome {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (moved > 0).then_some(Ok(moved)),
-            outcome => Some(outcome),
-        }
-    }
-
-    async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        on!(self, socket => socket.ready(interest).await)
-    }
-
-    /// Whether both directions are closed (`EPOLLHUP`), by what the runtime knows.
-    fn hung_up(&self) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        // A task that has spent its budget would be told that nothing is ready.
-        let ready = std::pin::pin!(tokio::task::unconstrained(self.ready(Interest::WRITABLE | Interest::READABLE)));
-        matches!(ready.poll(&mut cx), Poll::Ready(Ok(ready)) if ready.is_write_closed() || ready.is_error())
-    }
-}
-
-/// A system call on a socket that says how many bytes it moved.
-type Call<'a> = dyn FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize> + 'a;
 
 impl From<Socket> for Stream {
     fn from(socket: Socket) -> Self {
-        Self { family: socket.family, fresh: RefCell::new(Some(socket.fd)), watch: OnceCell::new() }
+        Self { family: socket.family, fresh: RefCell::new(Some(socket.fd)), watch: OnceCell::new(), tls: None }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(tls) = &self.tls {
+            tls.part(self);
+        }
     }
 }
 
 impl Stream {
     /// The socket without its watch, so that it can change threads; `None` when the runtime
-    /// does not let go of it, and it is closed.
+    /// does not let go of it, or it carries TLS, and it is closed.
     #[must_use]
-    pub fn release(self) -> Option<OwnedFd> {
-        match self.watch.into_inner() {
-            Some(Watch::Tcp(socket)) => socket.into_std().ok().map(OwnedFd::from),
-            Some(Watch::Unix(socket)) => socket.into_std().ok().map(OwnedFd::from),
-            None => self.fresh.into_inner(),
+    pub fn release(mut self) -> Option<OwnedFd> {
+        if self.tls.is_some() {
+            return None;
         }
+        match self.watch.take() {
+            Some(watch) => watch.release(),
+            None => self.fresh.take(),
+        }
+    }
+
+    /// The TLS that it carries.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Session> {
+        self.tls.as_deref()
+    }
+
+    /// Has what is read and written from here on go through `session`.
+    pub(super) fn carry(&mut self, session: Box<Session>) {
+        self.tls = Some(session);
     }
 
     /// Whether it had to be waited for on this thread before.
@@ -214,10 +175,16 @@ impl Stream {
     /// Ready when a read is worth trying: bytes, the end, or an error; or because nobody
     /// knows yet.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.watch.get() {
+        let readable = match self.watch.get() {
+            _ if self.tls().is_some_and(Session::has_more) => Poll::Ready(Ok(())),
             Some(watch) => watch.poll_ready(cx, Interest::READABLE),
             None => Poll::Ready(Ok(())),
+        };
+        if let (true, Some(tls)) = (readable.is_pending(), &self.tls) {
+            // The peer may wait for it before it says more.
+            let _ = tls.poll_flush(self, cx, &mut false);
         }
+        readable
     }
 
     /// Ready once a connection that is being made stands, or has failed.
@@ -247,20 +214,40 @@ impl Stream {
     /// Reads into `into`; 0 is the end of the stream.
     ///
     /// # Errors
-    /// Whatever `recv(2)` reports.
+    /// Whatever `recv(2)` reports. Of TLS, what [`super::tls::fault`] finds in the error:
+    /// an end without notice, above all, is `UnexpectedEof`, since anybody on the way can
+    /// bring it about (RFC 8446 §6.1).
     pub fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        match &self.tls {
+            None => self.poll_recv(cx, into),
+            Some(tls) => tls.poll_read(self, cx, into),
+        }
+    }
+
+    /// Reads the bytes that are on the socket.
+    pub(super) fn poll_recv(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
         self.poll_move(cx, Interest::READABLE, into.len(), &mut |fd| {
             rustix::net::recv(fd, &mut *into, RecvFlags::empty()).map(|(n, _)| n)
         })
     }
 
-    /// Writes from `from`, in order; says how many bytes in all.
+    /// The same without waiting: `None` when there are none.
+    pub(super) fn try_recv(&self, into: &mut [u8]) -> Option<io::Result<usize>> {
+        let wanted = into.len();
+        let mut call = |fd: BorrowedFd<'_>| rustix::net::recv(fd, &mut *into, RecvFlags::empty()).map(|(n, _)| n);
+        match self.watch.get() {
+            Some(watch) => watch.attempt(Interest::READABLE, wanted, &mut call),
+            None => self.move_anyway(&mut call),
+        }
+    }
+
+    /// Writes from `from`, in order; says how many bytes in all were taken. With TLS some of
+    /// them may still be [`Self::held`].
     ///
     /// # Errors
     /// Whatever `send(2)` or `sendmsg(2)` reports.
     pub fn poll_write(&self, cx: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let wanted = from.iter().map(|slice| slice.len()).sum();
-        self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| send(fd, from))
+        self.poll_write_prodded(cx, from, &mut false)
     }
 
     /// The same, but tried even if the socket does not count as writable for as long as it
@@ -274,16 +261,46 @@ impl Stream {
         from: &[IoSlice<'_>],
         prodded: &mut bool,
     ) -> Poll<io::Result<usize>> {
+        match &self.tls {
+            None => self.poll_send(cx, from, prodded),
+            Some(tls) => tls.poll_write(self, cx, from, prodded),
+        }
+    }
+
+    /// Bytes that were taken and have not gone out: [`Self::poll_flush`] sends them. Always
+    /// none without TLS.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.tls().map_or(0, Session::held)
+    }
+
+    /// Sends what is [`Self::held`], and then what [`Self::shutdown_write`] left to do.
+    ///
+    /// # Errors
+    /// Whatever `send(2)` reports.
+    pub fn poll_flush(&self, cx: &mut Context<'_>, prodded: &mut bool) -> Poll<io::Result<()>> {
+        self.tls().map_or(Poll::Ready(Ok(())), |tls| tls.poll_flush(self, cx, prodded))
+    }
+
+    /// Puts bytes on the socket.
+    pub(super) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+        prodded: &mut bool,
+    ) -> Poll<io::Result<usize>> {
         if *prodded {
             if let Some(outcome) = self.write_anyway(from) {
                 return Poll::Ready(outcome);
             }
             *prodded = false;
         }
-        self.poll_write(cx, from)
+        let wanted = from.iter().map(|slice| slice.len()).sum();
+        self.poll_move(cx, Interest::WRITABLE, wanted, &mut |fd| send(fd, from))
     }
 
-    /// One write whatever the runtime knows of readiness; `None` when there is no room.
+    /// One write on the socket whatever the runtime knows of readiness; `None` when there is no
+    /// room.
     ///
     /// A full socket counts as writable again only once a third of its buffer is free,
     /// which may be megabytes: a peer that takes little by little seems to take nothing.
@@ -305,17 +322,29 @@ impl Stream {
         }
     }
 
-    /// Ends this side's direction: the peer reads the end of the stream.
+    /// Ends this side's direction: the peer reads the end of the stream. With TLS there may
+    /// be no room for the notice of it, and [`Self::poll_flush`] has to do the rest.
     ///
     /// # Errors
     /// When the peer is gone already.
     pub fn shutdown_write(&self) -> io::Result<()> {
+        match &self.tls {
+            None => self.end(),
+            Some(tls) => tls.shutdown(self),
+        }
+    }
+
+    /// Ends this side's direction of the socket.
+    pub(super) fn end(&self) -> io::Result<()> {
         self.with(|fd| Ok(rustix::net::shutdown(fd, rustix::net::Shutdown::Write)?))
     }
 
     /// Makes closing the socket send a reset, so that what was sent can't be taken
     /// for whole.
     pub fn reset_on_close(&self) {
+        if let Some(tls) = &self.tls {
+            tls.abort();
+        }
         if self.family == Family::Tcp {
             // Failing to set it only means an ordinary close.
             let _ = self.with(|fd| SockRef::from(&fd).set_linger(Some(Duration::ZERO)));
@@ -335,14 +364,15 @@ impl Stream {
     }
 
     /// Whether anything has arrived that was not read: bytes, the end, or an error.
-    /// Costs no system call once the socket is watched, and nothing of the task's budget:
-    /// a task that has spent it would be told that nothing is ready.
+    /// Costs no system call once the socket is watched and nothing came, and nothing of the
+    /// task's budget: a task that has spent it would be told that nothing is ready.
     #[must_use]
     pub fn stirred(&self) -> bool {
-        match self.watch.get() {
-            Some(watch) => on!(watch, socket => socket.try_io(Interest::READABLE, || Ok(()))).is_ok(),
+        let stirred = match self.watch.get() {
+            Some(watch) => watch.is_readable(),
             None => !matches!(self.peek(), Err(error) if error.kind() == io::ErrorKind::WouldBlock),
-        }
+        };
+        self.tls().map_or(stirred, |tls| tls.has_more() || stirred && tls.stirs(self))
     }
 
     /// The same, asked of the kernel where the runtime may be wrong: it takes a socket for
@@ -350,16 +380,16 @@ impl Stream {
     /// there does not. No system call where the runtime knows.
     #[must_use]
     pub fn has_input(&self) -> bool {
-        let Some(watch) = self.watch.get() else { return self.stirred() };
+        let Some(watch) = self.watch.get().filter(|_| self.tls.is_none()) else { return self.stirred() };
         let mut peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1);
         watch.attempt(Interest::READABLE, 1, &mut peek).is_some()
     }
 
-    /// Whether bytes have arrived that were not read: closing the socket would then send a
+    /// Whether bytes are on the socket that were not read: closing it would then send a
     /// reset, which can take from the peer what it has not read either.
     #[must_use]
     pub fn has_unread(&self) -> bool {
-        (!self.is_watched() || self.stirred()) && matches!(self.peek(), Ok(1..))
+        self.watch.get().is_none_or(Watch::is_readable) && matches!(self.peek(), Ok(1..))
     }
 
     fn peek(&self) -> io::Result<usize> {
@@ -369,6 +399,9 @@ impl Stream {
     /// Ready when anything has arrived that was not read; unlike [`Self::poll_readable`]
     /// it waits for that, and says nothing it does not know.
     pub fn poll_stirred(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.tls().is_some_and(Session::has_more) {
+            return Poll::Ready(Ok(()));
+        }
         self.watch()?.poll_ready(cx, Interest::READABLE)
     }
 
@@ -398,15 +431,6 @@ fn send(fd: BorrowedFd<'_>, from: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
     match from {
         [only] => rustix::net::send(fd, only, SendFlags::NOSIGNAL),
         _ => rustix::net::sendmsg(fd, from, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
-    }
-}
-
-fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            outcome => return outcome.map_err(io::Error::from),
-        }
     }
 }
 

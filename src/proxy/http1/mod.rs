@@ -162,6 +162,10 @@ impl Sink for Http1 {
         self.wire.poll_flush(cx)
     }
 
+    fn held(&self) -> usize {
+        self.wire.held()
+    }
+
     fn prod(&mut self) {
         self.wire.prod();
     }

@@ -69,7 +69,8 @@ impl Output {
         self.shuts = true;
     }
 
-    /// Drops the message being written if no byte of it has gone out. `false`: one has.
+    /// Drops the message being written if no byte of it has gone out, nor was encrypted to.
+    /// `false`: one has.
     pub fn retract(&mut self) -> bool {
         if self.written == 0 {
             self.advance(usize::MAX);
@@ -88,7 +89,7 @@ impl Output {
     /// Whether the message being written has gone out whole.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.finished && self.prefix.is_empty()
+        self.finished && self.prefix.is_empty() && self.io.held() == 0
     }
 
     fn pending(&self) -> &[u8] {
@@ -209,7 +210,11 @@ impl Sink for Output {
             self.written += u64::try_from(n).unwrap_or(0);
             self.advance(n);
         }
-        Poll::Ready(Ok(()))
+        self.io.poll_flush(cx, &mut self.prodded).map_err(|_| Fault::Reset)
+    }
+
+    fn held(&self) -> usize {
+        self.io.held()
     }
 
     /// See [`Stream::write_anyway`].
@@ -240,12 +245,12 @@ impl Sink for Output {
         if std::mem::take(&mut self.shuts) {
             self.io.shutdown_write().map_err(|_| Fault::Reset)?;
         }
-        Poll::Ready(Ok(()))
+        self.io.poll_flush(cx, &mut self.prodded).map_err(|_| Fault::Reset)
     }
 
     fn raw_sink(&self) -> Option<Raw<'_>> {
         let left = match self.framing {
-            _ if self.finished || !self.pending().is_empty() => return None,
+            _ if self.finished || !self.pending().is_empty() || self.io.tls().is_some() => return None,
             Framing::Length(left) if left > 0 => left,
             Framing::UntilClose => u64::MAX,
             _ => return None,

@@ -4,6 +4,7 @@
 //! [`super::output`]. A wire that waits for a peer owns no
 //! buffer: it takes one when there is something to read.
 
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -333,7 +334,7 @@ impl Wire {
             ready!(self.io.poll_readable(cx)).map_err(|_| Fault::Reset)?;
         }
         let input = self.input.get_or_insert_with(Buffer::take_wide);
-        let outcome = self.io.poll_read(cx, input.spare()).map_err(|_| Fault::Reset);
+        let outcome = self.io.poll_read(cx, input.spare()).map_err(|error| fault(&error));
         if outcome.is_pending() && input.is_empty() {
             self.input = None;
             return Poll::Pending;
@@ -390,6 +391,14 @@ impl Wire {
     }
 }
 
+/// What a failed read says of the peer.
+fn fault(error: &io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Fault::Truncated,
+        _ => Fault::Reset,
+    }
+}
+
 impl Source for Wire {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
         while self.lent == self.data && !self.decoder.is_done() {
@@ -417,7 +426,7 @@ impl Source for Wire {
     }
 
     fn raw_source(&self) -> Option<Raw<'_>> {
-        let has_bytes = self.holding || self.lent < self.data || self.has_input();
+        let has_bytes = self.holding || self.lent < self.data || self.has_input() || self.io.tls().is_some();
         self.decoder.plain().filter(|_| !has_bytes).map(|left| Raw { io: &self.io, left, anyway: false })
     }
 
@@ -442,6 +451,10 @@ impl Sink for Wire {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         self.output.poll_flush(cx)
+    }
+
+    fn held(&self) -> usize {
+        self.output.held()
     }
 
     fn prod(&mut self) {
