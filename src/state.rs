@@ -158,6 +158,18 @@ impl Generation {
         }
     }
 
+    /// The same configuration with the certificates that there are now.
+    #[must_use]
+    pub fn renewed(&self, doors: Doors) -> Self {
+        Self {
+            number: self.number,
+            config: Arc::clone(&self.config),
+            doors: Arc::new(doors),
+            routes: self.routes.clone(),
+            table: Arc::clone(&self.table),
+        }
+    }
+
     /// Takes over from `previous`: endpoints that are not used any more, or whose weight is
     /// zero everywhere, drain from now on; all have the limits of this configuration.
     pub fn take_over(&self, previous: Option<&Self>) {

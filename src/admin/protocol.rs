@@ -107,6 +107,8 @@ pub struct Status {
     pub backends: Vec<BackendStatus>,
     /// Routes that have no backend left and use all that take connections.
     pub failing_open: Vec<String>,
+    /// The certificates that TLS clients are shown.
+    pub certificates: Vec<CertificateStatus>,
     /// Log records dropped since the start, for want of room or of a reader.
     pub log_dropped: u64,
     /// The last reload, if there was one.
@@ -145,6 +147,24 @@ pub struct BackendStatus {
     pub connections: usize,
     /// Requests that wait for one, where `MAX_BACKEND_CONNECTIONS` is reached.
     pub waiting: usize,
+}
+
+/// One certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CertificateStatus {
+    /// The hosts and addresses that it is for.
+    pub names: Vec<String>,
+    /// Who signed it, as a distinguished name.
+    pub issuer: String,
+    /// Its key: `P-256`, `RSA 2048`.
+    pub key: String,
+    /// Until when it is valid, in seconds since 1970.
+    pub not_after: i64,
+    /// Whole days until then; negative once it has expired.
+    pub days_left: i64,
+    /// Its file.
+    pub file: PathBuf,
 }
 
 /// How the last reload ended.

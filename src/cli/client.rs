@@ -15,7 +15,7 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{NOT_RUNNING, complain, say, table};
-use crate::admin::protocol::{Answer, BackendStatus, Command, Status};
+use crate::admin::protocol::{Answer, BackendStatus, CertificateStatus, Command, Status};
 
 /// Longest wait for a reload: names and certificates may take their time.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(90);
@@ -206,6 +206,10 @@ fn page(status: &Status, now: u64) -> String {
         format!("\nlisteners\n{}", table("  ", &listeners)),
         format!("\nbackends\n{}", table("  ", &backends)),
     ];
+    if !status.certificates.is_empty() {
+        let rows: Vec<[String; 4]> = status.certificates.iter().map(certificate).collect();
+        parts.push(format!("\ncertificates\n{}", table("  ", &rows)));
+    }
     if !status.failing_open.is_empty() {
         let routes = status.failing_open.join(", ");
         parts.push(format!("\nno backend is left; all that take connections are used on: {routes}"));
@@ -229,6 +233,18 @@ fn standing(backend: &BackendStatus, now: u64) -> String {
         many => format!(", {} requests wait for a connection", count(u64::try_from(many).unwrap_or(u64::MAX))),
     };
     format!("{state}{since}{reason}{waiting}")
+}
+
+/// A certificate: what it is for, how long it lasts, who signed it, and its file.
+fn certificate(certificate: &CertificateStatus) -> [String; 4] {
+    let left = match certificate.days_left {
+        ..=-1 => "has expired".to_owned(),
+        1 => "1 day left".to_owned(),
+        days => format!("{days} days left"),
+    };
+    let names = certificate.names.join(", ");
+    let (issuer, file) = (&certificate.issuer, certificate.file.display());
+    [names, format!("{}, {left}", certificate.key), format!("signed by {issuer}"), file.to_string()]
 }
 
 /// A count with its thousands apart: 1,204.
@@ -310,6 +326,14 @@ mod tests {
                 BackendStatus { address: "of an older daemon".to_owned(), up: true, ..BackendStatus::default() },
             ],
             failing_open: vec!["api".to_owned()],
+            certificates: vec![CertificateStatus {
+                names: vec!["a.test".to_owned(), "*.a.test".to_owned()],
+                issuer: "CN=ca".to_owned(),
+                key: "P-256".to_owned(),
+                not_after: 90_000,
+                days_left: 1,
+                file: "/tls/a.crt".into(),
+            }],
             reload: Some(ReloadStatus {
                 ok: false,
                 at: 940,
@@ -338,6 +362,8 @@ mod tests {
              \x20 10.0.0.3:3000       ejected for 1 min: 5 failures in a row\n\
              \x20 app:80              down: no such name\n\
              \x20 of an older daemon  up\n\
+             \ncertificates\n\
+             \x20 a.test, *.a.test  P-256, 1 day left  signed by CN=ca  /tls/a.crt\n\
              \nno backend is left; all that take connections are used on: api"
         );
     }

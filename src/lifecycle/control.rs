@@ -20,6 +20,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info};
 
 use super::backends::Ledger;
+use super::certificates::{Certificates, Looked};
 use super::checker::{Checked, Checker, Network};
 use super::doors::list;
 use super::drain::Drain;
@@ -60,6 +61,8 @@ pub(super) enum Control {
     Checked(Checked),
     /// A worker has seen something of a backend.
     Stirred,
+    /// The files of certificates were looked at.
+    Looked(Box<Looked>),
     /// Names lead elsewhere, and that is to take effect.
     Moved,
     /// Time to work out the status line.
@@ -116,6 +119,7 @@ pub(super) struct Daemon {
     pub(super) pulse: Pulse,
     pub(super) checker: Checker<Network>,
     pub(super) ledger: Ledger,
+    pub(super) certificates: Certificates,
 }
 
 impl Daemon {
@@ -151,6 +155,11 @@ impl Daemon {
                 }
                 Control::Checked(checked) => self.backend_checked(checked),
                 Control::Stirred => self.look_at_backends(),
+                Control::Looked(looked) => {
+                    if let Err(died) = self.certificates_looked(*looked).await {
+                        return worker_died(&died);
+                    }
+                }
                 Control::Tick => self.tick(&mut notifier),
                 Control::Round => self.round(&mut notifier),
                 Control::Stop(signal) if self.drain.is_none() => self.begin_drain(&mut notifier, signal),
@@ -184,6 +193,7 @@ impl Daemon {
             resolution = self.resolver.next(), if serving => Control::Resolved(resolution),
             checked = self.checker.next() => Control::Checked(checked),
             () = self.ledger.stirred() => Control::Stirred,
+            looked = self.certificates.looked(&self.generation), if serving => Control::Looked(Box::new(looked)),
             () = self.change.due(), if serving && !self.reload.resolving() => Control::Moved,
             _ = tick.tick() => Control::Tick,
             _ = round.tick() => Control::Round,

@@ -11,6 +11,7 @@
 //! | SIGHUP, `doorward reload` | `reload` |
 //! | SIGTERM, SIGINT | `drain` |
 //! | a name to look up, and what it led to | `resolver`, `lookup`, `names` |
+//! | a certificate that is renewed, or expires | `certificates` |
 //! | a backend to check | `checker` |
 //! | a backend that falls or returns | `backends` |
 //! | a thread that stands still | `watchdog` |
@@ -27,6 +28,7 @@ use crate::config;
 use crate::transport::listeners;
 
 mod backends;
+mod certificates;
 mod checker;
 mod control;
 mod doors;
@@ -44,8 +46,9 @@ mod watchdog;
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Threads for what blocks: the host's own resolver, and beside that, so that neither waits
-/// for it, reading the configuration and the files of lookups. They begin as they are needed.
-const BLOCKING_THREADS: usize = lookup::HOST_AT_ONCE + 2;
+/// for it, reading the configuration, the files of lookups and those of certificates. They begin
+/// as they are needed.
+const BLOCKING_THREADS: usize = lookup::HOST_AT_ONCE + 3;
 
 /// What `doorward run` needs to know.
 #[derive(Debug, Clone)]

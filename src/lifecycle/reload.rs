@@ -211,6 +211,7 @@ impl Daemon {
         self.tell_of_new_names(&before);
         warn_of(&self.generation.config, &self.generation.doors);
         self.warn_of_fixed();
+        self.tell_of_certificates();
         self.reload.end(ReloadStatus::now(None), &Answer::reloaded(number));
         self.end_reload(notifier);
         Ok(())

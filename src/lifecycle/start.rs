@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::backends::Ledger;
+use super::certificates::Certificates;
 use super::checker::{Checker, Network};
 use super::control::{Daemon, Fixed};
 use super::doors::{Doors, list};
@@ -182,8 +183,10 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         pulse,
         checker: Checker::new(Network),
         ledger,
+        certificates: Certificates::new(),
     };
     daemon.watch_backends();
+    daemon.tell_of_certificates();
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");
     if !notifier.connected() && io::stderr().is_terminal() {

@@ -111,6 +111,7 @@ impl Daemon {
             p99_us: micros(self.pulse.rates.p99),
             backends: backends.collect(),
             failing_open,
+            certificates: self.certificates(),
             log_dropped: self.log.dropped(),
             reload: self.reload.last().cloned(),
         }

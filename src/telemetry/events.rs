@@ -73,6 +73,14 @@ events! {
     BACKEND_MOVED = "9589871fd7f989e0f47992d51b499030" ["backend" "addresses"];
     /// A backend's name has more addresses than are used.
     BACKEND_ADDRESSES_IGNORED = "029e26a87e17281e11ceba42d3a257c1" ["backend" "addresses" "limit"];
+    /// A certificate was replaced by a newer one, or came with its files.
+    CERTIFICATE_RENEWED = "000c87a9371840e795486766428bd88c" ["names" "file" "days"];
+    /// The files of a certificate have changed and can't be used; the old one stays.
+    CERTIFICATE_NOT_RENEWED = "21dc649c4d5a43a1a27bab022f2246ef" ["error"];
+    /// A certificate expires within 14 days.
+    CERTIFICATE_EXPIRES = "5e69ed2782f24491a2568b593e429295" ["names" "file" "days"];
+    /// A certificate has expired and is shown all the same.
+    CERTIFICATE_EXPIRED = "5cf3f24cff2a4b21b240eca785774f3d" ["names" "file"];
     /// The retry budget of a route is spent; failures go to clients as they are.
     RETRY_BUDGET_SPENT = "98a366e208694458a1b300fa0f993dea" ["route"];
     /// Requests are turned away because a backend has all the connections that it may have.

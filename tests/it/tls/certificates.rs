@@ -34,8 +34,8 @@ fn check_says_what_is_wrong_with_certificates_or_what_they_are_for() {
     let here = path.display().to_string();
     let set = |text: &str| fs::write(path.join("config.env"), text.replace("DIR", &here)).unwrap();
     let plain = |text: &str| text.replace(&format!("{here}/"), "");
-    issued::write(path, "a", &authority.issue(&["a.example", "*.a.example", "127.0.0.1"], 1, false));
-    issued::write(path, "b", &authority.issue(&["b.example"], 2, true));
+    issued::write(path, "a", &authority.issue(&["a.example", "*.a.example", "127.0.0.1"], 1, 90));
+    issued::write(path, "b", &authority.issue(&["b.example"], 2, -2));
     set("TLS_CERTIFICATE=DIR/a.crt,DIR/none.pem\nTLS_PRIVATE_KEY=DIR/b.key,DIR/a.key\n");
     let output = doorward(path, &[], &["check", "--config", "config.env"]);
     assert_eq!(output.status.code(), Some(78));
@@ -57,15 +57,14 @@ fn check_says_what_is_wrong_with_certificates_or_what_they_are_for() {
     for part in [
         "warning: config.env:1: `TLS_CERTIFICATE`: credential `seen.pem` was not examined: only the service sees it\n",
         "warning: config.env:2: `TLS_PRIVATE_KEY`: credential `seen.key` was not examined: only the service sees it\n",
-        "warning: config.env:1: `TLS_CERTIFICATE`: `b.crt` (b.example) expired on 2001-01-01\n",
-        "\ncertificates\n  a.example, *.a.example, 127.0.0.1  P-256, ",
-        " days left  signed by CN=authority  a.crt\n",
+        "warning: config.env:1: `TLS_CERTIFICATE`: `b.crt` (b.example) expired on ",
+        "\ncertificates\n  a.example, *.a.example, 127.0.0.1  P-256, 90 days left  signed by CN=authority  a.crt\n",
         "  b.example                          P-256, has expired",
     ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
     // The service sees its credentials, or is told that there are none.
-    issued::write(&path.join("credentials"), "x", &authority.issue(&["c.example"], 3, false));
+    issued::write(&path.join("credentials"), "x", &authority.issue(&["c.example"], 3, 90));
     set("TLS_CERTIFICATE=x.crt\nTLS_PRIVATE_KEY=x.key\n");
     let credentials = format!("{here}/credentials");
     let output = doorward(path, &[("CREDENTIALS_DIRECTORY", &credentials)], &["check", "--config", "config.env"]);
@@ -81,18 +80,64 @@ fn a_reload_with_a_broken_pair_changes_nothing() {
     let authority = Authority::new();
     let setting = Setting::new("");
     let folder = setting.folder.path().to_path_buf();
-    let pair = authority.issue(&["a.example"], 1, false);
+    let pair = authority.issue(&["a.example"], 1, 90);
     issued::write(&folder.join("tls"), "a", &pair);
     let text = format!("PROXY_ADDRESS=127.0.0.1:0\nTLS_CERTIFICATE={}\n", folder.join("tls").display());
     setting.write("config.env", &text);
     let daemon = setting.start().ready();
-    issued::write(&folder.join("tls"), "a", &(pair.0, authority.issue(&["a.example"], 2, false).1));
+    issued::write(&folder.join("tls"), "a", &(pair.0, authority.issue(&["a.example"], 2, 90).1));
     daemon.signal(rustix::process::Signal::HUP);
     let refused = daemon.record("reload refused");
     let error = refused["error"].as_str().unwrap_or_default().to_owned();
     assert!(error.contains("a.key` is not the key of the certificate (CN=leaf)"), "{error}");
     assert!(error.ends_with("still serving generation 1"), "{error}");
-    issued::write(&folder.join("tls"), "a", &authority.issue(&["a.example"], 3, false));
+    issued::write(&folder.join("tls"), "a", &authority.issue(&["a.example"], 3, 90));
     daemon.signal(rustix::process::Signal::HUP);
     daemon.record("reloaded");
+}
+
+#[test]
+fn changed_files_are_taken_up_without_a_reload_and_a_bad_pair_keeps_the_old_one() {
+    let authority = Authority::new();
+    let (admin, socket) = {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        (std::os::unix::net::UnixListener::bind(&path).unwrap(), (folder, path))
+    };
+    let setting = Setting::new("").pass("admin", admin);
+    let tls = setting.folder.path().join("tls");
+    issued::write(&tls, "a", &authority.issue(&["a.example"], 1, 10));
+    issued::write(&tls, "b", &authority.issue(&["b.example"], 2, -1));
+    let text = format!("PROXY_ADDRESS=127.0.0.1:0\nTLS_CERTIFICATE={}\n", tls.display());
+    setting.write("config.env", &text);
+    let daemon = setting.start().ready();
+    let soon = daemon.record("certificate expires soon");
+    assert_eq!((soon["names"].as_str(), soon["days"].as_i64()), (Some("a.example"), Some(10)), "{soon}");
+    assert_eq!(daemon.record("certificate expired")["names"], "b.example");
+    let status = |expected: &str| {
+        let output = doorward(tls.as_path(), &[], &["status", "--socket", socket.1.to_str().unwrap()]);
+        let page = stdout(&output).replace(&format!("{}/", tls.display()), "");
+        assert!(page.contains(expected), "{page}");
+    };
+    status(
+        "certificates\n  a.example  P-256, 10 days left  signed by CN=authority  a.crt\n  b.example  P-256, has expired ",
+    );
+
+    issued::write(&tls, "a", &authority.issue(&["a.example"], 3, 90));
+    let renewed = daemon.record("certificate renewed");
+    assert_eq!((renewed["names"].as_str(), renewed["days"].as_i64()), (Some("a.example"), Some(90)), "{renewed}");
+    status("  a.example  P-256, 90 days left  signed");
+    assert_eq!(daemon.records("reloaded"), 0);
+
+    // A certificate without its key stays out, and is told of once.
+    fs::write(tls.join("a.crt"), authority.issue(&["a.example"], 4, 95).0).unwrap();
+    let error = daemon.record("certificate not renewed")["error"].as_str().unwrap().to_owned();
+    assert!(error.ends_with("a.key` is not the key of the certificate (CN=leaf)"), "{error}");
+    status("  a.example  P-256, 90 days left  signed");
+    issued::write(&tls, "a", &authority.issue(&["a.example"], 5, 80));
+    assert_eq!(daemon.wait_for("certificate renewed", 2)[1]["days"], 80);
+    issued::write(&tls, "b", &authority.issue(&["b.example"], 6, 70));
+    assert_eq!(daemon.wait_for("certificate renewed", 3)[2]["names"], "b.example");
+    assert_eq!(daemon.records("certificate not renewed"), 1);
+    assert_eq!(daemon.records("certificate expired"), 1);
 }

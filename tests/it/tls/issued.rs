@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SerialNumber};
 
@@ -21,17 +22,18 @@ impl Authority {
     }
 
     /// A certificate for these names and its key, in PEM, with this serial number; valid for
-    /// long after this year, or since long before it no more.
-    pub fn issue(&self, names: &[&str], serial: u64, expired: bool) -> (String, String) {
+    /// so many days from now on, or no more since then.
+    pub fn issue(&self, names: &[&str], serial: u64, days: i64) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = Default::default();
         params.distinguished_name.push(DnType::CommonName, "leaf");
         params.serial_number = Some(SerialNumber::from(serial));
-        if expired {
-            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
-        }
+        let span = Duration::from_secs(days.unsigned_abs() * 86_400 + 3_600);
+        let until = if days < 0 { SystemTime::now() - span } else { SystemTime::now() + span };
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = until.into();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 }

@@ -1,0 +1,207 @@
+//! Certificates: renewed without a reload, and told of before they expire.
+//!
+//! Their files are looked at every few seconds, on a thread of the blocking pool. What is new
+//! becomes a generation of the same configuration and number, as with names that lead
+//! elsewhere: nobody asked for it, systemd hears nothing, and connections stay as they are.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use super::control::Daemon;
+use super::doors::list;
+use crate::admin::protocol::CertificateStatus;
+use crate::config::{Config, FileSource};
+use crate::proxy::workers::WorkerDied;
+use crate::state::Generation;
+use crate::telemetry::events;
+use crate::tls::{Doors, Pair, Renewal, Watch};
+
+/// The shortest pause between two looks at the files.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// How many times longer the pause is than a look took.
+const SHARE: u32 = 100;
+
+/// How many days before it expires a certificate is told of.
+const SOON: i64 = 14;
+
+/// How often it is told of again, in seconds.
+const AGAIN: i64 = 86_400;
+
+/// The looks at the files of certificates, and what was told of these.
+#[derive(Debug)]
+pub(super) struct Certificates {
+    stage: Stage,
+    /// By the file: when it was told of last, in seconds since 1970, and whether it had expired.
+    told: HashMap<PathBuf, (i64, bool)>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Waiting(Watch, Instant),
+    Looking(JoinHandle<(Watch, Option<Renewal>)>, Arc<Doors>, Instant),
+    /// The last look panicked, so nobody looks any more.
+    Over,
+}
+
+/// What came of a look.
+#[derive(Debug)]
+pub(super) struct Looked {
+    renewal: Option<Renewal>,
+    /// What was there when it began.
+    before: Arc<Doors>,
+}
+
+impl Certificates {
+    pub(super) fn new() -> Certificates {
+        Certificates { stage: Stage::Waiting(Watch::default(), Instant::now() + PAUSE), told: HashMap::new() }
+    }
+
+    /// The outcome of the next look at the files of `generation`. Nothing is lost when the
+    /// future is dropped.
+    pub(super) async fn looked(&mut self, generation: &Generation) -> Looked {
+        loop {
+            match &mut self.stage {
+                Stage::Waiting(_, _) if generation.doors.is_empty() => pending().await,
+                Stage::Waiting(watch, until) => {
+                    sleep_until(*until).await;
+                    let mut watch = std::mem::take(watch);
+                    let (config, doors) = (Arc::clone(&generation.config), Arc::clone(&generation.doors));
+                    let before = Arc::clone(&doors);
+                    let look = tokio::task::spawn_blocking(move || {
+                        let renewal = watch.look(&config, &doors);
+                        (watch, renewal)
+                    });
+                    self.stage = Stage::Looking(look, before, Instant::now());
+                }
+                Stage::Looking(look, before, began) => {
+                    let looked = look.await;
+                    let (before, pause) = (Arc::clone(before), PAUSE.max(began.elapsed().saturating_mul(SHARE)));
+                    let Ok((watch, renewal)) = looked else {
+                        self.stage = Stage::Over;
+                        continue;
+                    };
+                    self.stage = Stage::Waiting(watch, Instant::now() + pause);
+                    return Looked { renewal, before };
+                }
+                Stage::Over => pending().await,
+            }
+        }
+    }
+
+    /// What was read last is not what serves.
+    fn forget(&mut self) {
+        if let Stage::Waiting(watch, _) = &mut self.stage {
+            watch.forget();
+        }
+    }
+
+    /// Tells of each certificate that expires soon or has, once a day.
+    fn tell(&mut self, doors: &Doors) {
+        let now = unix_now();
+        self.told.retain(|path, _| doors.pairs().any(|pair| pair.certificate == *path));
+        for pair in doors.pairs() {
+            let (days, expired) = (pair.facts.days_left(now), now > pair.facts.not_after);
+            if days > SOON {
+                self.told.remove(&pair.certificate);
+                continue;
+            }
+            let news = self.told.get(&pair.certificate);
+            if news.is_some_and(|(at, had)| now - at < AGAIN && *had == expired) {
+                continue;
+            }
+            self.told.insert(pair.certificate.clone(), (now, expired));
+            let (names, file) = (pair.facts.covers(), pair.certificate.display());
+            if expired {
+                error!(message_id = events::CERTIFICATE_EXPIRED, names, %file, "certificate expired");
+            } else {
+                warn!(message_id = events::CERTIFICATE_EXPIRES, names, %file, days, "certificate expires soon");
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Has new connections meet the certificates that are new.
+    pub(super) async fn certificates_looked(&mut self, looked: Looked) -> Result<(), WorkerDied> {
+        let Looked { renewal, before } = looked;
+        if !Arc::ptr_eq(&before, &self.generation.doors) {
+            // A reload was faster; what was found may be older than what it brought.
+            self.certificates.forget();
+        } else if let Some(Renewal { doors, changed, renewed, faults }) = renewal {
+            for error in faults {
+                warn!(message_id = events::CERTIFICATE_NOT_RENEWED, error, "certificate not renewed");
+            }
+            if changed {
+                renewed.iter().for_each(|pair| tell_of_renewed(pair));
+                self.take_up(self.generation.renewed(doors)).await?;
+            }
+        }
+        self.certificates.tell(&self.generation.doors);
+        Ok(())
+    }
+
+    /// Tells of the certificates that came with a start or a reload.
+    pub(super) fn tell_of_certificates(&mut self) {
+        self.certificates.forget();
+        let credentials = list(credentials(&self.generation.config));
+        if self.generation.number > 1 && !credentials.is_empty() {
+            info!(credentials, "credentials are those of the start; only a restart changes them");
+        }
+        self.certificates.told.clear();
+        self.certificates.tell(&self.generation.doors);
+    }
+
+    /// The certificates that serve.
+    pub(super) fn certificates(&self) -> Vec<CertificateStatus> {
+        let now = unix_now();
+        let status = |pair: &Pair| CertificateStatus {
+            names: pair
+                .facts
+                .names
+                .iter()
+                .cloned()
+                .chain(pair.facts.addresses.iter().map(ToString::to_string))
+                .collect(),
+            issuer: pair.facts.issuer.clone(),
+            key: pair.facts.key.clone(),
+            not_after: pair.facts.not_after,
+            days_left: pair.facts.days_left(now),
+            file: pair.certificate.clone(),
+        };
+        self.generation.doors.pairs().map(status).collect()
+    }
+}
+
+fn tell_of_renewed(pair: &Pair) {
+    info!(
+        message_id = events::CERTIFICATE_RENEWED,
+        names = pair.facts.covers(),
+        file = %pair.certificate.display(),
+        days = pair.facts.days_left(unix_now()),
+        "certificate renewed"
+    );
+}
+
+/// The credentials among the files of a configuration's certificates.
+fn credentials(config: &Config) -> Vec<String> {
+    let files = crate::config::Certificates::of(config).flat_map(|one| one.certificates.iter().chain(one.keys));
+    let names = files.filter(|file| matches!(file, FileSource::Credential(_))).map(ToString::to_string);
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Seconds since 1970.
+fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(since).unwrap_or(i64::MAX)
+}
