@@ -109,6 +109,8 @@ pub struct Status {
     pub failing_open: Vec<String>,
     /// The certificates that TLS clients are shown.
     pub certificates: Vec<CertificateStatus>,
+    /// Names that certificates are had for by ACME.
+    pub automatic: Vec<AutomaticStatus>,
     /// Log records dropped since the start, for want of room or of a reader.
     pub log_dropped: u64,
     /// The last reload, if there was one.
@@ -165,6 +167,25 @@ pub struct CertificateStatus {
     pub days_left: i64,
     /// Its file.
     pub file: PathBuf,
+}
+
+/// One name that a certificate is had for by ACME.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AutomaticStatus {
+    /// The name.
+    pub name: String,
+    /// `valid`, `expired`, `missing`, or `ordering`.
+    pub state: String,
+    /// When its certificate ends, in seconds since 1970; none without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<u64>,
+    /// When a certificate is ordered, in seconds since 1970; none while one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
+    /// Why there is none, or no new one, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// How the last reload ended.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{NOT_RUNNING, complain, say, table};
-use crate::admin::protocol::{Answer, BackendStatus, CertificateStatus, Command, Status};
+use crate::admin::protocol::{Answer, AutomaticStatus, BackendStatus, CertificateStatus, Command, Status};
 
 /// Longest wait for a reload: names and certificates may take their time.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(90);
@@ -210,6 +210,11 @@ fn page(status: &Status, now: u64) -> String {
         let rows: Vec<[String; 4]> = status.certificates.iter().map(certificate).collect();
         parts.push(format!("\ncertificates\n{}", table("  ", &rows)));
     }
+    if !status.automatic.is_empty() {
+        let rows: Vec<[String; 2]> =
+            status.automatic.iter().map(|one| [one.name.clone(), automatic(one, now)]).collect();
+        parts.push(format!("\nautomatic certificates\n{}", table("  ", &rows)));
+    }
     if !status.failing_open.is_empty() {
         let routes = status.failing_open.join(", ");
         parts.push(format!("\nno backend is left; all that take connections are used on: {routes}"));
@@ -245,6 +250,27 @@ fn certificate(certificate: &CertificateStatus) -> [String; 4] {
     let names = certificate.names.join(", ");
     let (issuer, file) = (&certificate.issuer, certificate.file.display());
     [names, format!("{}, {left}", certificate.key), format!("signed by {issuer}"), file.to_string()]
+}
+
+/// How a certificate stands: `valid for 61 d, next one in 31 d`.
+fn automatic(one: &AutomaticStatus, now: u64) -> String {
+    let mut parts = Vec::new();
+    match (one.state.as_str(), one.not_after) {
+        ("expired", Some(end)) => parts.push(format!("expired {} ago", span(now.saturating_sub(end)))),
+        ("ordering", Some(end)) if end > now => {
+            parts.push(format!("valid for {}, another one is being ordered", span(end - now)));
+        }
+        ("ordering", _) => parts.push("being ordered".to_owned()),
+        (state, Some(end)) => parts.push(format!("{state} for {}", span(end.saturating_sub(now)))),
+        (state, None) => parts.push(state.to_owned()),
+    }
+    match one.next {
+        Some(next) if next > now => parts.push(format!("next one in {}", span(next - now))),
+        Some(_) => parts.push("next one as soon as can be".to_owned()),
+        None => {}
+    }
+    let error = one.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+    format!("{}{error}", parts.join(", "))
 }
 
 /// A count with its thousands apart: 1,204.

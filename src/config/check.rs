@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use super::acme;
 use super::load::{Config, RouteConfig};
 use super::problems::{Origin, Problem, Problems, Setting};
 use super::rewrites;
@@ -56,6 +57,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         }
         duplicate(route, &mut taken, problems);
     }
+    acme::contradictions(config, sound.iter().all(|sound| *sound), problems);
 }
 
 /// How many combinations a route matches; 0 when it names nothing.
@@ -264,6 +266,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
+    warnings.extend(acme::warnings(config));
     for route in &config.routes {
         warnings.extend(rewrites::warnings(route));
         let own = route.setting("BACKEND_ADDRESS");

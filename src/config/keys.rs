@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::acme::{AcmeChallenge, CertificateName, DirectoryUrl, Email, Identifier};
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
 use super::balance::{Algorithm, Balance, CookieName};
 use super::files::{FileForm, FileSource};
@@ -21,8 +22,8 @@ use super::redirect::{Redirect, RedirectForm};
 use super::rewrites::{BackendHost, BackendHostForm, Prefix};
 use super::tls::UnknownName;
 use super::values::{
-    Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, ListOrOff, PercentOrOff, Rate, RateOrOff, Size, Span,
-    SpanOrOff, Wrong,
+    Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, ListOrOff, OrNothing, PercentOrOff, Rate, RateOrOff, Size,
+    Span, SpanOrOff, Wrong,
 };
 use super::words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};
 
@@ -129,6 +130,37 @@ keys! {
             /// appended to, and the client is the rightmost address there that is none of these;
             /// from all others the fields are replaced.
             "TRUSTED_PROXIES", trusted_proxies: Vec<PeerPattern> = "", "", matches(PeerForm, "peers");
+        }
+        "Automatic certificates" {
+            /// Whether certificates are had, and renewed, from an ACME server such as Let's Encrypt;
+            /// with `on` you agree to its terms of service. Each name has a certificate of its own,
+            /// which `TLS_CERTIFICATE` need not name.
+            "ACME", acme: bool = "off", "", switch();
+            /// The names. Without any, those are had that routes name whole in `MATCH_HOST`. Each
+            /// must lead here, from where the server stands.
+            "ACME_NAMES", acme_names: Vec<Box<str>> = "", "", matches(CertificateName, "names");
+            /// Addresses that the server may write to.
+            "ACME_EMAIL", acme_email: Vec<Box<str>> = "", "", matches(Email, "addresses");
+            /// The URL of the server's directory: Let's Encrypt's, unless set.
+            "ACME_DIRECTORY", acme_directory: Box<str> = "https://acme-v02.api.letsencrypt.org/directory", "",
+                DirectoryUrl;
+            /// Certificates in PEM that the server's own is verified by, instead of those of the host:
+            /// for a private authority.
+            "ACME_CA", acme_ca: Option<FileSource> = "", "", OrNothing(FileForm);
+            /// How the server is shown that a name leads here: by a request on port 80 (`http-01`), or a
+            /// handshake on port 443 (`tls-alpn-01`); either port has to lead to doorward. `auto`
+            /// means the latter where there is a listener for TLS, and the one and the other by turns
+            /// where it fails.
+            "ACME_CHALLENGE", acme_challenge: Auto<AcmeChallenge> = "auto", "", Choice(&[
+                ("auto", Auto::Auto),
+                ("http-01", Auto::Is(AcmeChallenge::Http01)),
+                ("tls-alpn-01", Auto::Is(AcmeChallenge::TlsAlpn01)),
+            ]);
+            /// The identifier of an account elsewhere that the server wants the one here to be bound
+            /// to.
+            "ACME_EAB_KEY_ID", acme_eab_key_id: Option<Box<str>> = "", "", OrNothing(Identifier);
+            /// The file of the key that goes with it, in base64url as servers give it out.
+            "ACME_EAB_KEY", acme_eab_key: Option<FileSource> = "", "", OrNothing(FileForm);
         }
         "Leaving" {
             /// How long a stop waits for what is in flight; what remains then is cut and

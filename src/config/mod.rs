@@ -10,6 +10,7 @@
 //! [`Config`] or every problem of every file at once. Nothing is written into the
 //! process environment, and nothing here opens a socket or resolves a name.
 
+mod acme;
 mod addresses;
 mod balance;
 mod check;
@@ -30,6 +31,7 @@ mod tls;
 mod values;
 mod words;
 
+pub use acme::AcmeChallenge;
 pub use addresses::{BackendAddress, ListenAddress, Target, UNIX_PATH_LIMIT, WEIGHT_LIMIT};
 pub use balance::{Balance, HashKey};
 pub use files::FileSource;

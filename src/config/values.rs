@@ -321,6 +321,21 @@ impl<T: Copy> Form for Choice<T> {
     }
 }
 
+/// What the inner form reads, or nothing.
+pub(super) struct OrNothing<F>(pub F);
+
+impl<F: Form> Form for OrNothing<F> {
+    type Value = Option<F::Value>;
+
+    fn parse(&self, text: &str) -> Result<Option<F::Value>, Wrong> {
+        if text.is_empty() { Ok(None) } else { self.0.parse(text).map(Some) }
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
 /// One form or several of them, separated by commas; none twice.
 pub(super) struct List<F: Form> {
     /// The form of an entry.

@@ -103,11 +103,12 @@ impl Certificates {
         }
     }
 
-    /// Tells of each certificate that expires soon or has, once a day.
+    /// Tells of each certificate that expires soon or has, once a day; not of those that were
+    /// obtained, whose renewal is `acme`'s to tell of.
     fn tell(&mut self, doors: &Doors) {
         let now = unix_now();
-        self.told.retain(|path, _| doors.pairs().any(|pair| pair.certificate == *path));
-        for pair in doors.pairs() {
+        self.told.retain(|path, _| doors.named().any(|pair| pair.certificate == *path));
+        for pair in doors.named() {
             let (days, expired) = (pair.facts.days_left(now), now > pair.facts.not_after);
             if days > SOON {
                 self.told.remove(&pair.certificate);

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info};
 
+use super::acme::{Acme, Network as AcmeNetwork, News};
 use super::backends::Ledger;
 use super::certificates::{Certificates, Looked};
 use super::checker::{Checked, Checker, Network};
@@ -59,6 +60,8 @@ pub(super) enum Control {
     Resolved(Resolution),
     /// A backend was checked.
     Checked(Checked),
+    /// There is news of a certificate.
+    Certificate(Box<News>),
     /// A worker has seen something of a backend.
     Stirred,
     /// The files of certificates were looked at.
@@ -119,6 +122,7 @@ pub(super) struct Daemon {
     pub(super) pulse: Pulse,
     pub(super) checker: Checker<Network>,
     pub(super) ledger: Ledger,
+    pub(super) acme: Acme<AcmeNetwork>,
     pub(super) certificates: Certificates,
 }
 
@@ -154,6 +158,11 @@ impl Daemon {
                     }
                 }
                 Control::Checked(checked) => self.backend_checked(checked),
+                Control::Certificate(news) => {
+                    if let Err(died) = self.certificate_news(*news).await {
+                        return worker_died(&died);
+                    }
+                }
                 Control::Stirred => self.look_at_backends(),
                 Control::Looked(looked) => {
                     if let Err(died) = self.certificates_looked(*looked).await {
@@ -192,6 +201,7 @@ impl Daemon {
             step = self.reload.step() => Control::Reload(step),
             resolution = self.resolver.next(), if serving => Control::Resolved(resolution),
             checked = self.checker.next() => Control::Checked(checked),
+            news = self.acme.next(), if serving => Control::Certificate(Box::new(news)),
             () = self.ledger.stirred() => Control::Stirred,
             looked = self.certificates.looked(&self.generation), if serving => Control::Looked(Box::new(looked)),
             () = self.change.due(), if serving && !self.reload.resolving() => Control::Moved,

@@ -44,6 +44,7 @@ impl Daemon {
         let drain = Drain { deadline: Instant::now() + patience };
         info!(message_id = events::STOPPING, signal, timeout_s = patience.as_secs_f64(), "stopping");
         self.abandon_reload();
+        self.acme.stop();
         self.workers.drain(SILENCE);
         self.files.clear();
         let next_word = drain.next_word();

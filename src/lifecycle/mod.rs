@@ -14,6 +14,7 @@
 //! | a certificate that is renewed, or expires | `certificates` |
 //! | a backend to check | `checker` |
 //! | a backend that falls or returns | `backends` |
+//! | a certificate that is due | `acme` |
 //! | a thread that stands still | `watchdog` |
 //! | `systemctl status`, `doorward status` | `status` |
 
@@ -27,6 +28,7 @@ use signal_hook_tokio::Signals;
 use crate::config;
 use crate::transport::listeners;
 
+mod acme;
 mod backends;
 mod certificates;
 mod checker;
@@ -46,9 +48,9 @@ mod watchdog;
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Threads for what blocks: the host's own resolver, and beside that, so that neither waits
-/// for it, reading the configuration, the files of lookups and those of certificates. They begin
-/// as they are needed.
-const BLOCKING_THREADS: usize = lookup::HOST_AT_ONCE + 3;
+/// for it, reading the configuration, the files of lookups and those of certificates, and what
+/// ACME keeps and looks up. They begin as they are needed.
+const BLOCKING_THREADS: usize = lookup::HOST_AT_ONCE + 5;
 
 /// What `doorward run` needs to know.
 #[derive(Debug, Clone)]

@@ -202,6 +202,8 @@ impl Daemon {
         let Loaded { config, doors } = *loaded;
         let number = self.generation.number.saturating_add(1);
         let before = Arc::clone(&self.generation.config);
+        self.watch_certificates(&config);
+        let doors = self.with_obtained(&config, doors);
         let past = Past { generation: &self.generation, departed: &self.departed };
         let generation = Generation::build(number, config, &self.resolver.directory(), Some(past)).with_doors(doors);
         self.take_up(generation).await?;

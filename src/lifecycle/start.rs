@@ -10,13 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook_tokio::Signals;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use super::acme::{Acme, Network as AcmeNetwork};
 use super::backends::Ledger;
 use super::certificates::Certificates;
 use super::checker::{Checker, Network};
@@ -162,6 +163,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
 
     let pulse = status::Pulse::new(workers.snapshot());
     let ledger = Ledger::new(workers.stirred());
+    let acme = Acme::new(AcmeNetwork::new(workers.challenges()), SystemTime::now);
     let mut daemon = Daemon {
         began,
         fixed,
@@ -183,9 +185,12 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         pulse,
         checker: Checker::new(Network),
         ledger,
+        acme,
         certificates: Certificates::new(),
     };
     daemon.watch_backends();
+    let config = Arc::clone(&daemon.generation.config);
+    daemon.watch_certificates(&config);
     daemon.tell_of_certificates();
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");

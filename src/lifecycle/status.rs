@@ -112,6 +112,7 @@ impl Daemon {
             backends: backends.collect(),
             failing_open,
             certificates: self.certificates(),
+            automatic: self.certificate_status(),
             log_dropped: self.log.dropped(),
             reload: self.reload.last().cloned(),
         }

@@ -45,6 +45,21 @@ impl Ours<'_> {
         sent(client, last, self.timer).await
     }
 
+    /// Shows an ACME server that the name leads here.
+    ///
+    /// Source: RFC 8555 §8.3.
+    pub async fn prove<C: Client>(&self, client: &mut C, proof: Option<&str>, course: &mut Course<'_>) -> After {
+        course.status = 200;
+        let last = self.is_last(client);
+        let fields = vec![
+            ("Content-Type", "application/octet-stream"),
+            ("Cache-Control", "no-store"),
+            ("X-Request-Id", self.request_id.as_str()),
+        ];
+        queue(client, 200, fields, proof.unwrap_or_default(), None, last);
+        sent(client, last, self.timer).await
+    }
+
     /// Answers a request on a route that asks no backend.
     pub async fn alone<C: Client>(
         &self,

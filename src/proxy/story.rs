@@ -90,7 +90,9 @@ pub async fn story<C: Client>(
     let origin = Origin::of(source.peer, &generation.config.daemon.trusted_proxies, kind, &head.fields);
     let edits = route.and_then(Route::response_edits);
     let ours = Ours { worker, head, timer, edits, request_id: &request_id };
+    let proof = proof(worker, head);
     let outcome = match route {
+        _ if proof.is_some() => Ok(Box::pin(ours.prove(client, proof.as_deref(), &mut course)).await),
         None => Err(Reason::NoRoute),
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
         Some(_) if head.max_forwards == Some(0) => Ok(Box::pin(ours.allow(client, &mut course)).await),
@@ -205,6 +207,16 @@ impl<'a> Asked<'a> {
             client.abort();
         }
     }
+}
+
+/// What an ACME server that asks is shown, before any route; the path is an ordinary one
+/// but for a token that is published now.
+fn proof(worker: &Worker, head: &RequestHead) -> Option<Arc<str>> {
+    let challenges = &worker.shared().challenges;
+    if !challenges.any() || !matches!(head.method_name(), b"GET" | b"HEAD") {
+        return None;
+    }
+    challenges.response(head.path())
 }
 
 /// The id under which the request is found in every log: the client's if it brought a

@@ -29,6 +29,7 @@ use crate::telemetry::Reason;
 use crate::telemetry::Text;
 use crate::telemetry::WorkerCounters;
 use crate::telemetry::events;
+use crate::tls::challenges::Challenges;
 use crate::transport::clock::Clock;
 use crate::transport::listeners::Listener;
 use crate::transport::splice;
@@ -55,6 +56,8 @@ pub struct Shared {
     pub lanes: Box<[Lane]>,
     /// From when on the workers' clocks count, and with them what is known of backends.
     pub epoch: tokio::time::Instant,
+    /// What an ACME server is shown, while an order is under way.
+    pub challenges: Arc<Challenges>,
     /// Has control look at the backends.
     pub stirred: Arc<Notify>,
     full: AtomicBool,
@@ -85,6 +88,7 @@ impl Shared {
             sleepers: Quota::new(sleepers(limits)),
             lanes: (0..workers).map(|_| Lane::default()).collect(),
             epoch: tokio::time::Instant::now(),
+            challenges: Arc::default(),
             stirred: Arc::default(),
             full: AtomicBool::new(false),
         }

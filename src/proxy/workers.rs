@@ -19,6 +19,7 @@ use super::worker::{HANDED_MOST, Order, Shared, Start, Worker};
 use crate::state::Generation;
 use crate::telemetry::Log;
 use crate::telemetry::Snapshot;
+use crate::tls::challenges::Challenges;
 use crate::transport::clock;
 use crate::transport::listeners::Listener;
 use crate::transport::splice;
@@ -245,6 +246,12 @@ impl Workers {
     #[must_use]
     pub fn stirred(&self) -> Arc<Notify> {
         Arc::clone(&self.shared.stirred)
+    }
+
+    /// What an ACME server is shown by every worker.
+    #[must_use]
+    pub fn challenges(&self) -> Arc<Challenges> {
+        Arc::clone(&self.shared.challenges)
     }
 
     fn tell(&self, order: impl Fn() -> Order) {

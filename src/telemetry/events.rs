@@ -81,6 +81,14 @@ events! {
     CERTIFICATE_EXPIRES = "5e69ed2782f24491a2568b593e429295" ["names" "file" "days"];
     /// A certificate has expired and is shown all the same.
     CERTIFICATE_EXPIRED = "5cf3f24cff2a4b21b240eca785774f3d" ["names" "file"];
+    /// A certificate was obtained from an ACME server.
+    ACME_OBTAINED = "7057c35fe7cb478e935428ff9d406662" ["name" "not_after"];
+    /// A certificate can't be obtained for now.
+    ACME_FAILED = "1bfbd0a99da048c1835b98ebe72ca588" ["name" "error" "retry_s"];
+    /// A certificate ends soon and could not be renewed.
+    ACME_EXPIRES = "a912e58974ef4a959b06d0e1d3fdfa01" ["name" "not_after" "error"];
+    /// What is kept of certificates can't be read.
+    ACME_UNREADABLE = "087d87ed2d4245c1a0c3b50bff04284d" ["error"];
     /// The retry budget of a route is spent; failures go to clients as they are.
     RETRY_BUDGET_SPENT = "98a366e208694458a1b300fa0f993dea" ["route"];
     /// Requests are turned away because a backend has all the connections that it may have.

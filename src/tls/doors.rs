@@ -130,6 +130,11 @@ impl Doors {
         self.offers.iter().map(|offer| &*offer.pair)
     }
 
+    /// Those that the configuration names, without those that were obtained.
+    pub fn named(&self) -> impl Iterator<Item = &Pair> {
+        self.offers.iter().filter(|offer| offer.source.is_some()).map(|offer| &*offer.pair)
+    }
+
     /// What is allowed and yet deserves a look, each as `path:line: message`.
     #[must_use]
     pub fn warnings(&self) -> &[String] {

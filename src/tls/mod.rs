@@ -16,8 +16,10 @@
 //! | what a PEM file holds | `pem` |
 //! | whether files have changed | `watch` |
 //! | OCSP responses | `ocsp` |
+//! | what an ACME server is shown | `challenges` |
 //! | suites, groups, session tickets | `crypto` |
 
+pub mod challenges;
 mod crypto;
 mod doors;
 mod facts;

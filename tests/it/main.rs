@@ -1,6 +1,8 @@
 //! The binary as its users meet it, one module for each side of it.
 
 #[cfg(test)]
+mod acme; // certificates from an ACME server
+#[cfg(test)]
 mod backend; // backends that do as a test says, and addresses that take nobody in
 #[cfg(test)]
 mod balance; // simulated: what each algorithm makes of slow, dead and returning backends

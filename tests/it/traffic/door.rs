@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
@@ -90,6 +90,16 @@ impl Setup {
         Self { setting: self.setting.through(launcher), ..self }
     }
 
+    /// Sets a variable of the daemon's environment.
+    pub fn environment(self, name: &str, value: &str) -> Self {
+        Self { setting: self.setting.set(name, value), ..self }
+    }
+
+    /// Where the daemon will listen.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
     /// A path in the test's own folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.setting.path(name)
@@ -120,6 +130,11 @@ impl Daemon {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address.expect("a TCP listener")
+    }
+
+    /// The folder with all that it has been given.
+    pub fn folder(&self) -> &Path {
+        self.process.folder.path()
     }
 
     fn ask(&self, command: &str) -> Value {

@@ -11,7 +11,7 @@ mod closing;
 /// Where names of backends lead.
 mod discovery;
 /// Starts the daemon in front of a test's backends.
-mod door;
+pub mod door;
 /// Backends that fare worse than the others.
 mod ejection;
 /// Backends that are checked.

@@ -1,0 +1,227 @@
+//! Certificates from an ACME server: had, renewed, and what stands in the way.
+
+mod pebble;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use doorward::telemetry::events;
+use serde_json::Value;
+
+use crate::nameserver::NameServer;
+use crate::server::Server;
+use crate::traffic::door::{Daemon, Setup};
+use pebble::Pebble;
+
+/// Half a year: nothing is renewed while a test runs.
+const LONG: u32 = 180 * 86_400;
+
+/// A name server, an ACME server, and the setup of a daemon that they know as `names`.
+struct Scene {
+    pebble: Pebble,
+    setup: Setup,
+    _names: NameServer,
+}
+
+/// What differs from one scene to the next.
+struct Terms<'a> {
+    validity: u32,
+    nonces_refused: u8,
+    binding: Option<(&'a str, &'a str)>,
+    runs: bool,
+}
+
+const USUAL: Terms<'static> = Terms { validity: LONG, nonces_refused: 0, binding: None, runs: true };
+
+/// `None` where there is no ACME server to be had.
+fn scene(names: &[&str], terms: &Terms<'_>) -> Option<Scene> {
+    let resolver = NameServer::new();
+    for name in names {
+        resolver.addresses(name, &["127.0.0.1"], 60);
+    }
+    let setup = Setup::new();
+    let http = setup.address().unwrap().port();
+    let pebble = pebble::Setup {
+        ports: (http, http),
+        names: &resolver,
+        validity: terms.validity,
+        nonces_refused: terms.nonces_refused,
+        binding: terms.binding,
+    };
+    let pebble = if terms.runs { Pebble::start(&pebble) } else { Pebble::new(&pebble) }?;
+    let state = setup.path("state");
+    let setup = certified(setup, names, &pebble).environment("STATE_DIRECTORY", state.to_str().unwrap());
+    Some(Scene { pebble, setup, _names: resolver })
+}
+
+fn certified(setup: Setup, names: &[&str], pebble: &Pebble) -> Setup {
+    setup
+        .set("ACME", "on")
+        .set("ACME_NAMES", names.join(","))
+        .set("ACME_DIRECTORY", pebble.directory())
+        .set("ACME_CA", pebble.path("ca.pem").display())
+}
+
+/// Where what is had lies.
+fn kept(daemon: &Daemon, pebble: &Pebble, file: &str) -> PathBuf {
+    let folder = pebble.directory().strip_prefix("https://").unwrap().replace([':', '/'], "_");
+    daemon.folder().join("state/acme").join(folder).join(file)
+}
+
+fn with_id(id: &'static str, name: &'static str) -> impl Fn(&Value) -> bool {
+    move |line| line["message_id"] == id && line["name"] == name
+}
+
+fn obtained(daemon: &Daemon, name: &'static str) -> Value {
+    daemon.logged(&format!("a certificate for {name}"), with_id(events::ACME_OBTAINED, name))
+}
+
+fn failed(daemon: &Daemon, name: &'static str) -> Value {
+    daemon.logged(&format!("no certificate for {name}"), with_id(events::ACME_FAILED, name))
+}
+
+fn states(daemon: &Daemon) -> Vec<(String, String)> {
+    let status = daemon.status();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    status["automatic"].as_array().unwrap().iter().map(|one| (text(&one["name"]), text(&one["state"]))).collect()
+}
+
+#[test]
+fn names_are_shown_to_lead_here_by_requests_and_get_certificates() {
+    let Some(Scene { pebble, setup, _names }) = scene(&["a.test", "b.test"], &USUAL) else { return };
+    let backend = Server::new("app");
+    // Whatever a route says, it is not asked.
+    let setup = setup.set("BACKEND_ADDRESS", backend.address).set("REDIRECT", "308 https://{host}{path}{query}");
+    let daemon = setup.start();
+    for name in ["a.test", "b.test"] {
+        let record = obtained(&daemon, name);
+        assert_eq!(record["message"], "certificate obtained");
+        assert!(record["not_after"].as_str().unwrap() > record["renewal"].as_str().unwrap());
+        let file = kept(&daemon, &pebble, &format!("{name}.pem"));
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let pem = fs::read_to_string(&file).unwrap();
+        assert!(pem.starts_with("-----BEGIN PRIVATE KEY-----") && pem.matches("BEGIN CERTIFICATE").count() >= 2);
+    }
+    assert_eq!(states(&daemon), [("a.test".into(), "valid".into()), ("b.test".into(), "valid".into())]);
+    let status = daemon.status();
+    let shown: Vec<&str> =
+        status["certificates"].as_array().unwrap().iter().flat_map(|one| one["names"][0].as_str()).collect();
+    assert_eq!(shown, ["a.test", "b.test"], "they serve: {status:#}");
+    assert_eq!(backend.counts().requests, 0);
+    assert!(daemon.lines(|line| line["message_id"] == events::ACME_FAILED).is_empty());
+}
+
+#[test]
+fn paths_of_challenges_are_ordinary_ones_while_nothing_is_asked() {
+    let Some(Scene { pebble: _pebble, setup, _names }) = scene(&["a.test"], &USUAL) else { return };
+    let backend = Server::new("app");
+    let daemon = setup.set("BACKEND_ADDRESS", backend.address).start();
+    obtained(&daemon, "a.test");
+    let mut client = daemon.connect();
+    client.get("/.well-known/acme-challenge/token");
+    assert_eq!(client.response().text(), "app");
+}
+
+#[test]
+fn a_certificate_is_renewed_when_it_is_time_and_again() {
+    let Some(Scene { pebble: _pebble, setup, _names }) = scene(&["a.test"], &Terms { validity: 6, ..USUAL }) else {
+        return;
+    };
+    let daemon = setup.start();
+    obtained(&daemon, "a.test");
+    let ends = |line: &Value| line["not_after"].as_str().unwrap_or_default().to_owned();
+    let mut last = String::new();
+    for _ in 0..2 {
+        let renewed = daemon.logged("a renewal", |line| {
+            line["message"] == "certificate renewed" && line["name"] == "a.test" && ends(line) > last
+        });
+        last = ends(&renewed);
+    }
+}
+
+#[test]
+fn a_server_that_is_away_is_waited_for_and_one_that_has_forgotten_all_is_told_anew() {
+    let terms = Terms { validity: 6, runs: false, ..USUAL };
+    let Some(Scene { mut pebble, setup, _names }) = scene(&["a.test"], &terms) else { return };
+    let daemon = setup.start();
+    let record = failed(&daemon, "all");
+    assert!(record["error"].as_str().unwrap().contains("onnection refused"), "{record}");
+    assert_eq!(states(&daemon), [("a.test".into(), "missing".into())]);
+    assert!(pebble.run());
+    obtained(&daemon, "a.test");
+    // It knows neither the account nor the certificate.
+    pebble.kill();
+    assert!(pebble.run());
+    daemon.logged("a renewal", |line| line["message"] == "certificate renewed");
+}
+
+#[test]
+fn nonces_that_are_refused_are_replaced() {
+    let Some(Scene { pebble: _pebble, setup, _names }) = scene(&["a.test"], &Terms { nonces_refused: 20, ..USUAL })
+    else {
+        return;
+    };
+    obtained(&setup.start(), "a.test");
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_has_its_reason_told_and_is_tried_again_after_a_reload() {
+    let Some(Scene { pebble: _pebble, setup, _names: names }) = scene(&["a.test", "lost.test"], &USUAL) else { return };
+    names.addresses("lost.test", &["127.0.0.9"], 60);
+    let daemon = setup.start();
+    let record = failed(&daemon, "lost.test");
+    let error = record["error"].as_str().unwrap();
+    assert!(error.starts_with("http-01: ") && error.contains("127.0.0.9"), "{error}");
+    assert!(record["retry_s"].as_u64().unwrap() >= 100, "{record}");
+    obtained(&daemon, "a.test");
+    let status = daemon.status();
+    let lost = status["automatic"].as_array().unwrap().iter().find(|one| one["name"] == "lost.test").unwrap();
+    assert_eq!((&lost["state"], lost["error"].as_str().unwrap()), (&"missing".into(), error));
+    names.addresses("lost.test", &["127.0.0.1"], 60);
+    daemon.reload("");
+    obtained(&daemon, "lost.test");
+}
+
+#[test]
+fn what_was_had_is_there_after_a_restart_without_the_server() {
+    let Some(Scene { mut pebble, setup, _names }) = scene(&["a.test"], &USUAL) else { return };
+    let state = tempfile::tempdir().unwrap();
+    let state = state.path().to_str().unwrap();
+    let mut daemon = setup.environment("STATE_DIRECTORY", state).start();
+    obtained(&daemon, "a.test");
+    assert!(daemon.stop().success());
+    pebble.kill();
+    let daemon = certified(Setup::new(), &["a.test"], &pebble).environment("STATE_DIRECTORY", state).start();
+    daemon.wait("a certificate from the store", |status| status["automatic"][0]["state"] == "valid");
+}
+
+#[test]
+fn accounts_are_bound_to_those_elsewhere_where_the_server_wants_that() {
+    let key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let terms = Terms { binding: Some(("kid-1", key)), ..USUAL };
+    let Some(Scene { pebble: _pebble, setup, _names }) = scene(&["a.test"], &terms) else { return };
+    let file = setup.path("eab.key");
+    fs::write(&file, format!("{key}\n")).unwrap();
+    let daemon = setup.start();
+    let record = failed(&daemon, "all");
+    assert!(record["error"].as_str().unwrap().contains("externalAccount"), "{record}");
+    daemon.reload(&format!("ACME_EAB_KEY_ID=kid-1\nACME_EAB_KEY={}", file.display()));
+    obtained(&daemon, "a.test");
+}
+
+#[test]
+fn names_come_and_go_with_reloads() {
+    let Some(Scene { pebble, setup, _names: names }) = scene(&["a.test"], &USUAL) else { return };
+    names.addresses("b.test", &["127.0.0.1"], 60);
+    let daemon = setup.start();
+    obtained(&daemon, "a.test");
+    daemon.replace("ACME_NAMES", "b.test");
+    obtained(&daemon, "b.test");
+    assert_eq!(states(&daemon), [("b.test".into(), "valid".into())]);
+    // Its files stay, for when it comes back.
+    assert!(kept(&daemon, &pebble, "a.test.pem").exists());
+    daemon.replace("ACME", "off");
+    assert_eq!(states(&daemon), []);
+    assert_eq!(daemon.lines(with_id(events::ACME_OBTAINED, "a.test")).len(), 1);
+}
