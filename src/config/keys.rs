@@ -125,6 +125,12 @@ keys! {
             /// Largest request head; above it the answer is 431.
             "MAX_HEADER_SIZE", max_header_size: usize = "32KiB", "bytes",
                 Size { min: 1024, max: 60 * 1024 };
+            /// Whether clients may speak HTTP/2: on a listener without TLS those that begin with its
+            /// preface, with TLS those that agree on `h2` by ALPN.
+            "HTTP2", http2: bool = "on", "", switch();
+            /// Requests that a client may have under way on one connection of HTTP/2.
+            "HTTP2_MAX_STREAMS", http2_max_streams: usize = "100", "streams",
+                Int { min: 1, max: 1000 };
             /// Peers that may say for whom they ask: addresses, networks, or `unix:` for Unix
             /// sockets. From them the forwarding fields that `FORWARDED` names are kept and
             /// appended to, and the client is the rightmost address there that is none of these;
@@ -412,7 +418,11 @@ mod tests {
             assert!(key.is_default(key.default), "{}", key.name);
             assert!(key.help().ends_with('.'), "{}", key.name);
             assert!(!key.form().is_empty(), "{}", key.name);
-            assert!(key.name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'), "{}", key.name);
+            assert!(
+                key.name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_'),
+                "{}",
+                key.name
+            );
             assert_eq!(KEYS.iter().filter(|other| other.name == key.name).count(), 1);
             assert_eq!(key.name.starts_with("MATCH_"), key.scope == Scope::Matcher);
         }

@@ -3,7 +3,6 @@
 //! The story of a request is told over this trait, so that routing, admission, retries
 //! and records know nothing of HTTP/1 bytes or of TCP.
 
-use std::future::Future;
 use std::task::{Context, Poll};
 
 use super::head::ResponseHead;
@@ -75,15 +74,12 @@ pub trait Client: Source + Sink {
     /// [`Fault::Reset`] when the client is gone.
     fn close_write(&mut self) -> Result<(), Fault>;
 
-    /// Ready when the client has left for good. A half-close is not leaving.
-    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Ready when the client has left for good, with how it did. A half-close is not leaving.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Gone>;
 
     /// Whether looking out for the client's leaving costs nothing. If not, that is begun
     /// only when a request takes its time.
     fn is_watched(&self) -> bool;
-
-    /// How it left, as a future that does not borrow the client.
-    fn left(&self) -> impl Future<Output = Gone> + 'static;
 
     /// Makes the end of this exchange look like the failure it is.
     fn abort(&mut self);

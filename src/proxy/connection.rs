@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::answer;
 use super::http1::Http1;
+use super::http2::{PREFACE_LINE, server};
 use super::relay::{Fault, Sink};
 use super::story::{self, After, Source};
 use super::worker::Worker;
@@ -41,7 +42,8 @@ const LINGER_BODY_BYTES: u64 = 64 * 1024 * 1024;
 /// body; what is more counts as a head, and so has its bounds.
 const EMPTY_LINES: u32 = 8;
 
-/// Serves one client connection that speaks HTTP/1, to its end.
+/// Serves one client connection that speaks HTTP, to its end. It speaks HTTP/1 unless its first
+/// bytes say otherwise.
 pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
     let mut client = Http1::new(io);
     let timer = worker.clock().timer();
@@ -52,7 +54,14 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
             return;
         }
         // From here to the answer: in its own allocation.
-        match Box::pin(request(&worker, &source, &mut client, &timer, age)).await {
+        let after = match Box::pin(request(&worker, &source, &mut client, &timer, age, first)).await {
+            Served::Request(after) => after,
+            Served::Preface => {
+                let (stream, before) = client.into_parts();
+                return Box::pin(server::serve(worker, stream, before, source, timer, age)).await;
+            }
+        };
+        match after {
             // In a drain, too: the answer may have begun before it, and promised to go on.
             After::GoOn if client.can_go_on() => {
                 first = false;
@@ -67,9 +76,17 @@ pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
     }
 }
 
+/// What stood where a request should begin.
+enum Served {
+    /// One, or what was taken for one.
+    Request(After),
+    /// What says that the client speaks HTTP/2; all of it is still to be read.
+    Preface,
+}
+
 /// What the age of a connection is reckoned from.
 #[derive(Debug, Clone, Copy)]
-struct Age {
+pub struct Age {
     /// When it was accepted, in milliseconds of the worker's clock.
     born: u64,
     /// Its share of the limit, from 0.9 to 1.1, as in gRPC: connections that were made at
@@ -79,7 +96,7 @@ struct Age {
 
 impl Age {
     /// When it reaches `limit`.
-    fn reaches(self, limit: Duration) -> u64 {
+    pub fn reaches(self, limit: Duration) -> u64 {
         self.born.saturating_add(u64::try_from(limit.mul_f64(self.spread).as_millis()).unwrap_or(u64::MAX))
     }
 }
@@ -111,7 +128,8 @@ async fn stirs(worker: &Worker, client: &mut Http1, timer: &Timer, first: bool) 
     stirred
 }
 
-async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &Timer, age: Age) -> After {
+/// Serves what comes next; `first` says that nothing came before.
+async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &Timer, age: Age, first: bool) -> Served {
     let generation = worker.generation();
     let daemon = &generation.config.daemon;
     client.expire(daemon.max_connection_age.map_or(u64::MAX, |limit| age.reaches(limit)));
@@ -121,19 +139,25 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
         Some(Ok(Some(head))) => {
             // The story looks up its own generation; this one need not outlive the head.
             drop(generation);
-            return story::story(worker, source, client, &head, timer).await;
+            return Served::Request(story::story(worker, source, client, &head, timer).await);
         }
         // Ended before the first byte of a request, or within its head: nobody to answer.
-        Some(Ok(None) | Err(Fault::Reset)) => return After::Close,
+        Some(Ok(None) | Err(Fault::Reset)) => return Served::Request(After::Close),
         Some(Err(Fault::Truncated)) => Reason::ClientLeft,
+        // Its first line is one of HTTP, but of no version that has such lines.
+        Some(Err(Fault::Malformed(Reason::VersionUnsupported)))
+            if first && daemon.http2 && client.wire().unread().starts_with(PREFACE_LINE) =>
+        {
+            return Served::Preface;
+        }
         Some(Err(Fault::Malformed(reason))) => reason,
         None => Reason::ClientHeaderTimeout,
     };
-    Box::pin(refuse(worker, source, client, reason, timer)).await
+    Served::Request(Box::pin(refuse(worker, source, client, reason, timer)).await)
 }
 
-/// Answers what never became a request, and records it.
-async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Reason, timer: &Timer) -> After {
+/// Counts what never became a request, and puts it on record.
+pub(super) fn note_refusal(worker: &Worker, source: &Source, reason: Reason) {
     worker.counters().rejected(reason);
     let generation = worker.generation();
     let logged = generation.routes().last().map(|route| route.settings.access_log);
@@ -158,6 +182,11 @@ async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Re
             request_id: Text::EMPTY,
         });
     }
+}
+
+/// Answers what never became a request.
+async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Reason, timer: &Timer) -> After {
+    note_refusal(worker, source, reason);
     if reason == Reason::ClientLeft {
         return After::Close;
     }
@@ -224,7 +253,7 @@ mod tests {
 
         let mut client = Http1::new(one);
         let timer = worker.clock().timer();
-        let busy = request(&worker, &source, &mut client, &timer, Age { born: 0, spread: 1.0 });
+        let busy = request(&worker, &source, &mut client, &timer, Age { born: 0, spread: 1.0 }, true);
         let busy = std::mem::size_of_val(&busy);
         let idle = std::mem::size_of_val(&serve(Rc::clone(&worker), two, source.clone()));
         assert!(idle <= 768, "an idle connection takes {idle} bytes");

@@ -207,6 +207,11 @@ impl Fields {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// The same without a copy.
+    pub fn own(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+    }
+
     /// The bytes that all spans of this head point into.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -263,15 +268,18 @@ pub enum Version {
     Http10,
     /// HTTP/1.1.
     Http11,
+    /// HTTP/2, whose heads are made into such as these.
+    Http2,
 }
 
 impl Version {
-    /// As the log has it: 10, 11.
+    /// As the log has it: 10, 11, 20.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
             Self::Http10 => 10,
             Self::Http11 => 11,
+            Self::Http2 => 20,
         }
     }
 }

@@ -9,7 +9,8 @@
 //! [`connection`] reads requests off one, [`story`] tells what becomes of each, and
 //! `attempts` has backends asked until one answers, and [`verdict`] says what that tells
 //! of them; [`probe`] is a health check. Connections to backends are [`upstream`]s, and
-//! [`idle`] between requests. What is HTTP/1 on the wire is in [`http1`] alone.
+//! [`idle`] between requests. What is HTTP/1 on the wire is in [`http1`] alone, and what is
+//! HTTP/2 in [`http2`].
 
 pub mod accept;
 pub mod admit;
@@ -23,6 +24,7 @@ pub mod exchange;
 pub mod forwarded;
 pub mod head;
 pub mod http1;
+pub mod http2;
 pub mod idle;
 mod kept;
 pub mod origin;

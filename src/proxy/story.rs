@@ -11,7 +11,6 @@
 //! [`Upstream`]. What a station decides is in that station's module; here is only the
 //! order.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -195,9 +194,8 @@ impl<'a> Asked<'a> {
         upstream.connection.become_tunnel();
         counters.tunnels.add(1);
         counters.tunnels_open.add(1);
-        let left = pin!(client.left());
-        let passed =
-            tunnel::run(client, &mut upstream.connection, left, self.timer, Patience::of(&self.route.settings)).await;
+        let patience = Patience::of(&self.route.settings);
+        let passed = tunnel::run(client, &mut upstream.connection, C::poll_left, self.timer, patience).await;
         counters.tunnels_open.sub(1);
         counters.bytes_spliced.add(passed.spliced);
         course.bytes_in = passed.up;

@@ -5,10 +5,11 @@
 //! that can't be served is closed; there is no language to tell it why. For the choice of
 //! a backend, its latency is the time until it took the connection.
 
-use std::future::pending;
+use std::future::{Future, pending};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use super::admit::admit;
@@ -113,7 +114,8 @@ async fn relay(worker: &Worker, route: &Route, peer: Peer, io: Stream, course: &
     let mut backend = Wire::new(backend);
     client.become_tunnel();
     backend.become_tunnel();
-    let passed = tunnel::run(&mut client, &mut backend, left, &timer, Patience::of(&route.settings)).await;
+    let poll_left = |_: &mut Wire, cx: &mut Context<'_>| left.as_mut().poll(cx);
+    let passed = tunnel::run(&mut client, &mut backend, poll_left, &timer, Patience::of(&route.settings)).await;
     (course.up, course.down) = (passed.up, passed.down);
     worker.counters().bytes_spliced.add(passed.spliced);
     match passed.cut {

@@ -6,8 +6,7 @@
 //! backend that has closed would otherwise leave its place taken for as long as the
 //! client likes.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -47,12 +46,12 @@ impl Patience {
     }
 }
 
-/// Relays until both directions have ended, a side fails, the client leaves, or nothing
-/// has moved for as long as `patience` has it.
+/// Relays until both directions have ended, a side fails, the client leaves, which `poll_left`
+/// tells, or nothing has moved for as long as `patience` has it.
 pub async fn run<C, B>(
     client: &mut C,
     backend: &mut B,
-    mut left: Pin<&mut impl Future<Output = Gone>>,
+    mut poll_left: impl FnMut(&mut C, &mut Context<'_>) -> Poll<Gone>,
     timer: &Timer,
     patience: Patience,
 ) -> Passed
@@ -93,7 +92,7 @@ where
         // Once we have ended our direction to the client, its end closes the connection
         // while bytes may still wait in it: that is no leaving.
         if !down_ended && !closed {
-            match left.as_mut().poll(cx) {
+            match poll_left(client, cx) {
                 Poll::Ready(Gone::Reset) => return Poll::Ready(Some(Reason::ClientLeft)),
                 // What it sent before is still to be read.
                 Poll::Ready(Gone::Closed) => closed = true,

@@ -17,7 +17,9 @@ pub(super) struct Collector(pub(super) Arc<Shared>);
 impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let level = filter(self.0.level.load(Ordering::Relaxed));
-        metadata.is_event() && *metadata.level() <= level
+        // What the HTTP/2 library says is for its own debugging, a client can have it say as much
+        // as it likes, and what is of interest is counted and put on record by us.
+        metadata.is_event() && *metadata.level() <= level && !metadata.target().starts_with("h2::")
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

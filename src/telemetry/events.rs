@@ -97,6 +97,8 @@ events! {
     QUEUE_FULL = "bb16e23a0f83124b2a66f7fb454211ec" ["limit"];
     /// A backend died within a response; the client's connection was cut.
     RESPONSE_CUT = "01fe3059773e65ccaf502089b4e57ba2" ["backend" "reason"];
+    /// A client's HTTP/2 connection was ended for what the client sent on it.
+    HTTP2_REFUSED = "d7833639b37ab3986f93a450b740e46d" ["client" "reason" "code"];
     /// The process ran out of file descriptors and pauses accepting.
     OUT_OF_DESCRIPTORS = "0ef2c88bff86e80aa4c2adc00a133f8c" ["error"];
     /// `MAX_CONNECTIONS` client connections are open; no more are accepted for now.

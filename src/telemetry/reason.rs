@@ -122,6 +122,11 @@ reasons! {
     MethodRefused = "method_refused", 405, "http_request_denied", Client;
     /// The request's transfer coding is not `chunked`.
     TransferEncodingUnsupported = "transfer_encoding_unsupported", 501, "http_request_error", Client;
+    /// The client broke RFC 9113 in a way that concerns its whole connection, which was ended.
+    Http2Malformed = "http2_malformed", 400, "http_request_error", Client;
+    /// The client's connection was ended for frames that cost much and bring nothing: resets,
+    /// pings, settings, headers without end.
+    Http2Flood = "http2_flood", 400, "http_request_denied", Client;
     /// No route with a backend takes the request.
     NoRoute = "no_route", 404, "destination_not_found", Client;
     /// The process has no file descriptor left (EMFILE, ENFILE).

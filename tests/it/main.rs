@@ -11,6 +11,8 @@ mod config; // check, explain, generated documents, precedence of settings
 #[cfg(test)]
 mod daemon; // starts the binary as systemd would: descriptors, a notify socket, signals
 #[cfg(test)]
+mod http2; // clients that speak HTTP/2
+#[cfg(test)]
 mod lifecycle; // start, readiness, what is refused, reload, status
 #[cfg(test)]
 mod lifecycle_drain; // SIGTERM, drain, cut, what waits meanwhile

@@ -249,6 +249,21 @@ impl Peer {
         self.input.drain(..n).collect()
     }
 
+    /// Reads exactly `n` bytes, if so many come in time and before the connection is over.
+    pub fn try_read(&mut self, n: usize) -> Option<Vec<u8>> {
+        while self.input.len() < n {
+            match self.fill() {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::WouldBlock) => {
+                    return None;
+                }
+                Err(error) => panic!("{error} after {:?}", self.shown()),
+            }
+        }
+        Some(self.input.drain(..n).collect())
+    }
+
     /// Reads these very bytes.
     #[track_caller]
     pub fn expect(&mut self, bytes: impl AsRef<[u8]>) {
@@ -299,17 +314,24 @@ impl Peer {
         }
     }
 
+    /// Waits no longer than this for whatever is read from now on.
+    pub fn patience(&self, patience: Duration) {
+        on!(&self.socket, socket => socket.set_read_timeout(Some(patience)).unwrap());
+    }
+
     /// Reads until the connection is over, or silent for `patience`; returns what came,
     /// and the kind of error unless it ended in order.
     pub fn read_until_over(&mut self, patience: Duration) -> (Vec<u8>, Option<ErrorKind>) {
         on!(&self.socket, socket => socket.set_read_timeout(Some(patience)).unwrap());
-        loop {
+        let error = loop {
             match self.fill() {
-                Ok(0) => return (std::mem::take(&mut self.input), None),
+                Ok(0) => break None,
                 Ok(_) => {}
-                Err(error) => return (std::mem::take(&mut self.input), Some(error.kind())),
+                Err(error) => break Some(error.kind()),
             }
-        }
+        };
+        on!(&self.socket, socket => socket.set_read_timeout(Some(DEADLINE)).unwrap());
+        (std::mem::take(&mut self.input), error)
     }
 
     /// Asserts that nothing has come that was not read.

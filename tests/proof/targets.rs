@@ -402,7 +402,7 @@ fn rewritten_response(options: u8, method: Method, ours: &ResponseHead, came: &H
         match (version, keep_alive) {
             (_, false) => wanted.push(line("Connection", b"close")),
             (Version::Http10, true) => wanted.push(line("Connection", b"keep-alive")),
-            (Version::Http11, true) => {}
+            (Version::Http11 | Version::Http2, true) => {}
         }
     }
     let mut went = reference::response_head(&out).unwrap_or_else(|fault| panic!("{fault:?}: {}", text(&out)));

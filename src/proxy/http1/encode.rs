@@ -63,7 +63,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>,
         forwarded.write(out, head);
     }
     field(out, b"X-Request-Id", forwarded.request_id);
-    field(out, b"Via", if head.version == Version::Http10 { b"1.0 doorward" } else { b"1.1 doorward" });
+    field(out, b"Via", via(head.version));
     if let Some(hops) = head.max_forwards {
         // What has none left is answered here, and does not come this far.
         let _ = write!(out, "Max-Forwards: {}\r\n", hops.saturating_sub(1));
@@ -80,6 +80,16 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>,
     }
     framing(out, head.framing);
     out.extend_from_slice(b"\r\n");
+}
+
+/// What says that a request came this way, by the version it came in (RFC 9110 §7.6.3).
+#[must_use]
+pub fn via(version: Version) -> &'static [u8] {
+    match version {
+        Version::Http10 => b"1.0 doorward",
+        Version::Http11 => b"1.1 doorward",
+        Version::Http2 => b"2.0 doorward",
+    }
 }
 
 /// Who a health check says that it is.
@@ -204,7 +214,7 @@ fn connection(out: &mut Vec<u8>, version: Version, keep_alive: bool) {
     match (version, keep_alive) {
         (_, false) => field(out, b"Connection", b"close"),
         (Version::Http10, true) => field(out, b"Connection", b"keep-alive"),
-        (Version::Http11, true) => {}
+        (Version::Http11 | Version::Http2, true) => {}
     }
 }
 

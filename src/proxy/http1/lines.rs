@@ -14,7 +14,7 @@ use crate::proxy::head::{Field, Known, MAX_FIELDS, Span, Version};
 
 /// Bytes that a method's name may have; the longest registered one has 17. A longer one is
 /// nobody's (RFC 9112 §3).
-const METHOD_MOST: usize = 32;
+pub const METHOD_MOST: usize = 32;
 
 /// Bytes of a head that are looked at: as many as a [`Span`] can point into.
 const MOST: usize = u16::MAX as usize;

@@ -85,6 +85,12 @@ impl Http1 {
         &mut self.wire
     }
 
+    /// The connection alone, with what was read of it and belongs to no request.
+    #[must_use]
+    pub fn into_parts(self) -> (Rc<Stream>, Vec<u8>) {
+        self.wire.into_parts()
+    }
+
     /// Reads the next request's head.
     ///
     /// # Errors
@@ -224,15 +230,15 @@ impl Client for Http1 {
 
     fn inform(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>) {
         // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
-        if self.version == Version::Http11 {
+        if self.version != Version::Http10 {
             encode::interim(self.wire.output_mut().lease(), head, edits);
         }
     }
 
     fn answer(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>, last: bool) {
         let framing = match (head.framing, self.version) {
-            (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
             (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
+            (Framing::Chunked | Framing::UntilClose, _) => Framing::Chunked,
             (framing, _) => framing,
         };
         let mut onward = self.onward(framing, last);
@@ -270,22 +276,17 @@ impl Client for Http1 {
         self.wire.io().shutdown_write().map_err(|_| Fault::Reset)
     }
 
-    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         if self.leaving.0.is_none() {
             let _ = std::task::ready!(self.wire.io().poll_stirred(cx));
             let io = Rc::clone(self.wire.io());
             self.leaving = Leaving(Some(Box::pin(async move { io.left().await })));
         }
-        self.leaving.0.as_mut().map_or(Poll::Ready(()), |left| left.as_mut().poll(cx).map(drop))
+        self.leaving.0.as_mut().map_or(Poll::Ready(Gone::Reset), |left| left.as_mut().poll(cx))
     }
 
     fn is_watched(&self) -> bool {
         self.wire.io().is_watched()
-    }
-
-    fn left(&self) -> impl Future<Output = Gone> + 'static {
-        let io: Rc<Stream> = Rc::clone(self.wire.io());
-        async move { io.left().await }
     }
 
     fn abort(&mut self) {

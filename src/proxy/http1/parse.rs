@@ -43,7 +43,7 @@ pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<Reques
         let target = line.target.len();
         return Err(if target >= limit { Reason::TargetTooLong } else { Reason::HeaderTooLarge });
     }
-    let mut head = request_head(bytes, line, fields)?;
+    let mut head = meaning(bytes, line, fields)?;
     keep(input, &mut head.fields, length);
     head.upgrade = head.upgrade && head.offers().next().is_some();
     // Whether these bytes are HTTP's or the other protocol's would be anybody's guess.
@@ -83,14 +83,20 @@ fn keep(input: &mut Option<Buffer>, fields: &mut Fields, length: usize) {
     }
 }
 
-fn request_head(bytes: &[u8], line: RequestLine, mut fields: Fields) -> Result<RequestHead, Reason> {
+/// What a request means whose parts are in `bytes`, whatever version it came in. HTTP/2 has a
+/// field `host` here for the authority, and says elsewhere whether a body follows that has no
+/// length.
+///
+/// # Errors
+/// The reason to refuse the request with.
+pub fn meaning(bytes: &[u8], line: RequestLine, mut fields: Fields) -> Result<RequestHead, Reason> {
     let RequestLine { method: method_name, target, version } = line;
     let method = Method::of(method_name.of(bytes));
     if method == Method::Connect {
         return Err(Reason::MethodRefused);
     }
     let facts = Facts::gather(bytes, fields.index_mut()).ok_or(Reason::BadRequest)?;
-    if version == Version::Http11 && facts.expects_other {
+    if version != Version::Http10 && facts.expects_other {
         return Err(Reason::ExpectationFailed);
     }
     let framing = facts.request_framing(version)?;
@@ -118,7 +124,7 @@ fn request_head(bytes: &[u8], line: RequestLine, mut fields: Fields) -> Result<R
         framing,
         keep_alive: facts.keeps_alive(version),
         upgrade: facts.upgrade && facts.connection_upgrade && version == Version::Http11,
-        trailers: facts.trailers && version == Version::Http11,
+        trailers: facts.trailers && version != Version::Http10,
         max_forwards,
     })
 }
@@ -238,7 +244,7 @@ impl Facts {
     }
 
     fn keeps_alive(&self, version: Version) -> bool {
-        !self.close && (version == Version::Http11 || self.keep_alive)
+        !self.close && (version != Version::Http10 || self.keep_alive)
     }
 
     /// RFC 9112 §6.3 for requests, refusing what two readers could read differently.

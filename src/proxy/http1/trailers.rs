@@ -43,18 +43,26 @@ impl Trailers {
 
     /// Ends a field line. `None`: there are more fields than a head may have.
     pub fn end_line(&mut self) -> Option<()> {
-        self.count += 1;
         let colon = memchr::memchr(b':', &self.line)?;
-        let (name, value) = self.line.split_at_checked(colon)?;
+        let line = std::mem::take(&mut self.line);
+        let (name, value) = line.split_at_checked(colon)?;
+        self.take(name, value.get(1..)?.trim_ascii())?;
+        self.line = line;
+        self.line.clear();
+        Some(())
+    }
+
+    /// Takes in one field. `None`: there are more than a head may have.
+    pub fn take(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+        self.count += 1;
         let nominated = self.nominated.split(|byte| *byte == b',').any(|listed| listed.eq_ignore_ascii_case(name));
         let withheld = self.withheld.split(|byte| *byte == b',').any(|listed| same_name(listed, name));
         if !nominated && !withheld && may_trail(name) {
             self.lines.extend_from_slice(name);
             self.lines.extend_from_slice(b": ");
-            self.lines.extend_from_slice(value.get(1..)?.trim_ascii());
+            self.lines.extend_from_slice(value);
             self.lines.extend_from_slice(b"\r\n");
         }
-        self.line.clear();
         (self.count <= MAX_FIELDS).then_some(())
     }
 

@@ -68,6 +68,19 @@ impl Wire {
         self.io
     }
 
+    /// The same with what was read and belongs to no message yet.
+    #[must_use]
+    pub fn into_parts(self) -> (Rc<Stream>, Vec<u8>) {
+        let read = self.unread().to_vec();
+        (self.io, read)
+    }
+
+    /// Bytes that were read and belong to no message yet.
+    #[must_use]
+    pub fn unread(&self) -> &[u8] {
+        self.input.as_ref().and_then(|input| input.filled().get(self.raw..)).unwrap_or_default()
+    }
+
     /// Whether bytes were read that belong to no message yet.
     #[must_use]
     pub fn has_input(&self) -> bool {

@@ -234,9 +234,19 @@ impl Daemon {
 
     /// Has it stop, and waits for its end.
     pub fn stop(&mut self) -> ExitStatus {
+        self.begin_stop();
+        self.await_end()
+    }
+
+    /// Has it stop once it is done.
+    pub fn begin_stop(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for the end of one that was told to stop.
+    pub fn await_end(&mut self) -> ExitStatus {
         let pid = Pid::from_raw(i32::try_from(self.process.pid()).unwrap()).unwrap();
         let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        self.process.signal(Signal::TERM);
         let limit = Timespec { tv_sec: i64::try_from(DEADLINE.as_secs()).unwrap(), tv_nsec: 0 };
         let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
         assert_eq!(ended, 1, "still running");

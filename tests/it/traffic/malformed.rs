@@ -161,7 +161,6 @@ fn a_request_line_that_is_none_is_refused() {
     for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "HTTP/3.1"] {
         refused_here(&daemon, &backend, format!("GET / {version}\r\nHost: a\r\n\r\n"), 505, "version_unsupported");
     }
-    refused_here(&daemon, &backend, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "version_unsupported");
     refused_here(&daemon, &backend, "CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 405, "method_refused");
 }
 

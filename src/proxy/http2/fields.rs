@@ -1,0 +1,139 @@
+//! Fields: from heads as we keep them to what the `h2` crate takes.
+//!
+//! A head's bytes are copied once; each value is a part of the copy. Names are in lower case
+//! then (RFC 9113 §8.2.1), and fields that concern one connection are left out (§8.2.2).
+
+use std::cell::RefCell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, DATE, HeaderName, SET_COOKIE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+use crate::proxy::client::Own;
+use crate::proxy::head::{Field, Fields, Framing, Known, ResponseHead};
+use crate::routing::FieldEdits;
+
+/// Appends the fields that go on, except those that `ours` says we state ourselves.
+pub fn copy(map: &mut HeaderMap, fields: &Fields, ours: impl Fn(&Field) -> bool) {
+    let bytes = Bytes::copy_from_slice(fields.bytes());
+    for field in fields.iter().filter(|field| !field.hop && !ours(field)) {
+        let range = field.value.range();
+        let value = bytes.get(range.clone()).map(|_| bytes.slice(range));
+        if let Some(Ok(value)) = value.map(HeaderValue::from_maybe_shared) {
+            append(map, field.name.of(&bytes), value);
+        }
+    }
+}
+
+/// Appends a field. What is no name or value, which nothing that was parsed is, is left out.
+pub fn append(map: &mut HeaderMap, name: &[u8], value: HeaderValue) {
+    if let Ok(name) = HeaderName::from_bytes(name) {
+        map.append(name, value);
+    }
+}
+
+/// The same with the value as it stands.
+pub fn state(map: &mut HeaderMap, name: &[u8], value: &[u8]) {
+    if let Ok(value) = HeaderValue::from_bytes(value) {
+        append(map, name, value);
+    }
+}
+
+/// A final response as it goes to a client. Fields behind the body go on if `trailers`, and so
+/// does what announces them.
+#[must_use]
+pub fn response(head: &ResponseHead, edits: Option<&FieldEdits>, cookie: Option<&str>, trailers: bool) -> Response<()> {
+    let bytes = head.fields.bytes();
+    let mut map = HeaderMap::with_capacity(head.fields.iter().count() + 2);
+    copy(&mut map, &head.fields, |field| match field.known {
+        Known::ContentLength => true,
+        Known::Trailer if !trailers => true,
+        _ => edits.is_some_and(|edits| edits.drops(field.name.of(bytes))),
+    });
+    set(&mut map, edits);
+    if !map.contains_key(DATE) {
+        map.insert(DATE, date());
+    }
+    let length = match head.framing {
+        Framing::Length(length) => Some(length),
+        Framing::Empty => head.stated_length,
+        Framing::Chunked | Framing::UntilClose => None,
+    };
+    if let Some(length) = length {
+        map.insert(CONTENT_LENGTH, length.into());
+    }
+    if let Some(Ok(cookie)) = cookie.map(HeaderValue::from_str) {
+        map.append(SET_COOKIE, cookie);
+    }
+    whole(head.status, map)
+}
+
+/// An interim response as it goes to a client; of the edits, those that keep fields from it.
+#[must_use]
+pub fn interim(head: &ResponseHead, edits: Option<&FieldEdits>) -> Response<()> {
+    let bytes = head.fields.bytes();
+    let mut map = HeaderMap::new();
+    copy(&mut map, &head.fields, |field| {
+        matches!(field.known, Known::ContentLength | Known::Trailer)
+            || edits.is_some_and(|edits| edits.drops(field.name.of(bytes)))
+    });
+    whole(head.status, map)
+}
+
+/// The head of an answer of our own.
+#[must_use]
+pub fn own(own: &Own<'_>) -> Response<()> {
+    let mut map = HeaderMap::with_capacity(own.fields.len() + 2);
+    map.insert(DATE, date());
+    for (name, value) in own.fields {
+        state(&mut map, name.as_bytes(), value.as_bytes());
+    }
+    map.insert(CONTENT_LENGTH, own.body.len().into());
+    whole(own.status, map)
+}
+
+/// Appends what a route sets.
+pub fn set(map: &mut HeaderMap, edits: Option<&FieldEdits>) {
+    for header in edits.map(FieldEdits::set).unwrap_or_default() {
+        state(map, header.name.as_bytes(), header.value.as_bytes());
+    }
+}
+
+/// Fields that stand as lines of HTTP/1, each with its end.
+#[must_use]
+pub fn of_lines(lines: &[u8]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for line in lines.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if let Some((name, value)) = memchr::memchr(b':', line).and_then(|colon| line.split_at_checked(colon)) {
+            state(&mut map, name, value.get(1..).unwrap_or_default().trim_ascii());
+        }
+    }
+    map
+}
+
+fn whole(status: u16, map: HeaderMap) -> Response<()> {
+    let mut response = Response::new(());
+    // Every status that is parsed is one, and so are ours.
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    *response.headers_mut() = map;
+    response
+}
+
+/// The time (RFC 9110 §6.6.1), written out once a second.
+fn date() -> HeaderValue {
+    thread_local! {
+        static WRITTEN: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    WRITTEN.with_borrow_mut(|(written, value)| {
+        if *written != second {
+            if let Ok(text) = HeaderValue::from_str(&httpdate::HttpDate::from(now).to_string()) {
+                (*written, *value) = (second, text);
+            }
+        }
+        value.clone()
+    })
+}

@@ -1,0 +1,214 @@
+//! Guard: looks at the heads of frames as they come in, for what the `h2` crate does not
+//! tell: how many bring nothing, since when a header block is not whole, and whether settings
+//! come first.
+//!
+//! A frame's meaning is the crate's business; here only its length, type and flags count
+//! (RFC 9113 §4.1). What was passed on to the client makes up for frames that bring nothing:
+//! a window has to be opened for all that is sent.
+
+use super::PREFACE;
+use super::limits::{Allowance, IDLE_FRAMES};
+
+/// Bytes of a frame's head.
+const HEAD: usize = 9;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
+
+const ACK: u8 = 0x1;
+const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+
+/// Bytes sent that make up for one frame, besides those that each write makes up for: a
+/// client may open two windows for each small frame of ours.
+const EARNED_BY: usize = 256;
+
+/// Frames that one write makes up for.
+const EARNED_EACH: usize = 4;
+
+/// Walks along the frames of one connection.
+#[derive(Debug)]
+pub struct Guard {
+    /// Bytes of the preface that are still to come.
+    preface: usize,
+    head: [u8; HEAD],
+    /// Bytes of the head that have come.
+    have: usize,
+    /// Bytes of the payload that are still to come.
+    left: usize,
+    /// The frame is of a header block, and it is not the last one of it.
+    goes_on: bool,
+    /// Since when a header block is under way.
+    block: Option<u64>,
+    idle_frames: Allowance,
+    /// No frame has come yet, and a preface was to come before.
+    first: bool,
+    breach: Option<Breach>,
+}
+
+/// What ends a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breach {
+    /// The peer has sent more that brings nothing than is borne.
+    Flood,
+    /// Its preface does not end with settings (RFC 9113 §3.4).
+    Preface,
+}
+
+impl Guard {
+    /// A connection of which nothing was read, or, without a preface, a backend's.
+    #[must_use]
+    pub fn new(preface: bool) -> Self {
+        Self {
+            preface: if preface { PREFACE.len() } else { 0 },
+            head: [0; HEAD],
+            have: 0,
+            left: 0,
+            goes_on: false,
+            block: None,
+            idle_frames: Allowance::new(IDLE_FRAMES),
+            first: preface,
+            breach: None,
+        }
+    }
+
+    /// Why the connection must end, if it must.
+    #[must_use]
+    pub fn breach(&self) -> Option<Breach> {
+        self.breach
+    }
+
+    /// Since when a header block is under way, in times of the caller's clock.
+    #[must_use]
+    pub fn block_since(&self) -> Option<u64> {
+        self.block
+    }
+
+    /// Counts `n` bytes as sent.
+    pub fn sent(&mut self, n: usize) {
+        self.idle_frames.earn(EARNED_EACH + n / EARNED_BY);
+    }
+
+    /// Looks at what was read at `now`.
+    pub fn read(&mut self, bytes: &[u8], now: u64) {
+        let skipped = self.preface.min(bytes.len());
+        self.preface -= skipped;
+        let mut rest = bytes.get(skipped..).unwrap_or_default();
+        while !rest.is_empty() {
+            if self.left > 0 {
+                let passed = self.left.min(rest.len());
+                self.left -= passed;
+                rest = rest.get(passed..).unwrap_or_default();
+                self.end_block();
+                continue;
+            }
+            let taken = (HEAD - self.have).min(rest.len());
+            let (now_taken, behind) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
+            if let Some(place) = self.head.get_mut(self.have..self.have + taken) {
+                place.copy_from_slice(now_taken);
+            }
+            self.have += taken;
+            rest = behind;
+            if self.have == HEAD {
+                self.have = 0;
+                self.begin(now);
+            }
+        }
+    }
+
+    /// Takes in a frame's head that is whole.
+    fn begin(&mut self, now: u64) {
+        let [a, b, c, kind, flags, ..] = self.head;
+        self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        let brings = match kind {
+            DATA => self.left > 0 || flags & END_STREAM != 0,
+            HEADERS => true,
+            _ => false,
+        };
+        if std::mem::take(&mut self.first) && (kind != SETTINGS || flags & ACK != 0) {
+            self.breach = Some(Breach::Preface);
+        }
+        if !brings && !self.idle_frames.spend(now) {
+            self.breach.get_or_insert(Breach::Flood);
+        }
+        if matches!(kind, HEADERS | CONTINUATION) {
+            self.goes_on = flags & END_HEADERS == 0;
+            self.block.get_or_insert(now);
+        }
+        self.end_block();
+    }
+
+    fn end_block(&mut self) {
+        if self.left == 0 && !self.goes_on {
+            self.block = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Breach, Guard, IDLE_FRAMES};
+
+    fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
+        let mut frame = vec![0, (length >> 8) as u8, length as u8, kind, flags, 0, 0, 0, 1];
+        frame.resize(9 + length, 0xff);
+        frame
+    }
+
+    /// Whether it trips over `bytes` that come in pieces of this size.
+    fn trips(bytes: &[u8], piece: usize) -> bool {
+        let mut guard = Guard::new(false);
+        bytes.chunks(piece).for_each(|piece| guard.read(piece, 1));
+        guard.breach() == Some(Breach::Flood)
+    }
+
+    #[test]
+    fn frames_that_bring_nothing_are_counted_however_they_are_cut() {
+        let most = IDLE_FRAMES.0 as usize;
+        for (kind, flags, length) in
+            [(6, 0, 8), (6, 1, 8), (4, 0, 0), (2, 0, 5), (8, 0, 4), (3, 0, 4), (0, 0, 0), (77, 0, 3)]
+        {
+            for piece in [1, 7, 9, 4096] {
+                let one = frame(kind, flags, length);
+                assert!(!trips(&one.repeat(most), piece), "{kind} in pieces of {piece}");
+                assert!(trips(&one.repeat(most + 1), piece), "{kind} in pieces of {piece}");
+            }
+        }
+        for (kind, flags, length) in [(0, 0, 1), (0, 1, 0), (1, 5, 20)] {
+            assert!(!trips(&frame(kind, flags, length).repeat(5 * most), 100), "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_makes_up_for_frames() {
+        let mut guard = Guard::new(false);
+        for _ in 0..100_000 {
+            guard.read(&frame(8, 0, 4).repeat(4), 1);
+            guard.sent(20);
+        }
+        assert_eq!(guard.breach(), None);
+    }
+
+    #[test]
+    fn a_header_block_is_under_way_until_its_last_frame_is_whole() {
+        let mut guard = Guard::new(true);
+        guard.read(super::PREFACE, 1);
+        guard.read(&frame(4, 0, 6), 2);
+        assert_eq!(guard.block_since(), None);
+        let head = frame(1, 0, 5);
+        guard.read(&head[..9], 3);
+        assert_eq!(guard.block_since(), Some(3));
+        guard.read(&head[9..], 4);
+        guard.read(&frame(9, 0, 0), 5);
+        assert_eq!(guard.block_since(), Some(3));
+        let last = frame(9, 4, 2);
+        guard.read(&last[..10], 6);
+        assert_eq!(guard.block_since(), Some(3));
+        guard.read(&last[10..], 7);
+        assert_eq!(guard.block_since(), None);
+        guard.read(&frame(1, 4, 0), 8);
+        assert_eq!(guard.block_since(), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! Io: carries the frames of one connection, as the `h2` crate wants them carried.
+//!
+//! The crate reads for as long as there is something to read; so that one connection does
+//! not take all of a worker's time, what it can read in a turn is bounded here.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::guard::{Breach, Guard};
+use crate::transport::clock::Clock;
+use crate::transport::stream::Stream;
+
+/// Bytes read in a turn, as a relay moves in one.
+const TURN_BYTES: usize = 256 * 1024;
+
+/// A connection's stream.
+#[derive(Debug)]
+pub struct Io {
+    stream: Rc<Stream>,
+    watch: Rc<Watch>,
+    /// Bytes that were read before, and how many of them were passed on.
+    before: Vec<u8>,
+    passed: usize,
+}
+
+/// What is known of a connection by what it carries.
+#[derive(Debug)]
+pub struct Watch {
+    clock: Rc<Clock>,
+    guard: RefCell<Guard>,
+    /// Bytes read in this turn.
+    read: Cell<usize>,
+}
+
+impl Watch {
+    /// Begins a turn.
+    pub fn turn(&self) {
+        self.read.set(0);
+    }
+
+    /// Why the connection must end, if it must; no more is read.
+    #[must_use]
+    pub fn breach(&self) -> Option<Breach> {
+        self.guard.borrow().breach()
+    }
+
+    /// Since when a header block is under way, in milliseconds of the worker's clock.
+    #[must_use]
+    pub fn block_since(&self) -> Option<u64> {
+        self.guard.borrow().block_since()
+    }
+
+    fn count(&self, bytes: &[u8]) {
+        self.read.set(self.read.get() + bytes.len());
+        self.guard.borrow_mut().read(bytes, self.clock.millis());
+    }
+}
+
+impl Io {
+    /// Over a stream of which `before` was read already.
+    #[must_use]
+    pub fn new(stream: Rc<Stream>, before: Vec<u8>, clock: Rc<Clock>, guard: Guard) -> (Self, Rc<Watch>) {
+        let watch = Rc::new(Watch { clock, guard: RefCell::new(guard), read: Cell::new(0) });
+        (Self { stream, watch: Rc::clone(&watch), before, passed: 0 }, watch)
+    }
+
+    fn sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = outcome {
+            self.watch.guard.borrow_mut().sent(n);
+        }
+        outcome
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Whoever looks after the connection ends it now.
+        if self.watch.breach().is_some() {
+            return Poll::Pending;
+        }
+        if self.watch.read.get() >= TURN_BYTES {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = self.before.get(self.passed..).unwrap_or_default();
+        if !before.is_empty() {
+            let piece = before.get(..before.len().min(into.remaining())).unwrap_or_default();
+            into.put_slice(piece);
+            self.watch.count(piece);
+            self.passed += piece.len();
+            if self.passed == self.before.len() {
+                self.before = Vec::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let room = into.initialize_unfilled();
+        let n = ready!(self.stream.poll_read(cx, room))?;
+        self.watch.count(room.get(..n).unwrap_or_default());
+        into.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        self.sent(self.stream.poll_write(cx, &[IoSlice::new(from)]))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.sent(self.stream.poll_write(cx, from))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.stream.shutdown_write())
+    }
+}

@@ -1,0 +1,409 @@
+//! Server: one client connection that speaks HTTP/2, to its end.
+//!
+//! The connection is one task, which moves the frames; each stream is another, which tells
+//! its story. The connection looks after what concerns all of them:
+//!
+//! ```text
+//! handshake → open ─ a drain, old age, idleness → GOAWAY, twice ─ the last stream ends → over
+//!                  └ it asks for too much, a header block comes too slowly → GOAWAY → over
+//! ```
+//!
+//! The first of two GOAWAYs says that the connection ends, the second, after a round trip,
+//! which streams were still heard: whatever a client sends meanwhile is served, and what is
+//! not served it can safely send elsewhere (RFC 9113 §6.8).
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason as Code, RecvStream};
+use http::Request;
+
+use super::client::Http2;
+use super::guard::{Breach, Guard};
+use super::head;
+use super::io::{Io, Watch};
+use super::limits::{self, Allowance};
+use crate::proxy::answer;
+use crate::proxy::connection::{self, Age};
+use crate::proxy::relay::Sink as _;
+use crate::proxy::story::{self, Source};
+use crate::proxy::worker::Worker;
+use crate::telemetry::{Limiter, Reason, events};
+use crate::transport::clock::Timer;
+use crate::transport::stream::Stream;
+
+/// How long a client that was told that the connection ends is waited for once nothing is
+/// under way: for its answer to that, and for its end of the stream.
+const PARTING: Duration = Duration::from_secs(5);
+
+/// Bytes of a client's that are read meanwhile.
+const PARTING_BYTES: usize = 256 * 1024;
+
+/// Serves one client connection of which `before` was read already.
+pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, source: Source, timer: Timer, age: Age) {
+    let generation = worker.generation();
+    let daemon = &generation.config.daemon;
+    let (patience, builder) = (daemon.header_timeout, builder(daemon.http2_max_streams, daemon.max_header_size));
+    drop(generation);
+    let (io, watch) = Io::new(Rc::clone(&stream), before, Rc::clone(worker.clock()), Guard::new(true));
+    let handshake = async {
+        let mut handshake = std::pin::pin!(builder.handshake::<Io, Bytes>(io));
+        poll_fn(|cx| {
+            watch.turn();
+            handshake.as_mut().poll(cx)
+        })
+        .await
+    };
+    let outcome = timer.within(Some(patience), handshake).await;
+    let streams = Rc::new(Streams::new());
+    let ended = match outcome {
+        None => return refused(&worker, &source, Reason::ClientHeaderTimeout, Code::SETTINGS_TIMEOUT),
+        Some(Err(error)) => Ended::of(&error),
+        Some(Ok(connection)) => {
+            let mut serving = Serving {
+                worker: Rc::clone(&worker),
+                source: Rc::new(source.clone()),
+                connection,
+                watch,
+                streams: Rc::clone(&streams),
+                timer: &timer,
+                age,
+                idle_since: timer.clock().millis(),
+                phase: Phase::Open,
+            };
+            Box::pin(poll_fn(|cx| serving.poll(cx))).await
+        }
+    };
+    if let Ended::Fault(reason, code) = ended {
+        refused(&worker, &source, reason, code);
+    }
+    if ended != Ended::Gone {
+        part(&stream, &timer).await;
+    }
+    // Whoever is still about to end has lost the client by now.
+    poll_fn(|cx| streams.poll_none(cx)).await;
+}
+
+/// The settings that a client is told, and the limits that hold without them.
+fn builder(streams: usize, header_size: usize) -> Builder {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(count(streams))
+        .max_header_list_size(count(header_size))
+        .initial_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_frame_size(limits::FRAME_SIZE)
+        .header_table_size(limits::HEADER_TABLE)
+        .max_send_buffer_size(limits::SEND_BUFFER)
+        .max_concurrent_reset_streams(limits::RESETS_REMEMBERED)
+        .reset_stream_duration(limits::RESET_MEMORY)
+        .max_pending_accept_reset_streams(limits::RESETS_UNSEEN)
+        .max_local_error_reset_streams(Some(limits::FAULTS))
+        .data_frame_budget(limits::SMALL_DATA);
+    builder
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// In order: the client may still have to read what was sent.
+    InOrder,
+    /// The client is gone.
+    Gone,
+    /// By a fault of the client, which was told so by this code.
+    Fault(Reason, Code),
+}
+
+impl Ended {
+    fn of(error: &h2::Error) -> Self {
+        match error.reason() {
+            Some(code) if error.is_library() && code == Code::ENHANCE_YOUR_CALM => {
+                Self::Fault(Reason::Http2Flood, code)
+            }
+            Some(code) if error.is_library() => Self::Fault(Reason::Http2Malformed, code),
+            Some(_) => Self::InOrder,
+            None => Self::Gone,
+        }
+    }
+}
+
+/// What becomes of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It takes streams.
+    Open,
+    /// It ends once those under way have ended.
+    Leaving,
+    /// It ends now, in order.
+    Over,
+    /// It ends now, by a fault of the client.
+    Refused(Reason, Code),
+}
+
+/// A connection being served.
+struct Serving<'a> {
+    worker: Rc<Worker>,
+    source: Rc<Source>,
+    connection: Connection<Io, Bytes>,
+    watch: Rc<Watch>,
+    streams: Rc<Streams>,
+    timer: &'a Timer,
+    age: Age,
+    /// When the last stream ended, in milliseconds of the worker's clock.
+    idle_since: u64,
+    phase: Phase,
+}
+
+impl Serving<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        self.streams.wake_by(cx.waker());
+        self.watch.turn();
+        loop {
+            match self.connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.begin(request, respond);
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::of(&error)),
+                Poll::Ready(None) => {
+                    return Poll::Ready(match self.phase {
+                        Phase::Refused(reason, code) => Ended::Fault(reason, code),
+                        _ => Ended::InOrder,
+                    });
+                }
+                Poll::Pending => {}
+            }
+            let now = self.timer.clock().millis();
+            let breach = self.watch.breach().or(self.streams.too_many_resets.get().then_some(Breach::Flood));
+            if let Some(breach) = breach.filter(|_| !matches!(self.phase, Phase::Refused(..))) {
+                match breach {
+                    Breach::Flood => self.refuse(Reason::Http2Flood, Code::ENHANCE_YOUR_CALM, now),
+                    Breach::Preface => self.refuse(Reason::Http2Malformed, Code::PROTOCOL_ERROR, now),
+                }
+                continue;
+            }
+            if self.streams.open.get() > 0 {
+                self.idle_since = now;
+            }
+            if self.phase == Phase::Open && self.is_to_leave(now) {
+                self.leave(now);
+                continue;
+            }
+            self.timer.set_at(self.deadline());
+            ready!(self.timer.poll(cx));
+            match self.phase {
+                _ if self.is_header_late(now) => self.refuse(Reason::ClientHeaderTimeout, Code::ENHANCE_YOUR_CALM, now),
+                Phase::Open if self.streams.open.get() == 0 => self.leave(now),
+                Phase::Leaving => {
+                    self.phase = Phase::Over;
+                    self.idle_since = now;
+                    self.connection.abrupt_shutdown(Code::NO_ERROR);
+                }
+                // It does not even take that.
+                Phase::Over => return Poll::Ready(Ended::Gone),
+                Phase::Refused(reason, code) => return Poll::Ready(Ended::Fault(reason, code)),
+                Phase::Open => {}
+            }
+        }
+    }
+
+    /// Has a stream's story told.
+    fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let open = Open::new(&self.streams);
+        let (worker, source) = (Rc::clone(&self.worker), Rc::clone(&self.source));
+        tokio::task::spawn_local(async move {
+            let streams = Rc::clone(&open.streams);
+            if tell(&worker, &source, request, respond).await == Told::Reset {
+                streams.note_reset(worker.clock().millis());
+            }
+            drop(open);
+        });
+    }
+
+    fn is_to_leave(&self, now: u64) -> bool {
+        let limit = self.worker.generation().config.daemon.max_connection_age;
+        self.worker.is_draining() || limit.is_some_and(|limit| now >= self.age.reaches(limit))
+    }
+
+    /// Tells the client that the connection ends.
+    fn leave(&mut self, now: u64) {
+        self.phase = Phase::Leaving;
+        self.idle_since = now;
+        self.connection.graceful_shutdown();
+    }
+
+    /// Tells the client that it has gone too far; its streams end.
+    fn refuse(&mut self, reason: Reason, code: Code, now: u64) {
+        self.phase = Phase::Refused(reason, code);
+        self.idle_since = now;
+        self.connection.abrupt_shutdown(code);
+    }
+
+    fn is_header_late(&self, now: u64) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Leaving) && self.header_due().is_some_and(|due| now >= due)
+    }
+
+    fn header_due(&self) -> Option<u64> {
+        self.watch.block_since().map(|since| after(since, self.worker.generation().config.daemon.header_timeout))
+    }
+
+    /// When something is overdue.
+    fn deadline(&self) -> u64 {
+        let generation = self.worker.generation();
+        let daemon = &generation.config.daemon;
+        let idle = match self.phase {
+            Phase::Open if self.streams.open.get() == 0 => Some(after(self.idle_since, daemon.idle_timeout)),
+            Phase::Leaving if self.streams.open.get() > 0 => None,
+            Phase::Open => None,
+            Phase::Leaving | Phase::Over | Phase::Refused(..) => Some(after(self.idle_since, PARTING)),
+        };
+        let old = (self.phase == Phase::Open).then(|| daemon.max_connection_age.map(|limit| self.age.reaches(limit)));
+        [idle, old.flatten(), self.header_due()].into_iter().flatten().min().unwrap_or(u64::MAX)
+    }
+}
+
+fn after(since: u64, limit: Duration) -> u64 {
+    since.saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Whole,
+    /// The client did not wait for its answer.
+    Reset,
+}
+
+/// Tells the story of a stream.
+async fn tell(worker: &Worker, source: &Source, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Told {
+    let timer = worker.clock().timer();
+    let (parts, stream) = request.into_parts();
+    let limit = worker.generation().config.daemon.max_header_size;
+    let mut client = match head::request(&parts, stream.is_end_stream(), limit) {
+        Ok(head) => {
+            drop(parts);
+            let mut client = Http2::new(stream, respond, &head);
+            story::story(worker, source, &mut client, &head, &timer).await;
+            client
+        }
+        Err(reason) => {
+            let mut client = Http2::unread(stream, respond);
+            connection::note_refusal(worker, source, reason);
+            answer::refusal(&mut client, reason, None, None, true);
+            // A few hundred bytes; a client that takes not even these is let go.
+            let _ = timer.within(Some(PARTING), poll_fn(|cx| client.poll_finish(cx))).await;
+            client
+        }
+    };
+    if client.has_left() { Told::Reset } else { Told::Whole }
+}
+
+/// The streams of a connection, as far as their stories are not over.
+#[derive(Debug)]
+struct Streams {
+    open: Cell<usize>,
+    /// The connection's.
+    waker: RefCell<Option<Waker>>,
+    resets: RefCell<Allowance>,
+    /// The client has reset more than is borne.
+    too_many_resets: Cell<bool>,
+}
+
+impl Streams {
+    fn new() -> Self {
+        Self {
+            open: Cell::new(0),
+            waker: RefCell::default(),
+            resets: RefCell::new(Allowance::new(limits::RESETS)),
+            too_many_resets: Cell::new(false),
+        }
+    }
+
+    fn wake_by(&self, waker: &Waker) {
+        let mut known = self.waker.borrow_mut();
+        if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *known = Some(waker.clone());
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn note_reset(&self, now: u64) {
+        if !self.resets.borrow_mut().spend(now) {
+            self.too_many_resets.set(true);
+            self.wake();
+        }
+    }
+
+    fn poll_none(&self, cx: &Context<'_>) -> Poll<()> {
+        self.wake_by(cx.waker());
+        if self.open.get() == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// A stream whose story is not over; dropping it says that it is.
+struct Open {
+    streams: Rc<Streams>,
+}
+
+impl Open {
+    fn new(streams: &Rc<Streams>) -> Self {
+        streams.open.set(streams.open.get() + 1);
+        Self { streams: Rc::clone(streams) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let open = self.streams.open.get().saturating_sub(1);
+        self.streams.open.set(open);
+        if open == 0 {
+            self.streams.wake();
+        }
+    }
+}
+
+/// Counts a connection that was ended for what its client did, and puts it on record, not
+/// too often.
+fn refused(worker: &Worker, source: &Source, reason: Reason, code: Code) {
+    static LIMITER: Limiter = Limiter::new(5);
+    worker.counters().refused(reason);
+    if let Some(suppressed) = LIMITER.admit(Instant::now()) {
+        tracing::warn!(
+            message_id = events::HTTP2_REFUSED,
+            client = source.address.as_str(),
+            reason = reason.as_str(),
+            code = ?code,
+            suppressed,
+            "a client's HTTP/2 connection was closed for what it sent"
+        );
+    }
+}
+
+/// Reads on until the client has read what was sent and ends its direction: closing with
+/// bytes unread would send a reset, which can take the last frames from it.
+async fn part(stream: &Stream, timer: &Timer) {
+    let mut most = PARTING_BYTES;
+    let mut scratch = [0; 1024];
+    timer.set(Some(PARTING));
+    poll_fn(|cx| {
+        while let Poll::Ready(read) = stream.poll_read(cx, &mut scratch) {
+            match read.ok().filter(|n| *n > 0).and_then(|n| most.checked_sub(n)) {
+                Some(left) => most = left,
+                None => return Poll::Ready(()),
+            }
+        }
+        timer.poll(cx)
+    })
+    .await;
+}

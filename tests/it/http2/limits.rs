@@ -1,0 +1,234 @@
+//! What one connection may ask for, and what becomes of it when it asks for more.
+
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::http2::client::Client;
+use crate::http2::frames::{
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frames, HEADERS, PING, PRIORITY,
+    RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
+};
+use crate::traffic::door::{Daemon, Setup};
+
+fn before(backend: &Backend) -> Daemon {
+    Setup::new().set("WORKERS", 1).set("BACKEND_ADDRESS", &backend.address).start()
+}
+
+/// Waits for the record of a connection that was ended.
+fn assert_recorded(daemon: &Daemon, reason: &str) {
+    let record = daemon.logged(reason, |line| line["reason"] == reason && line["message_id"].is_string());
+    assert_eq!((&record["client"], record["level"].as_str()), (&"127.0.0.1".into(), Some("WARN")), "{record}");
+    assert_eq!(record["code"], "ENHANCE_YOUR_CALM", "{record}");
+}
+
+#[test]
+fn limits_are_told_beforehand() {
+    let daemon = Setup::new().set("HTTP2_MAX_STREAMS", 7).set("MAX_HEADER_SIZE", "20KiB").start();
+    let mut client = Frames::raw(daemon.address());
+    client.send([frames::PREFACE, &frame(SETTINGS, 0, 0, "")].concat());
+    let settings = client.read();
+    assert_eq!(settings.kind, SETTINGS);
+    let told = |key: u16| {
+        let mut pairs = settings.payload.chunks(6);
+        pairs.find(|pair| pair[..2] == key.to_be_bytes()).map(|pair| u32::from_be_bytes(pair[2..].try_into().unwrap()))
+    };
+    assert_eq!((told(3), told(6), told(4), told(5)), (Some(7), Some(20_480), Some(65_536), Some(16_384)));
+    let opened = client.await_frame("a window", |frame| frame.kind == WINDOW_UPDATE && frame.stream == 0);
+    assert_eq!(opened.number(0), 1024 * 1024 - 65_535);
+}
+
+#[test]
+fn streams_beyond_the_limit_are_refused_and_may_come_again() {
+    let backend = Backend::new();
+    let daemon =
+        Setup::new().set("WORKERS", 1).set("HTTP2_MAX_STREAMS", 2).set("BACKEND_ADDRESS", &backend.address).start();
+    let mut client = Frames::connect(daemon.address());
+    client.send([frames::ask(1), frames::ask(3), frames::ask(5)].concat());
+    assert_eq!(client.reset(5), frames::REFUSED_STREAM);
+    for _ in 0..2 {
+        backend.take().0.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
+    }
+    for _ in 0..2 {
+        client.await_frame("an end", |frame| frame.kind == DATA && frame.flags == END_STREAM);
+    }
+    client.send(frames::ask(7));
+    backend.take().0.answer("again");
+    client.end(7);
+    backend.expect_none();
+}
+
+#[test]
+fn a_head_that_is_too_large_is_431_counted_with_32_bytes_for_each_field() {
+    let backend = Backend::new();
+    let daemon =
+        Setup::new().set("WORKERS", 1).set("MAX_HEADER_SIZE", 2048).set("BACKEND_ADDRESS", &backend.address).start();
+    let mut client = Frames::connect(daemon.address());
+    // 4 fields of the start have 42 and 128 bytes.
+    let pseudo: usize = frames::GET.iter().map(|(name, value)| name.len() + value.len() + 32).sum();
+    let field = ("x", "y");
+    let fits = (2047 - pseudo) / 34;
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, frames::get(&vec![field; fits])));
+    let (mut peer, got) = backend.take();
+    assert_eq!(got.head.all("x").len(), fits);
+    peer.answer("fits");
+    client.end(1);
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, frames::get(&vec![field; fits + 1])));
+    assert_eq!(client.head(3).status(), 431);
+    client.expect_alive();
+    // A block that goes on and on is read to its end only within bounds.
+    client.send(frame(HEADERS, END_STREAM, 5, frames::get(&[])));
+    let mut piece = Vec::new();
+    for _ in 0..400 {
+        piece.extend(frame(CONTINUATION, 0, 5, frames::block(&[field; 40])));
+    }
+    let _ = client.peer.try_send(piece);
+    assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM);
+    assert_recorded(&daemon, "http2_flood");
+}
+
+#[test]
+fn floods_of_frames_that_bring_nothing_end_the_connection() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let floods: &[(&str, Vec<u8>)] = &[
+        ("PING", frame(PING, 0, 0, "pingping")),
+        ("PING answers", frame(PING, ACK, 0, "pingping")),
+        ("SETTINGS", frame(SETTINGS, 0, 0, "")),
+        ("PRIORITY", frame(PRIORITY, 0, 1, [0, 0, 0, 0, 9])),
+        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, 1_u32.to_be_bytes())),
+        ("unknown", frame(0xfa, 0, 0, "whatever")),
+        ("empty DATA", frame(DATA, 0, 1, "")),
+        ("CONTINUATION", frame(CONTINUATION, 0, 1, "")),
+    ];
+    for (name, flood) in floods {
+        let mut client = Frames::connect(daemon.address());
+        let mut start = Vec::new();
+        match *name {
+            "empty DATA" => start = frame(HEADERS, END_HEADERS, 1, frames::post(&[])),
+            "CONTINUATION" => start = frame(HEADERS, 0, 1, ""),
+            _ => {}
+        }
+        // 100 at a time are borne.
+        if start.is_empty() {
+            client.send(flood.repeat(100));
+            client.expect_alive();
+        }
+        let _ = client.peer.try_send([start, flood.repeat(40_000)].concat());
+        assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM, "{name}");
+    }
+    assert_recorded(&daemon, "http2_flood");
+    daemon.wait("no connection", |status| status["connections"] == 0);
+}
+
+#[test]
+fn streams_that_are_opened_to_be_reset_end_the_connection() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    // CVE-2023-44487: all at once.
+    let mut client = Frames::connect(daemon.address());
+    let burst: Vec<u8> = (0..2000)
+        .flat_map(|turn| {
+            let stream = 1 + 2 * turn;
+            [frames::ask(stream), frame(RST_STREAM, 0, stream, [0, 0, 0, 8])].concat()
+        })
+        .collect();
+    let _ = client.peer.try_send(burst);
+    assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM);
+    // One after the other, each after it was taken up.
+    let mut client = Frames::connect(daemon.address());
+    let mut resets = 0_u32;
+    loop {
+        let stream = 1 + 2 * resets;
+        let ping = frame(PING, 0, 0, stream.to_be_bytes().repeat(2));
+        let ask = [frames::ask(stream), ping.clone(), frame(RST_STREAM, 0, stream, [0, 0, 0, 8]), ping].concat();
+        if client.peer.try_send(ask).is_err() || client.reads_goaway(2) {
+            break;
+        }
+        resets += 1;
+        assert!(resets < 5_000, "no end to resets");
+    }
+    assert!(resets >= 400, "only {resets} resets were borne");
+    daemon.wait_in_flight(0);
+    assert_recorded(&daemon, "http2_flood");
+}
+
+#[test]
+fn streams_that_the_client_has_us_reset_end_the_connection() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    // CVE-2025-8671: a window that opens by nothing is a fault of the stream alone (§6.9).
+    let mut client = Frames::connect(daemon.address());
+    let burst: Vec<u8> = (0..2000)
+        .flat_map(|turn| {
+            let stream = 1 + 2 * turn;
+            [
+                frame(HEADERS, END_HEADERS, stream, frames::post(&[])),
+                frame(WINDOW_UPDATE, 0, stream, [0x7f, 255, 255, 255]),
+            ]
+            .concat()
+        })
+        .collect();
+    let _ = client.peer.try_send(burst);
+    assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM);
+    daemon.wait_in_flight(0);
+    assert_recorded(&daemon, "http2_flood");
+}
+
+#[test]
+fn a_client_that_takes_many_small_frames_may_open_many_windows() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = Frames::connect(daemon.address());
+    client.send(frames::ask(1));
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.head(1);
+    for _ in 0..1500 {
+        peer.send_chunk(b"tick");
+        client.await_frame("a tick", |frame| frame.kind == DATA);
+        let window = 4_u32.to_be_bytes();
+        client.send([frame(WINDOW_UPDATE, 0, 0, window), frame(WINDOW_UPDATE, 0, 1, window)].concat());
+    }
+    peer.send("0\r\n\r\n");
+    client.end(1);
+}
+
+#[test]
+fn a_client_that_reads_nothing_holds_little() {
+    let backend = Backend::new();
+    let daemon = Setup::new()
+        .set("WORKERS", 1)
+        .set("BODY_TIMEOUT", "500ms")
+        .set("MIN_BODY_RATE", "off")
+        .set("BACKEND_ADDRESS", &backend.address)
+        .start();
+    let before = daemon.memory();
+    let mut client = Frames::with(daemon.address(), &[(4, 0x7fff_ffff)]);
+    client.peer.shrink();
+    client.send(frame(WINDOW_UPDATE, 0, 0, 0x7fff_0000_u32.to_be_bytes()));
+    let peers: Vec<_> = (0..50)
+        .map(|turn| {
+            client.send(frames::ask(1 + 2 * turn));
+            let (mut peer, _) = backend.take();
+            peer.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5000000\r\n\r\n");
+            peer.send_until_full(Duration::from_millis(20));
+            peer
+        })
+        .collect();
+    assert!(daemon.memory() < before + (24 << 20), "{} bytes more", daemon.memory() - before);
+    daemon.record_of("client_slow_reader");
+    daemon.wait_in_flight(0);
+    drop(peers);
+}
+
+#[test]
+fn ten_thousand_requests_on_one_connection_are_no_flood() {
+    let daemon = Setup::new().set("ACCESS_LOG", "off").start();
+    let client = Client::connect(daemon.address());
+    for _ in 0..100 {
+        let exchanges: Vec<_> = (0..100).map(|_| client.get("/")).collect();
+        for exchange in exchanges {
+            assert_eq!(exchange.answer().status, 200);
+        }
+    }
+}
