@@ -45,6 +45,10 @@ fn files(config: &Config, doors: &Doors) -> Vec<PathBuf> {
     let kept = |path: &&PathBuf| config.credentials.as_ref().is_none_or(|folder| !path.starts_with(folder));
     let mut pairs: Vec<PathBuf> =
         doors.pairs().flat_map(|pair| [&pair.certificate, &pair.key]).filter(kept).cloned().collect();
+    if config.daemon.acme {
+        let named = [&config.daemon.acme_ca, &config.daemon.acme_eab_key].into_iter().flatten();
+        pairs.extend(named.filter_map(|file| file.path(None)));
+    }
     pairs.dedup();
     paths.extend(pairs);
     let beside = config.routes.iter().filter_map(|route| match &route.origin {
@@ -66,6 +70,14 @@ fn meaning(config: &Config, doors: &Doors) -> String {
     parts.push(format!("\nlistens on\n{}", listening(config)));
     if !doors.is_empty() {
         parts.push(format!("\ncertificates\n{}", certificates(doors)));
+    }
+    let names: Vec<String> = config.acme_names().into_iter().map(String::from).collect();
+    if !names.is_empty() {
+        parts.push(format!(
+            "\nautomatic certificates, from {}\n  {}",
+            config.daemon.acme_directory,
+            names.join("\n  ")
+        ));
     }
     if !config.settings.is_empty() {
         parts.push(format!("\nsettings\n{}", settings("  ", &config.settings)));

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::acme;
 use super::doors::Doors;
 use super::facts;
 use super::names::{Offer, covers};
@@ -76,6 +77,7 @@ impl Doors {
         Certificates::of(config).for_each(|certificates| loader.read(&certificates));
         loader.carry_over();
         let Loader { offers, warnings, mut problems, .. } = loader;
+        acme::look(config, load.manner, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
         }

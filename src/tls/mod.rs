@@ -17,8 +17,10 @@
 //! | whether files have changed | `watch` |
 //! | OCSP responses | `ocsp` |
 //! | what an ACME server is shown | `challenges` |
+//! | what obtaining certificates takes | `acme` |
 //! | suites, groups, session tickets | `crypto` |
 
+pub mod acme;
 pub mod challenges;
 mod crypto;
 mod doors;

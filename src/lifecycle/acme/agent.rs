@@ -19,11 +19,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
+
+use crate::tls;
 
 /// How long connecting may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -52,7 +51,7 @@ impl Agent {
     /// There is nothing to verify a server by.
     pub fn new(ca: Option<&Path>) -> Result<Agent, String> {
         let roots = roots(ca)?;
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let config = ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots)
@@ -81,13 +80,10 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
         }
         return Ok(roots);
     };
-    let wrong = |what: String| format!("{}: {what}", path.display());
-    let bytes = crate::config::read(path).map_err(|error| wrong(crate::config::reason(&error)))?;
-    for certificate in CertificateDer::pem_slice_iter(&bytes) {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-    }
-    if roots.is_empty() { Err(wrong("has no certificate in PEM".to_owned())) } else { Ok(roots) }
+    let wrong = |what: String| format!("{} {what}", path.display());
+    let bytes = crate::config::read(path)
+        .map_err(|error| wrong(format!("can't be read: {}", crate::config::reason(&error))))?;
+    tls::acme::roots(&bytes).map_err(wrong)
 }
 
 impl HttpClient for Agent {
@@ -181,8 +177,8 @@ mod tests {
     fn a_server_is_verified_by_something() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
-        assert!(Agent::new(Some(&path)).is_err_and(|error| error.ends_with("ca.pem: no such file")));
+        assert!(Agent::new(Some(&path)).is_err_and(|error| error.ends_with("ca.pem can't be read: no such file")));
         std::fs::write(&path, "none\n").unwrap();
-        assert!(Agent::new(Some(&path)).is_err_and(|error| error.ends_with("has no certificate in PEM")));
+        assert!(Agent::new(Some(&path)).is_err_and(|error| error.ends_with("ca.pem is not PEM")));
     }
 }

@@ -13,8 +13,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use instant_acme::{
     Account, AccountCredentials, AuthorizationHandle, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error,
     ExternalAccountKey, Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
@@ -26,6 +24,7 @@ use tokio::task::spawn_blocking;
 use super::agent::{Agent, chain};
 use super::store::{Store, StoreError};
 use crate::config::AcmeChallenge;
+use crate::tls;
 use crate::tls::challenges::{Challenges, Published};
 
 /// How often the server is asked what has become of a check or an order: after a quarter of
@@ -380,19 +379,13 @@ fn request(name: &str) -> Result<(String, Vec<u8>), rcgen::Error> {
 }
 
 /// The key of an account elsewhere.
-///
-/// Source: RFC 8555 §7.3.4: the key in base64url.
 async fn binding_key(id: &str, path: PathBuf) -> Result<ExternalAccountKey, Failure> {
-    let wrong = |path: &PathBuf, what: &str| Failure::here(format!("{}: {what}", path.display()));
+    let wrong = |path: &PathBuf, what: &str| Failure::here(format!("{} {what}", path.display()));
     let read = path.clone();
     let bytes = spawn_blocking(move || crate::config::read(&read))
         .await
         .map_err(Failure::here)?
-        .map_err(|error| wrong(&path, &crate::config::reason(&error)))?;
-    // Some give it out with padding.
-    let text = String::from_utf8_lossy(&bytes);
-    let key = BASE64_URL_SAFE_NO_PAD
-        .decode(text.trim().trim_end_matches('='))
-        .map_err(|_| wrong(&path, "is no key in base64url"))?;
+        .map_err(|error| wrong(&path, &format!("can't be read: {}", crate::config::reason(&error))))?;
+    let key = tls::acme::binding_key(&bytes).map_err(|why| wrong(&path, &why))?;
     Ok(ExternalAccountKey::new(id.to_owned(), &key))
 }

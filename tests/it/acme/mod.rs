@@ -1,5 +1,6 @@
 //! Certificates from an ACME server: had, renewed, and what stands in the way.
 
+mod front;
 mod pebble;
 
 use std::fs;
@@ -12,6 +13,7 @@ use serde_json::Value;
 use crate::nameserver::NameServer;
 use crate::server::Server;
 use crate::traffic::door::{Daemon, Setup};
+use front::Front;
 use pebble::Pebble;
 
 /// Half a year: nothing is renewed while a test runs.
@@ -224,4 +226,46 @@ fn names_come_and_go_with_reloads() {
     daemon.replace("ACME", "off");
     assert_eq!(states(&daemon), []);
     assert_eq!(daemon.lines(with_id(events::ACME_OBTAINED, "a.test")).len(), 1);
+}
+
+#[test]
+fn a_certificate_is_renewed_when_the_server_says_so() {
+    // Much longer than a test waits for anything.
+    let Some(Scene { pebble, setup, _names }) = scene(&["a.test"], &Terms { validity: 300, ..USUAL }) else { return };
+    let front = Front::of(&pebble);
+    let daemon = setup.set("ACME_DIRECTORY", front.directory()).start();
+    obtained(&daemon, "a.test");
+    daemon.logged("a renewal", |line| line["message"] == "certificate renewed");
+    let asked = front.asked_for_advice();
+    let (authority, serial) = asked[0].split_once('.').expect("two parts");
+    assert!(!authority.is_empty() && !serial.is_empty(), "{asked:?}");
+    assert!(front.orders().iter().any(|order| order["replaces"] == asked[0]), "it says what it replaces");
+}
+
+#[test]
+fn an_account_that_the_server_has_closed_is_not_got_round() {
+    let Some(Scene { pebble, setup, _names }) = scene(&["a.test"], &USUAL) else { return };
+    let front = Front::of(&pebble);
+    front.refuse_orders("unauthorized", "the account was deactivated");
+    let daemon = setup.set("ACME_DIRECTORY", front.directory()).start();
+    let record = failed(&daemon, "all");
+    let error = record["error"].as_str().unwrap();
+    assert!(error.contains("the account was deactivated (unauthorized); without "), "{error}");
+    assert!(error.contains("account.json another one is registered"), "{error}");
+}
+
+#[test]
+fn a_server_that_wants_to_be_left_alone_is() {
+    let Some(Scene { pebble, setup, _names }) = scene(&["a.test"], &USUAL) else { return };
+    let front = Front::of(&pebble);
+    front.refuse_orders("rateLimited", "too many certificates");
+    let daemon = setup.set("ACME_DIRECTORY", front.directory()).start();
+    let record = failed(&daemon, "a.test");
+    assert_eq!((&record["error"], &record["retry_s"]), (&"too many certificates (rateLimited)".into(), &7777.into()));
+    // Also a reload leaves it alone.
+    daemon.reload("");
+    let next = daemon.status()["automatic"][0]["next"].as_u64().unwrap();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!(next > now + 7000, "{next} {now}");
+    assert_eq!(front.orders().len(), 1);
 }

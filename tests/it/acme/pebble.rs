@@ -145,6 +145,11 @@ impl Pebble {
         self.folder.path().join(name)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The URL of its directory.
     pub fn directory(&self) -> String {
         format!("https://{}/dir", self.address)
