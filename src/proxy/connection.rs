@@ -42,13 +42,16 @@ const LINGER_BODY_BYTES: u64 = 64 * 1024 * 1024;
 /// body; what is more counts as a head, and so has its bounds.
 const EMPTY_LINES: u32 = 8;
 
-/// Serves one client connection that speaks HTTP, to its end. It speaks HTTP/1 unless its first
-/// bytes say otherwise.
+/// Serves one client connection that speaks HTTP, to its end. It speaks HTTP/1 unless HTTP/2 was
+/// agreed on with TLS, or its first bytes without TLS say so.
 pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
-    let mut client = Http1::new(io);
     let timer = worker.clock().timer();
-    let mut first = true;
     let age = Age { born: timer.clock().millis(), spread: 0.9 + 0.2 * fastrand::f64() };
+    if io.tls().is_some_and(|tls| tls.speaks(b"h2")) {
+        return Box::pin(server::serve(worker, Rc::new(io), Vec::new(), source, timer, age)).await;
+    }
+    let mut client = Http1::new(io);
+    let mut first = true;
     loop {
         if !stirs(&worker, &mut client, &timer, first).await {
             return;
@@ -146,7 +149,7 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
         Some(Err(Fault::Truncated)) => Reason::ClientLeft,
         // Its first line is one of HTTP, but of no version that has such lines.
         Some(Err(Fault::Malformed(Reason::VersionUnsupported)))
-            if first && daemon.http2 && client.wire().unread().starts_with(PREFACE_LINE) =>
+            if first && daemon.http2 && client.is_plain() && client.wire().unread().starts_with(PREFACE_LINE) =>
         {
             return Served::Preface;
         }

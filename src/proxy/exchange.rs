@@ -344,6 +344,10 @@ impl<'a, C: Client> Exchange<'a, C> {
                         Err(Reason::BackendMalformed)
                     });
                 }
+                // To whom asks by a CONNECT for another protocol it would say that it is spoken.
+                Poll::Ready(Ok(head)) if self.head.is_connect() && matches!(head.status, 200..300) => {
+                    return Poll::Ready(Err(Reason::BackendNotUpgraded));
+                }
                 Poll::Ready(Ok(head)) if self.holds(&head) => return Poll::Ready(Ok(Finish::Held(Box::new(head)))),
                 Poll::Ready(Ok(head)) => self.begin(&head),
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(backend(fault, false))),

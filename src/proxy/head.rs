@@ -400,6 +400,13 @@ impl RequestHead {
         protocols(&self.fields)
     }
 
+    /// Whether it asks for another protocol as HTTP/2 does, where success means that it is
+    /// spoken (RFC 8441).
+    #[must_use]
+    pub fn is_connect(&self) -> bool {
+        self.upgrade && self.version == Version::Http2
+    }
+
     /// Host and port that the client asked for.
     #[must_use]
     pub fn authority(&self) -> Option<&[u8]> {

@@ -89,6 +89,9 @@ reasons! {
     BackendStreamTimeout = "backend_stream_timeout", 504, "connection_read_timeout", Backend;
     /// The backend's body ended before its announced end.
     BackendTruncated = "backend_truncated", 502, "http_response_incomplete", Backend;
+    /// The backend answered as if nothing else than HTTP had been asked for, to a client of
+    /// HTTP/2 that asked for a WebSocket.
+    BackendNotUpgraded = "backend_not_upgraded", 502, "http_upgrade_failed", Backend;
     /// All permits were taken and the queue was full.
     QueueFull = "queue_full", 503, "connection_limit_reached", Ours;
     /// No permit came free within `QUEUE_TIMEOUT`.
@@ -183,6 +186,7 @@ mod tests {
         ("http_response_header_section_size", Some(502)),
         ("http_protocol_error", Some(502)),
         ("http_response_timeout", Some(504)),
+        ("http_upgrade_failed", Some(502)),
         ("proxy_internal_response", None),
         ("proxy_internal_error", Some(500)),
     ];

@@ -18,7 +18,7 @@ use super::pair::Pair;
 use crate::config::{Config, Mode, UnknownName};
 
 /// What is offered by ALPN where requests of HTTP are spoken.
-const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
+const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 /// The certificates of one configuration, and what goes with them.
 #[derive(Debug, Default)]
@@ -42,12 +42,13 @@ struct Serving {
 }
 
 impl Serving {
-    fn new(names: &Arc<Names>, past: Option<&Serving>) -> Result<Serving, rustls::Error> {
+    fn new(names: &Arc<Names>, past: Option<&Serving>, http2: bool) -> Result<Serving, rustls::Error> {
         // Tickets that were given out before a reload are good after it.
         let ticketer = past.map_or_else(crypto::ticketer, |past| Ok(Arc::clone(&past.ticketer)))?;
         let tcp = crypto::server(Arc::new(NoClientAuth), Arc::clone(names) as _, Arc::clone(&ticketer))?;
         let mut http = tcp.clone();
-        http.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
+        let offered = PROTOCOLS.iter().filter(|protocol| http2 || **protocol != b"h2");
+        http.alpn_protocols = offered.map(|protocol| protocol.to_vec()).collect();
         Ok(Serving { ticketer, http: Arc::new(http), tcp: Arc::new(tcp) })
     }
 }
@@ -66,7 +67,7 @@ impl Doors {
         let names = Arc::new(Names::new(&offers, now));
         let serving = match offers.as_slice() {
             [] => None,
-            _ => Some(Serving::new(&names, past.and_then(|past| past.serving.as_ref()))?),
+            _ => Some(Serving::new(&names, past.and_then(|past| past.serving.as_ref()), config.daemon.http2)?),
         };
         let turns = offers.iter().flat_map(|offer| offer.pair.turns()).filter(|turn| *turn > now).min();
         Ok(Doors {
@@ -241,6 +242,14 @@ mod tests {
         assert_eq!(met.server.alpn_protocol(), Some(&b"http/1.1"[..]));
         let group = met.server.negotiated_key_exchange_group().unwrap();
         assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
+        // Of what both speak, ours comes first.
+        client.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
+        for (http2, spoken) in [("on", &b"h2"[..]), ("off", b"http/1.1")] {
+            let main = format!("TLS_CERTIFICATE=DIR\nHTTP2={http2}\n");
+            let doors = load(&folder, &main, &[], None).unwrap();
+            let met = meet(&doors, &Arc::new(client.clone()), "a.test").unwrap();
+            assert_eq!(met.server.alpn_protocol(), Some(spoken));
+        }
         client.alpn_protocols = vec![b"spdy/1".to_vec()];
         let refused = meet(&doors, &Arc::new(client), "a.test").unwrap_err();
         assert_eq!(refused, AlertDescription::NoApplicationProtocol);

@@ -85,6 +85,12 @@ impl Http1 {
         &mut self.wire
     }
 
+    /// Whether its connection carries no TLS.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.wire.io().tls().is_none()
+    }
+
     /// The connection alone, with what was read of it and belongs to no request.
     #[must_use]
     pub fn into_parts(self) -> (Rc<Stream>, Vec<u8>) {

@@ -35,6 +35,10 @@ pub struct Http2 {
     trailers: bool,
     /// Bytes of the request's body, as far as its head says.
     announced: Option<u64>,
+    /// What comes in is of another protocol, which was asked for and is not spoken yet.
+    asks: bool,
+    /// It is spoken now.
+    switched: bool,
     /// What the answer sets besides.
     cookie: Option<Box<str>>,
     /// The client has reset the stream, or its connection is gone.
@@ -51,7 +55,13 @@ impl Http2 {
             Framing::Length(length) => Some(length),
             _ => None,
         };
-        Self { method: head.method, trailers: head.trailers, announced, ..Self::unread(stream, respond) }
+        Self {
+            method: head.method,
+            trailers: head.trailers,
+            announced,
+            asks: head.upgrade,
+            ..Self::unread(stream, respond)
+        }
     }
 
     /// One whose request has no head that can be made out.
@@ -65,6 +75,8 @@ impl Http2 {
             method: Method::Other,
             trailers: false,
             announced: None,
+            asks: false,
+            switched: false,
             cookie: None,
             left: false,
             aborted: false,
@@ -92,7 +104,7 @@ impl Http2 {
 
 impl Source for Http2 {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
-        self.body.poll_piece(cx)
+        if self.asks { Poll::Ready(Ok(Piece::End)) } else { self.body.poll_piece(cx) }
     }
 
     fn consume(&mut self, n: usize) {
@@ -167,7 +179,7 @@ impl Client for Http2 {
     }
 
     fn is_read(&self) -> bool {
-        self.body.is_read()
+        self.asks || self.body.is_read()
     }
 
     fn set_cookie(&mut self, cookie: Option<Box<str>>) {
@@ -205,7 +217,12 @@ impl Client for Http2 {
         self.output.stream_mut().is_none()
     }
 
-    fn switch(&mut self, _head: &ResponseHead, _edits: Option<&FieldEdits>) {}
+    fn switch(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>) {
+        self.head = Some(fields::switching(head, edits, self.cookie.take().as_deref()));
+        self.output.begin(Framing::UntilClose);
+        self.body.release();
+        (self.asks, self.switched) = (false, true);
+    }
 
     fn close_write(&mut self) -> Result<(), Fault> {
         // The answer's last frame has ended our direction of the stream.
@@ -229,7 +246,8 @@ impl Client for Http2 {
 
     fn abort(&mut self) {
         self.aborted = true;
-        self.respond.send_reset(Code::INTERNAL_ERROR);
+        // The other protocol's end by a reset has a code of its own (RFC 8441 §5).
+        self.respond.send_reset(if self.switched { Code::CANCEL } else { Code::INTERNAL_ERROR });
     }
 
     fn bytes_out(&self) -> u64 {

@@ -52,9 +52,7 @@ pub fn response(head: &ResponseHead, edits: Option<&FieldEdits>, cookie: Option<
         _ => edits.is_some_and(|edits| edits.drops(field.name.of(bytes))),
     });
     set(&mut map, edits);
-    if !map.contains_key(DATE) {
-        map.insert(DATE, date());
-    }
+    map.entry(DATE).or_insert_with(date);
     let length = match head.framing {
         Framing::Length(length) => Some(length),
         Framing::Empty => head.stated_length,
@@ -79,6 +77,26 @@ pub fn interim(head: &ResponseHead, edits: Option<&FieldEdits>) -> Response<()> 
             || edits.is_some_and(|edits| edits.drops(field.name.of(bytes)))
     });
     whole(head.status, map)
+}
+
+/// What tells a client that the protocol it has asked for is spoken from now on, of the 101
+/// that says so in HTTP/1.1 (RFC 8441 §5).
+#[must_use]
+pub fn switching(head: &ResponseHead, edits: Option<&FieldEdits>, cookie: Option<&str>) -> Response<()> {
+    let bytes = head.fields.bytes();
+    let mut map = HeaderMap::new();
+    copy(&mut map, &head.fields, |field| {
+        let name = field.name.of(bytes);
+        matches!(field.known, Known::ContentLength | Known::Trailer)
+            || name.eq_ignore_ascii_case(b"sec-websocket-accept")
+            || edits.is_some_and(|edits| edits.drops(name))
+    });
+    set(&mut map, edits);
+    map.entry(DATE).or_insert_with(date);
+    if let Some(Ok(cookie)) = cookie.map(HeaderValue::from_str) {
+        map.append(SET_COOKIE, cookie);
+    }
+    whole(200, map)
 }
 
 /// The head of an answer of our own.

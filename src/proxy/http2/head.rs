@@ -8,8 +8,13 @@
 //! pseudo-header fields that are missing, double, unknown or out of place, a body that is not
 //! as long as its head says.
 //!
+//! An extended CONNECT (RFC 8441) becomes what asks for the same in HTTP/1.1: a GET that offers
+//! its protocol. What a WebSocket has as proof there that both sides speak of the same thing
+//! is ours to bring along, since HTTP/2 has no need of it (§5).
+//!
 //! The crate takes a fragment off `:path`, so that one is never seen here.
 
+use h2::ext::Protocol;
 use http::header::COOKIE;
 use http::request::Parts;
 
@@ -20,6 +25,9 @@ use crate::proxy::http1::parse;
 use crate::telemetry::Reason;
 use crate::transport::buffer;
 
+/// The proof of a WebSocket's client (RFC 6455 §11.3.1).
+const KEY: &[u8] = b"sec-websocket-key";
+
 /// What each field counts beside its bytes (RFC 9113 §6.5.2).
 const EACH: usize = 32;
 
@@ -29,7 +37,8 @@ const EACH: usize = 32;
 /// # Errors
 /// The reason to refuse it with.
 pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, Reason> {
-    let method = parts.method.as_str().as_bytes();
+    let protocol = parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().as_bytes());
+    let method = if protocol.is_some() { b"GET" } else { parts.method.as_str().as_bytes() };
     if method.len() > METHOD_MOST {
         return Err(Reason::MethodTooLong);
     }
@@ -51,6 +60,12 @@ pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, 
         writer.size += 6;
         writer.field(b"host", authority)?;
     }
+    if let Some(protocol) = protocol {
+        writer.field(b"upgrade", protocol)?;
+        if protocol.eq_ignore_ascii_case(b"websocket") {
+            writer.field(KEY, &base64(fastrand::u128(..)))?;
+        }
+    }
     let mut cookies = false;
     for (name, value) in &parts.headers {
         let value = value.as_bytes();
@@ -60,6 +75,7 @@ pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, 
                 writer.count(4 + value.len() + EACH)?;
             }
             (Known::Host, Some(_)) => return Err(Reason::BadRequest),
+            _ if protocol.is_some() && name.as_str().as_bytes() == KEY => {}
             // What was split to be compressed becomes one line again (§8.2.3).
             _ if *name == COOKIE => {
                 if !std::mem::replace(&mut cookies, true) {
@@ -72,10 +88,30 @@ pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, 
     let Writer { bytes, fields, .. } = writer;
     let mut head = parse::meaning(&bytes, line, fields)?;
     head.fields.own(bytes);
+    if protocol.is_some() {
+        // What follows is the other protocol's, in both directions.
+        let offers = head.offers().next().is_some();
+        head.upgrade = offers;
+        let is_empty = matches!(head.framing, Framing::Empty | Framing::Length(0));
+        return if head.upgrade && is_empty { Ok(head) } else { Err(Reason::BadRequest) };
+    }
     if head.framing == Framing::Empty && !ended {
         head.framing = Framing::Chunked;
     }
     Ok(head)
+}
+
+/// A nonce in base 64 (RFC 6455 §4.1, RFC 4648 §4).
+fn base64(nonce: u128) -> [u8; 24] {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = [b'='; 24];
+    for (place, digit) in text.iter_mut().take(22).enumerate() {
+        // 128 bits are 21 digits of 6, and 2 bits that the last one begins with.
+        let bits = if place < 21 { nonce >> (122 - 6 * place) } else { nonce << 4 };
+        let index = usize::try_from(bits & 63).unwrap_or(0);
+        *digit = DIGITS.get(index).copied().unwrap_or(b'A');
+    }
+    text
 }
 
 /// Writes parts of a head, and counts them.
@@ -144,5 +180,63 @@ impl Writer {
         self.fields.index_mut().push(Field { name, value, known, hop: known.is_hop_by_hop() });
         self.end_line();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{base64, request};
+    use crate::proxy::head::{Framing, RequestHead};
+    use crate::telemetry::Reason;
+    use http::request::Parts;
+
+    fn parts(fields: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::builder().uri("http://a.test/b?c");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn text(head: &RequestHead) -> String {
+        String::from_utf8_lossy(head.bytes()).into_owned()
+    }
+
+    #[test]
+    fn a_head_is_what_the_same_would_be_in_http_1() {
+        let head = request(&parts(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")]), true, 4096).unwrap();
+        assert_eq!(text(&head), "GET/b?c\r\nhost: a.test\r\ncookie: a=1; b=2\r\nx: y\r\n");
+        assert_eq!((head.target(), head.authority()), (&b"/b?c"[..], Some(&b"a.test"[..])));
+        assert_eq!((head.version.number(), head.framing), (20, Framing::Empty));
+        // Each line stands as we would write it, so that it goes on in one piece with its neighbours.
+        assert!(head.fields.iter().all(|field| field.line(head.bytes()).is_some()));
+        for (fields, framing) in [
+            (&[][..], Framing::Chunked),
+            (&[("content-length", "9")], Framing::Length(9)),
+            (&[("content-length", "0")], Framing::Length(0)),
+        ] {
+            assert_eq!(request(&parts(fields), false, 4096).unwrap().framing, framing);
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_head_is_counted_as_the_settings_say() {
+        // :method GET, :scheme http, :authority a.test, :path /b?c, x y
+        let size = 7 + 3 + 7 + 4 + 10 + 6 + 5 + 4 + 2 + 5 * 32;
+        assert!(request(&parts(&[("x", "y")]), true, size).is_ok());
+        assert_eq!(request(&parts(&[("x", "y")]), true, size - 1).err(), Some(Reason::HeaderTooLarge));
+        // Crumbs count one by one.
+        let crumbs = [("cookie", "a"), ("cookie", "b")];
+        let size = size - 34 + 2 * (6 + 1 + 32);
+        assert!(request(&parts(&crumbs), true, size).is_ok());
+        assert_eq!(request(&parts(&crumbs), true, size - 1).err(), Some(Reason::HeaderTooLarge));
+    }
+
+    #[test]
+    fn a_nonce_is_written_by_the_digits_of_base_64() {
+        let of = |bytes: [u8; 16]| String::from_utf8(base64(u128::from_be_bytes(bytes)).to_vec()).unwrap();
+        assert_eq!(of(*b"the sample nonce"), "dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(of([0xff; 16]), "/////////////////////w==");
+        assert_eq!(of([0; 16]), "AAAAAAAAAAAAAAAAAAAAAA==");
     }
 }

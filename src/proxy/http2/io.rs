@@ -26,6 +26,8 @@ pub struct Io {
     /// Bytes that were read before, and how many of them were passed on.
     before: Vec<u8>,
     passed: usize,
+    /// Our direction was ended.
+    ended: bool,
 }
 
 /// What is known of a connection by what it carries.
@@ -66,7 +68,7 @@ impl Io {
     #[must_use]
     pub fn new(stream: Rc<Stream>, before: Vec<u8>, clock: Rc<Clock>, guard: Guard) -> (Self, Rc<Watch>) {
         let watch = Rc::new(Watch { clock, guard: RefCell::new(guard), read: Cell::new(0) });
-        (Self { stream, watch: Rc::clone(&watch), before, passed: 0 }, watch)
+        (Self { stream, watch: Rc::clone(&watch), before, passed: 0, ended: false }, watch)
     }
 
     fn sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -123,11 +125,14 @@ impl AsyncWrite for Io {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_flush(cx, &mut false)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.stream.shutdown_write())
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.stream.shutdown_write()?;
+        }
+        self.stream.poll_flush(cx, &mut false)
     }
 }

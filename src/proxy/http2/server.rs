@@ -105,7 +105,8 @@ fn builder(streams: usize, header_size: usize) -> Builder {
         .reset_stream_duration(limits::RESET_MEMORY)
         .max_pending_accept_reset_streams(limits::RESETS_UNSEEN)
         .max_local_error_reset_streams(Some(limits::FAULTS))
-        .data_frame_budget(limits::SMALL_DATA);
+        .data_frame_budget(limits::SMALL_DATA)
+        .enable_connect_protocol();
     builder
 }
 

@@ -29,6 +29,9 @@ pub struct Exchange<'a> {
     pub body: SendStream<Bytes>,
 }
 
+/// Its two halves.
+pub type Halves<'a> = (SendStream<Bytes>, Answering<'a>);
+
 /// The head of an answer, and what follows it.
 pub struct Answering<'a> {
     client: &'a Client,
@@ -148,6 +151,14 @@ impl<'a> Exchange<'a> {
     #[track_caller]
     pub fn head(self) -> Answering<'a> {
         self.try_head().unwrap()
+    }
+
+    /// The same, with the send half, for what goes on in both directions.
+    #[track_caller]
+    pub fn both(self) -> Halves<'a> {
+        let Exchange { client, response, body } = self;
+        let (parts, receive) = client.wait(response).unwrap().into_parts();
+        (body, Answering { client, status: parts.status.as_u16(), fields: parts.headers, body: receive })
     }
 
     /// Waits for the whole answer.

@@ -14,3 +14,5 @@ mod frames;
 mod limits;
 /// What a backend is told, and what a client is answered.
 mod requests;
+/// Other protocols on a stream.
+mod websocket;
