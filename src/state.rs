@@ -19,19 +19,21 @@ use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher as _;
 use std::sync::{Arc, LazyLock};
 
+use rustls::ClientConfig;
+
 use crate::balance::budget::Budget;
 use crate::balance::discovery::Directory;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
 use crate::balance::pool::{Pool, Terms};
 use crate::balance::sip::Key;
-use crate::config::{Auto, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target};
+use crate::config::{Auto, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target, server_name};
 use crate::routing::{FieldEdits, Rewrites, Table};
 use crate::telemetry::events;
-use crate::tls::Doors;
+use crate::tls::{Clients, Doors};
 
-use registry::Registry;
 pub use registry::{Departed, KNOWN, KNOWN_MOST, Past};
+use registry::{Meets, Registry};
 
 /// Descriptors kept back for logs, epoll, reloads and the admin socket.
 const RESERVED_DESCRIPTORS: u64 = 128;
@@ -48,6 +50,8 @@ pub struct Generation {
     pub config: Arc<Config>,
     /// What clients are shown that come by TLS.
     pub doors: Arc<Doors>,
+    /// How backends are spoken to over TLS.
+    pub clients: Arc<Clients>,
     routes: Box<[Arc<Route>]>,
     table: Arc<Table>,
 }
@@ -69,6 +73,8 @@ pub struct Route {
     pub cookie: Arc<str>,
     /// How they are checked.
     check: Option<Arc<Check>>,
+    /// With what trust those of them are spoken to that speak TLS.
+    client: Option<Arc<ClientConfig>>,
 }
 
 impl Route {
@@ -82,6 +88,7 @@ impl Route {
             budget: Arc::clone(&self.budget),
             cookie: Arc::clone(&self.cookie),
             check: self.check.clone(),
+            client: self.client.clone(),
         }
     }
 
@@ -103,8 +110,21 @@ impl Route {
 impl Generation {
     /// Builds the routes of `config`, with the names of backends as `directory` has them.
     /// Endpoints that are known from the `past` are passed on with all that is known of them.
+    /// No backend is reached over TLS.
     #[must_use]
     pub fn build(number: u64, config: impl Into<Arc<Config>>, directory: &Directory, past: Option<Past<'_>>) -> Self {
+        Self::build_with(number, config, Clients::default(), directory, past)
+    }
+
+    /// The same with these `clients` of backends that speak TLS.
+    #[must_use]
+    pub fn build_with(
+        number: u64,
+        config: impl Into<Arc<Config>>,
+        clients: Clients,
+        directory: &Directory,
+        past: Option<Past<'_>>,
+    ) -> Self {
         let config = config.into();
         let checks: Vec<_> = config.routes.iter().map(|route| Check::of(&route.settings).map(Arc::new)).collect();
         let mut registry = Registry::new(checks.iter().cloned(), past);
@@ -114,9 +134,11 @@ impl Generation {
             .routes
             .iter()
             .zip(checks)
-            .map(|(route, check)| {
+            .enumerate()
+            .map(|(index, (route, check))| {
                 let settings = &route.settings;
-                let pool = pool(&mut registry, settings, directory, check.as_ref());
+                let client = clients.of_route(index).cloned();
+                let pool = pool(&mut registry, settings, directory, check.as_ref(), client.as_ref());
                 let cookie = match &settings.sticky_cookie {
                     Auto::Is(name) => name.as_ref().into(),
                     Auto::Auto if settings.balance == Balance::Sticky => cookie(*SECRET, &route.name),
@@ -127,11 +149,11 @@ impl Generation {
                 let budget = known.map_or_else(|| budget(&config.daemon), |known| Arc::clone(known));
                 let rewrites = Rewrites::of(settings).map(Arc::from);
                 let (name, settings) = (route.name.as_str().into(), Arc::new(settings.clone()));
-                Arc::new(Route { name, settings, rewrites, pool, budget, cookie, check })
+                Arc::new(Route { name, settings, rewrites, pool, budget, cookie, check, client })
             })
             .collect();
         let table = Arc::new(Table::new(&config.routes));
-        Self { number, config, doors: Arc::default(), routes, table }
+        Self { number, config, doors: Arc::default(), clients: Arc::new(clients), routes, table }
     }
 
     /// The same one with these certificates.
@@ -146,13 +168,15 @@ impl Generation {
         let past = Past { generation: self, departed };
         let mut registry = Registry::new(self.routes.iter().map(|route| route.check.clone()), Some(past));
         let moved = |route: &Arc<Route>| {
-            let pool = pool(&mut registry, &route.settings, directory, route.check.as_ref());
+            let (check, client) = (route.check.as_ref(), route.client.as_ref());
+            let pool = pool(&mut registry, &route.settings, directory, check, client);
             if pool.same(&route.pool) { Arc::clone(route) } else { Arc::new(route.with(pool)) }
         };
         Self {
             number: self.number,
             config: Arc::clone(&self.config),
             doors: Arc::clone(&self.doors),
+            clients: Arc::clone(&self.clients),
             routes: self.routes.iter().map(moved).collect(),
             table: Arc::clone(&self.table),
         }
@@ -165,6 +189,7 @@ impl Generation {
             number: self.number,
             config: Arc::clone(&self.config),
             doors: Arc::new(doors),
+            clients: Arc::clone(&self.clients),
             routes: self.routes.clone(),
             table: Arc::clone(&self.table),
         }
@@ -253,10 +278,17 @@ impl Generation {
 }
 
 /// The backends of a route, each with what is known of it.
-fn pool(registry: &mut Registry, settings: &RouteSettings, directory: &Directory, check: Option<&Arc<Check>>) -> Pool {
+fn pool(
+    registry: &mut Registry,
+    settings: &RouteSettings,
+    directory: &Directory,
+    check: Option<&Arc<Check>>,
+    client: Option<&Arc<ClientConfig>>,
+) -> Pool {
     let members = settings.backend_address.iter().flat_map(|backend| {
         let check = check.filter(|_| backend.target != Target::Echo);
-        registry.members(backend, directory, check)
+        let tls = client.zip(server_name(&settings.backend_tls_name, &backend.target));
+        registry.members(backend, directory, &Meets { check, tls })
     });
     let terms = Terms {
         balance: settings.balance.clone(),
@@ -427,10 +459,10 @@ mod tests {
         let unresolved = generation("BACKEND_ADDRESS=srv:_http._tcp.app.test\n", &[], None);
         let first = unresolved.moved(&directory("v1.test", 1), &Departed::default());
         let (number, host) = told(&first);
-        assert_eq!(host, "v1.test:80");
+        assert_eq!(host, "v1.test");
         assert_eq!(told(&first.moved(&directory("v1.test", 2), &Departed::default())), (number, host));
         let renamed = first.moved(&directory("v2.test", 1), &Departed::default());
-        assert!(told(&renamed).1 == "v2.test:80" && !renamed.leads_as(&first));
+        assert!(told(&renamed).1 == "v2.test" && !renamed.leads_as(&first));
     }
 
     #[test]

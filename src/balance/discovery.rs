@@ -14,7 +14,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::{Target, WEIGHT_LIMIT};
+use crate::config::{Site, Target, WEIGHT_LIMIT};
 
 /// Places of one backend that are used; more are ignored.
 pub const PLACES_MOST: usize = 64;
@@ -33,9 +33,9 @@ impl Query {
     #[must_use]
     pub fn of(target: &Target) -> Option<Self> {
         match target {
-            Target::Name { host, .. } => Some(Self::Host(host.clone())),
+            Target::Name { host, .. } | Target::Tls(Site::Name { host, .. }) => Some(Self::Host(host.clone())),
             Target::Service(name) => Some(Self::Service(name.clone())),
-            Target::Ip(_) | Target::Unix(_) | Target::Echo => None,
+            Target::Ip(_) | Target::Tls(Site::Ip(_)) | Target::Unix(_) | Target::Echo => None,
         }
     }
 
@@ -124,8 +124,8 @@ pub struct Ways {
 pub fn places(target: &Target, directory: &Directory) -> Vec<Place> {
     let found = Query::of(target).and_then(|query| directory.get(&query));
     let mut places = match (target, found) {
-        (Target::Name { port, .. }, Some(Found::Addresses(addresses))) => {
-            let place = |ways| Place { ways, authority: target.to_string(), weight: None, backup: false };
+        (Target::Name { host, port } | Target::Tls(Site::Name { host, port }), Some(Found::Addresses(addresses))) => {
+            let place = |ways| Place { ways, authority: format!("{host}:{port}"), weight: None, backup: false };
             pairs(addresses, *port).map(place).collect()
         }
         (Target::Service(_), Some(Found::Services(services))) => of_services(services),

@@ -20,7 +20,8 @@ use super::discovery::{Place, Query, Ways};
 use super::load::Load;
 use super::slowness::Gauge;
 use super::standing::{Report, Standing, State};
-use crate::config::{BackendAddress, Target};
+use super::tls::Tls;
+use crate::config::{BackendAddress, Site, Target};
 use crate::telemetry::Reason;
 
 /// One backend.
@@ -32,6 +33,7 @@ pub struct Endpoint {
     host: Arc<str>,
     /// None for Unix sockets, and while a name is not resolved.
     ways: Option<Ways>,
+    tls: Option<Tls>,
     /// The second way answered when the first one did not.
     second_first: AtomicBool,
     /// It is to get no more requests.
@@ -55,19 +57,21 @@ impl Endpoint {
         let target = &backend.target;
         let identity: Arc<str> = target.to_string().into();
         let (ways, host) = match target {
-            Target::Ip(address) => (Some(Ways { first: *address, second: None }), Arc::clone(&identity)),
-            Target::Name { .. } => (None, Arc::clone(&identity)),
-            Target::Service(name) => (None, name.as_str().into()),
-            Target::Unix(_) | Target::Echo => (None, "localhost".into()),
+            Target::Ip(address) => (Some(Ways { first: *address, second: None }), address.to_string()),
+            Target::Name { host, port } => (None, format!("{host}:{port}")),
+            Target::Tls(site @ Site::Ip(address)) => (Some(Ways { first: *address, second: None }), site.to_string()),
+            Target::Tls(site @ Site::Name { .. }) => (None, site.to_string()),
+            Target::Service(name) => (None, name.clone()),
+            Target::Unix(_) | Target::Echo => (None, "localhost".to_owned()),
         };
-        Self::make(target, identity, host, ways)
+        Self::make(target, identity, &host, ways)
     }
 
     /// The endpoint of a name at one of its places.
     #[must_use]
     pub fn at(target: &Target, place: &Place) -> Self {
         let identity = Self::identity_at(target, place).into();
-        Self::make(target, identity, place.authority.as_str().into(), Some(place.ways))
+        Self::make(target, identity, &place.authority, Some(place.ways))
     }
 
     /// The identity of a name's endpoint at one of its places: `app@10.0.0.2:3000`, and
@@ -76,6 +80,7 @@ impl Endpoint {
     pub fn identity_at(target: &Target, place: &Place) -> String {
         let mut identity = match target {
             Target::Name { host, .. } => host.clone(),
+            Target::Tls(Site::Name { host, .. }) => format!("https://{host}"),
             other => other.to_string(),
         };
         // Writing to a String does not fail.
@@ -86,14 +91,15 @@ impl Endpoint {
         identity
     }
 
-    fn make(target: &Target, identity: Arc<str>, host: Arc<str>, ways: Option<Ways>) -> Self {
+    fn make(target: &Target, identity: Arc<str>, authority: &str, ways: Option<Ways>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             target: target.clone(),
             identity,
-            host,
+            host: without_default_port(target, authority).into(),
             ways,
+            tls: None,
             second_first: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             connections: Connections::new(),
@@ -126,16 +132,33 @@ impl Endpoint {
     }
 
     /// Its canonical name, as in the log: `10.0.0.2:3000`, `unix:/run/app.sock`,
-    /// `app@10.0.0.2:3000`.
+    /// `app@10.0.0.2:3000`, `https://app.example.com@10.0.0.2:443`.
     #[must_use]
     pub fn identity(&self) -> &Arc<str> {
         &self.identity
     }
 
-    /// The authority for a request that brought none (HTTP/1.0 without Host).
+    /// The authority that it goes by, without the port that goes without saying.
     #[must_use]
     pub fn host(&self) -> &Arc<str> {
         &self.host
+    }
+
+    /// Whether that is the same as `authority` is for it.
+    #[must_use]
+    pub fn goes_by(&self, authority: &str) -> bool {
+        *self.host == *without_default_port(&self.target, authority)
+    }
+
+    /// Has it spoken to over TLS. It must have no connections yet.
+    pub fn secure(&mut self, tls: Tls) {
+        self.tls = Some(tls);
+    }
+
+    /// How it is spoken to over TLS, if it is.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// The ways to dial, the better one first; none for what has no address.
@@ -324,12 +347,19 @@ impl Endpoint {
     }
 }
 
+/// An authority as clients of its scheme write it (RFC 9110 §4.2.3): some servers know their
+/// name only so.
+fn without_default_port<'a>(target: &Target, authority: &'a str) -> &'a str {
+    let port = if target.is_tls() { ":443" } else { ":80" };
+    authority.strip_suffix(port).unwrap_or(authority)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Endpoint;
     use crate::balance::discovery::{Place, Ways};
     use crate::balance::standing::FALL;
-    use crate::config::{BackendAddress, Target};
+    use crate::config::{BackendAddress, Site, Target};
     use crate::telemetry::Reason;
 
     const REFUSED: Reason = Reason::BackendConnectRefused;
@@ -397,7 +427,33 @@ mod tests {
         endpoint.led(six.parse().unwrap());
         assert_eq!(first(), six);
         assert_eq!(&**endpoint.identity(), "app.test@[2001:db8::1]:80+192.0.2.1:80");
-        assert_eq!(&**endpoint.host(), "app.test:80");
+        assert_eq!(&**endpoint.host(), "app.test");
+    }
+
+    #[test]
+    fn a_backend_goes_by_its_name_without_the_port_that_goes_without_saying() {
+        let host =
+            |target: Target| Endpoint::new(&BackendAddress { target, weight: 1, backup: false }).host().to_string();
+        let name = |port| Site::Name { host: "app.test".into(), port };
+        for (site, cleartext, tls) in [
+            (name(80), "app.test", "app.test:80"),
+            (name(443), "app.test:443", "app.test"),
+            (name(8080), "app.test:8080", "app.test:8080"),
+            (Site::Ip("[::1]:80".parse().unwrap()), "[::1]", "[::1]:80"),
+            (Site::Ip("[::1]:443".parse().unwrap()), "[::1]:443", "[::1]"),
+        ] {
+            assert_eq!((host(site.clone().into()).as_str(), host(Target::Tls(site)).as_str()), (cleartext, tls));
+        }
+        assert_eq!(host(Target::Echo), "localhost");
+        let place = |authority: &str| {
+            let ways = Ways { first: "192.0.2.1:443".parse().unwrap(), second: None };
+            Place { ways, authority: authority.into(), weight: None, backup: false }
+        };
+        let endpoint = Endpoint::at(&Target::Tls(name(443)), &place("app.test:443"));
+        assert_eq!(&**endpoint.identity(), "https://app.test@192.0.2.1:443");
+        assert!(
+            endpoint.goes_by("app.test:443") && !endpoint.goes_by("app.test:80") && !endpoint.goes_by("b.test:443")
+        );
     }
 
     #[test]

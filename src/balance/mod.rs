@@ -29,3 +29,4 @@ pub mod stance;
 pub mod standing;
 pub mod sticky;
 mod tier;
+pub mod tls;

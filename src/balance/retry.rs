@@ -98,7 +98,13 @@ impl Failed {
             Reason::BackendConnectRefused
             | Reason::BackendConnectTimeout
             | Reason::BackendUnreachable
-            | Reason::BackendUnresolved => Some(RetryOn::Connect),
+            | Reason::BackendUnresolved
+            | Reason::BackendTlsUntrusted
+            | Reason::BackendTlsExpired
+            | Reason::BackendTlsNameMismatch
+            | Reason::BackendTlsAlert
+            | Reason::BackendTlsFailed
+            | Reason::BackendTlsTimeout => Some(RetryOn::Connect),
             Reason::BackendReset | Reason::BackendClosed => Some(RetryOn::Reset),
             Reason::BackendResponseTimeout | Reason::BackendAttemptTimeout => Some(RetryOn::Timeout),
             _ => None,

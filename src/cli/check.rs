@@ -5,25 +5,28 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{CONFIGURATION, access, complain, say, table};
-use crate::config::{Auto, Config, Matcher, Mode, Origin, Request, RouteConfig, Setting, load};
+use crate::config::{
+    Auto, BackendTls, Config, FileSource, Matcher, Mode, Origin, Problems, Request, RouteConfig, Setting, load,
+};
 use crate::routing::{Rule, Table};
 use crate::telemetry::Reason;
-use crate::tls::Doors;
+use crate::tls::{Clients, Doors};
 
 /// Prints the problems of the configuration on standard error, or its meaning on standard output.
 ///
 /// # Errors
 /// Standard output can't be written.
 pub fn check(request: &Request) -> anyhow::Result<ExitCode> {
-    let loaded = load(request).and_then(|config| Doors::examine(&config).map(|doors| (config, doors)));
-    let (config, doors) = match loaded {
+    let loaded = load(request)
+        .and_then(|config| Problems::join(Doors::examine(&config), Clients::examine(&config)).map(|tls| (config, tls)));
+    let (config, (doors, clients)) = match loaded {
         Ok(loaded) => loaded,
         Err(problems) => {
             complain(&problems.to_string());
             return Ok(ExitCode::from(CONFIGURATION));
         }
     };
-    say(&meaning(&config, &doors))?;
+    say(&meaning(&config, &doors, &clients))?;
     if let Some(user) = access::packaged_user() {
         let unreadable = access::unreadable(&user, &files(&config, &doors))?;
         if !unreadable.is_empty() {
@@ -51,6 +54,14 @@ fn files(config: &Config, doors: &Doors) -> Vec<PathBuf> {
     }
     pairs.dedup();
     paths.extend(pairs);
+    let of_backends = config.routes.iter().filter_map(|route| BackendTls::of(config, route));
+    let mut of_backends: Vec<PathBuf> = of_backends
+        .flat_map(|tls| tls.authorities.iter().chain(tls.certificate).chain(tls.key))
+        .filter_map(|file| file.path(None))
+        .collect();
+    of_backends.sort();
+    of_backends.dedup();
+    paths.extend(of_backends);
     let beside = config.routes.iter().filter_map(|route| match &route.origin {
         Origin::File(path) if route.is_default() => path.parent().map(|folder| folder.join("routes.d")),
         Origin::File(path) => path.parent().map(PathBuf::from),
@@ -64,9 +75,10 @@ fn files(config: &Config, doors: &Doors) -> Vec<PathBuf> {
 }
 
 /// The configuration in words.
-fn meaning(config: &Config, doors: &Doors) -> String {
+fn meaning(config: &Config, doors: &Doors, clients: &Clients) -> String {
     let mut parts = vec![read(config)];
-    parts.extend(config.warnings.iter().chain(doors.warnings()).map(|warning| format!("warning: {warning}")));
+    let warnings = config.warnings.iter().chain(doors.warnings()).chain(clients.warnings());
+    parts.extend(warnings.map(|warning| format!("warning: {warning}")));
     parts.push(format!("\nlistens on\n{}", listening(config)));
     if !doors.is_empty() {
         parts.push(format!("\ncertificates\n{}", certificates(doors)));
@@ -154,6 +166,25 @@ fn settings(indent: &str, settings: &[Setting]) -> String {
     table(indent, &rows)
 }
 
+/// By whom and as whom the backends of a route prove themselves over TLS.
+pub(super) fn over_tls(config: &Config, route: &RouteConfig) -> Option<String> {
+    let tls = BackendTls::of(config, route)?;
+    let list = |files: &[FileSource]| files.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let name = match &route.settings.backend_tls_name {
+        Auto::Auto => String::new(),
+        Auto::Is(name) => format!(" as `{}`", name.to_str()),
+    };
+    let mut text = match (tls.verify, tls.authorities) {
+        (false, _) => "verified by nobody (BACKEND_TLS_VERIFY=off)".to_owned(),
+        (true, []) => format!("verified{name} by the authorities that this host trusts"),
+        (true, files) => format!("verified{name} by {}", list(files)),
+    };
+    if let Some(certificate) = tls.certificate {
+        text.push_str(&format!("; shown {certificate}"));
+    }
+    Some(text)
+}
+
 fn routes(config: &Config) -> String {
     let heads: Vec<[String; 4]> = config
         .routes
@@ -170,7 +201,10 @@ fn routes(config: &Config) -> String {
             .filter(|setting| !setting.key.name.starts_with("MATCH_") && setting.key.name != "BACKEND_ADDRESS")
             .cloned()
             .collect();
-        if own.is_empty() { head.to_owned() } else { format!("{head}\n{}", settings("      ", &own)) }
+        let mut lines = vec![head.to_owned()];
+        lines.extend(over_tls(config, route).map(|how| format!("      over TLS, {how}")));
+        lines.extend((!own.is_empty()).then(|| settings("      ", &own)));
+        lines.join("\n")
     });
     lines.collect::<Vec<String>>().join("\n")
 }

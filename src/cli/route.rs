@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use super::check::leads_to;
+use super::check::{leads_to, over_tls};
 use super::{CONFIGURATION, USAGE, complain, say, table};
 use crate::config::{Config, HostPattern, KEYS, Mode, Request, RouteConfig, Scope, SentPath, Setting, load};
 use crate::proxy::head::{Method, RequestHead};
@@ -86,6 +86,7 @@ fn outcome(text: &str, head: &RequestHead, listener: &str, config: &Config) -> S
     rows.extend(list("because", why(hit.rule, route)));
     rows.extend(list("ahead of", others(&hits, config)));
     rows.push(row("leads to", leads_to(route)));
+    rows.extend(over_tls(config, route).map(|how| row("over TLS", how)));
     rows.extend(passed_on(head, &path, route));
     parts.extend(taken(config, route, rows));
     parts.join("\n")

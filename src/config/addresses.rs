@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use rustls::pki_types::ServerName;
+
 use super::values::{Form, Wrong};
 
 /// Longest path of a Unix socket in bytes.
@@ -61,10 +63,46 @@ pub enum Target {
     /// A service whose SRV records name hosts, ports, weights and preference; lower case,
     /// without a final dot.
     Service(String),
+    /// A host that is spoken to over TLS.
+    Tls(Site),
     /// A Unix stream socket.
     Unix(PathBuf),
     /// The built-in backend, which shows the request as it received it.
     Echo,
+}
+
+/// A host with a port: as an address, or by a name as [`Target::Name`] has it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Site {
+    /// A numeric address.
+    Ip(SocketAddr),
+    /// A name.
+    Name {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Site::Ip(address) => write!(out, "{address}"),
+            Site::Name { host, port } => write!(out, "{host}:{port}"),
+        }
+    }
+}
+
+impl Site {
+    /// The name that its certificate is to have, and that it is asked for by SNI unless it
+    /// is an address.
+    pub fn server_name(&self) -> Option<ServerName<'static>> {
+        match self {
+            Site::Ip(address) => Some(ServerName::IpAddress(address.ip().into())),
+            Site::Name { host, .. } => ServerName::try_from(host.clone()).ok(),
+        }
+    }
 }
 
 impl fmt::Display for Target {
@@ -73,9 +111,17 @@ impl fmt::Display for Target {
             Target::Ip(address) => write!(out, "{address}"),
             Target::Name { host, port } => write!(out, "{host}:{port}"),
             Target::Service(name) => write!(out, "srv:{name}"),
+            Target::Tls(site) => write!(out, "https://{site}"),
             Target::Unix(path) => write!(out, "unix:{}", path.display()),
             Target::Echo => out.write_str("builtin:echo"),
         }
+    }
+}
+
+impl Target {
+    /// Whether it is spoken to over TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Target::Tls(_))
     }
 }
 
@@ -174,8 +220,8 @@ impl Form for Backend {
     }
 
     fn describe(&self) -> String {
-        "`HOST:PORT`, `[V6]:PORT`, `srv:_SERVICE._tcp.DOMAIN`, `unix:/PATH` or `builtin:echo`, each with `?backup`, \
-         and all but `srv:` with `?weight=0` to `?weight=256`, both joined by `&`"
+        "`HOST:PORT`, `[V6]:PORT`, `https://HOST`, `https://HOST:PORT`, `srv:_SERVICE._tcp.DOMAIN`, `unix:/PATH` or \
+         `builtin:echo`, each with `?backup`, and all but `srv:` with `?weight=0` to `?weight=256`, both joined by `&`"
             .to_owned()
     }
 }
@@ -223,35 +269,58 @@ fn target(text: &str) -> Result<Target, Wrong> {
         };
     }
     if let Some((scheme, rest)) = text.split_once("://") {
-        if scheme.eq_ignore_ascii_case("https") {
-            return Err(Wrong::new("TLS to backends is not in this version; write `HOST:PORT` for cleartext"));
-        }
-        if !scheme.eq_ignore_ascii_case("http") {
-            return Err(Wrong::new(format!("unknown scheme `{scheme}`; write `HOST:PORT`")));
+        let tls = scheme.eq_ignore_ascii_case("https");
+        if !tls && !scheme.eq_ignore_ascii_case("http") {
+            return Err(Wrong::new(format!("unknown scheme `{scheme}`; write `HOST:PORT` or `https://HOST`")));
         }
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains('/') || authority.contains('@') {
             return Err(Wrong::new(format!(
-                "a backend is an address without user or path; write `http://{}`",
+                "a backend is an address without user or path; write `{}://{}`",
+                scheme.to_ascii_lowercase(),
                 authority.rsplit('@').next().and_then(|rest| rest.split('/').next()).unwrap_or_default()
             )));
         }
-        return match host_and_port(authority) {
-            Err(_) if !authority.is_empty() => place(&format!("{authority}:80")),
-            _ => place(authority),
+        if authority.is_empty() {
+            return Err(Wrong::new(format!("`{text}` lacks a host")));
+        }
+        let port = if tls { 443 } else { 80 };
+        let site = match host_and_port(authority) {
+            Err(_) if !authority.ends_with(':') => site(&format!("{authority}:{port}")),
+            _ => site(authority),
+        }?;
+        return match site {
+            site if !tls => Ok(site.into()),
+            site if site.server_name().is_some() => Ok(Target::Tls(site)),
+            site => Err(Wrong::new(format!("`{site}` has no name that a certificate could be for"))),
         };
     }
-    place(text)
+    if let Some(scheme) = ["https+srv:", "https+unix:"].iter().find(|scheme| text.starts_with(**scheme)) {
+        return Err(Wrong::new(format!(
+            "there is no `{}`; TLS is spoken to `https://HOST` and `https://HOST:PORT` only",
+            scheme.trim_end_matches(':')
+        )));
+    }
+    site(text).map(Target::from)
+}
+
+impl From<Site> for Target {
+    fn from(site: Site) -> Target {
+        match site {
+            Site::Ip(address) => Target::Ip(address),
+            Site::Name { host, port } => Target::Name { host, port },
+        }
+    }
 }
 
 /// `HOST:PORT`, numeric or a name.
-fn place(text: &str) -> Result<Target, Wrong> {
+fn site(text: &str) -> Result<Site, Wrong> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         let address = canonical(address);
         return if address.port() == 0 {
             Err(Wrong::new("port 0 can't be connected to"))
         } else {
-            Ok(Target::Ip(address))
+            Ok(Site::Ip(address))
         };
     }
     if let Ok(address) = text.parse::<Ipv6Addr>() {
@@ -265,7 +334,7 @@ fn place(text: &str) -> Result<Target, Wrong> {
     if port == 0 {
         return Err(Wrong::new("port 0 can't be connected to"));
     }
-    Ok(Target::Name { host, port })
+    Ok(Site::Name { host, port })
 }
 
 fn host_and_port(text: &str) -> Result<(&str, u16), String> {
@@ -366,6 +435,11 @@ mod tests {
             ("http://10.0.0.2:3000/", "10.0.0.2:3000", 1),
             ("HTTP://app", "app:80", 1),
             ("http://[::1]", "[::1]:80", 1),
+            ("https://App.Test.", "https://app.test:443", 1),
+            ("HTTPS://app.test:8443/?weight=2", "https://app.test:8443", 2),
+            ("https://10.0.0.2", "https://10.0.0.2:443", 1),
+            ("https://[::ffff:10.0.0.2]", "https://10.0.0.2:443", 1),
+            ("https://[::1]:8443", "https://[::1]:8443", 1),
             ("unix:/run/app.sock?weight=256", "unix:/run/app.sock", 256),
             ("app:80?weight=0", "app:80", 0),
             ("builtin:echo", "builtin:echo", 1),
@@ -396,8 +470,17 @@ mod tests {
             ("a..b:80", "`a..b` is neither an address nor a host name"),
             ("ä:80", "`ä` is neither an address nor a host name"),
             ("::1", "`::1` lacks brackets and a port; write `[::1]:PORT`"),
-            ("https://app:443", "TLS to backends is not in this version; write `HOST:PORT` for cleartext"),
-            ("ftp://app:21", "unknown scheme `ftp`; write `HOST:PORT`"),
+            ("https://", "`https://` lacks a host"),
+            ("https://app:", "`app` lacks a port; write `app:PORT`"),
+            ("https://app:0", "port 0 can't be connected to"),
+            ("https://app/x", "a backend is an address without user or path; write `https://app`"),
+            ("https://-a", "`-a` is neither an address nor a host name"),
+            (
+                "https+srv:_a._tcp.b",
+                "there is no `https+srv`; TLS is spoken to `https://HOST` and `https://HOST:PORT` only",
+            ),
+            ("https+unix:/a", "there is no `https+unix`; TLS is spoken to `https://HOST` and `https://HOST:PORT` only"),
+            ("ftp://app:21", "unknown scheme `ftp`; write `HOST:PORT` or `https://HOST`"),
             ("http://u@app:80/x", "a backend is an address without user or path; write `http://app:80`"),
             ("srv:_http._tcp.app.test:80", "SRV records name the port themselves; write `srv:_http._tcp.app.test`"),
             ("srv:", "`` is neither an address nor a host name"),

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::acme;
+use super::backend_tls;
 use super::load::{Config, RouteConfig};
 use super::problems::{Origin, Problem, Problems, Setting};
 use super::rewrites;
@@ -33,6 +34,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         balance(config, route, problems);
         rewrites::contradictions(config, route, default.is_some(), problems);
         tls::contradictions(config, route, problems);
+        backend_tls::contradictions(config, route, problems);
         if route.is_default() {
             continue;
         }
@@ -267,6 +269,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         }
     }
     warnings.extend(acme::warnings(config));
+    warnings.extend(backend_tls::warnings(config));
     for route in &config.routes {
         warnings.extend(rewrites::warnings(route));
         let own = route.setting("BACKEND_ADDRESS");

@@ -9,8 +9,11 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName as TlsName;
+
 use super::acme::{AcmeChallenge, CertificateName, DirectoryUrl, Email, Identifier};
 use super::addresses::{Backend, BackendAddress, Listen, ListenAddress, NameServer};
+use super::backend_tls::{Authorities, FileOrOff, ServerName};
 use super::balance::{Algorithm, Balance, CookieName};
 use super::files::{FileForm, FileSource};
 use super::headers::{Header, HeaderName, Headers, Of, same_name};
@@ -211,7 +214,8 @@ keys! {
             /// protocol passes.
             "MODE", mode: Mode = "http", "", Choice(&[("http", Mode::Http), ("tcp", Mode::Tcp)]);
             /// One backend or several; `BALANCE` says which one takes a request. A name stands for
-            /// every address that it leads to, `srv:` and a service for what its SRV records say.
+            /// every address that it leads to, `srv:` and a service for what its SRV records say. To
+            /// `https://` TLS is spoken, as the keys of the next group say; with `MODE=tcp` too.
             /// `builtin:echo` is a page that shows the request as a backend receives it. `?weight=2`
             /// gives a backend twice the share of one without; with `?weight=0` it drains: it takes
             /// nothing new, but from clients whose cookie names it. One with `?backup` is used only
@@ -255,6 +259,22 @@ keys! {
                 ("both", Forwarding::Both),
                 ("off", Forwarding::Off),
             ]);
+        }
+        "TLS to backends" {
+            /// Who vouches for `https://` backends: files of certificates in PEM, or `system` for the
+            /// authorities that the host trusts (package ca-certificates).
+            "BACKEND_TLS_CA", backend_tls_ca: Vec<FileSource> = "system", "", Authorities;
+            /// The name that the certificate of a backend must have, and that it is asked for by (SNI).
+            /// `auto` means the host of its address.
+            "BACKEND_TLS_NAME", backend_tls_name: Auto<TlsName<'static>> = "auto", "", AutoOr(ServerName);
+            /// The certificate that backends are shown when they demand one, with those that lead to
+            /// its root.
+            "BACKEND_TLS_CERTIFICATE", backend_tls_certificate: Option<FileSource> = "off", "", FileOrOff;
+            /// Its private key in PEM, not encrypted; `off` where the same file holds both.
+            "BACKEND_TLS_PRIVATE_KEY", backend_tls_private_key: Option<FileSource> = "off", "", FileOrOff;
+            /// Whether backends must prove who they are. With `off` whoever is on the way there can
+            /// read and change everything.
+            "BACKEND_TLS_VERIFY", backend_tls_verify: bool = "on", "", switch();
         }
         "Health" {
             /// How backends are checked: by a GET of this path, or with `tcp` by a connection. A

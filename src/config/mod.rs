@@ -12,6 +12,7 @@
 
 mod acme;
 mod addresses;
+mod backend_tls;
 mod balance;
 mod check;
 mod files;
@@ -32,7 +33,8 @@ mod values;
 mod words;
 
 pub use acme::AcmeChallenge;
-pub use addresses::{BackendAddress, ListenAddress, Target, UNIX_PATH_LIMIT, WEIGHT_LIMIT};
+pub use addresses::{BackendAddress, ListenAddress, Site, Target, UNIX_PATH_LIMIT, WEIGHT_LIMIT};
+pub use backend_tls::{BackendTls, server_name};
 pub use balance::{Balance, HashKey};
 pub use files::FileSource;
 pub use headers::{Header, same_name};

@@ -140,6 +140,21 @@ impl Problems {
         self.list.push(problem);
     }
 
+    /// Both outcomes, or the problems of both.
+    ///
+    /// # Errors
+    /// Every problem of either.
+    pub fn join<A, B>(one: Result<A, Problems>, other: Result<B, Problems>) -> Result<(A, B), Problems> {
+        match (one, other) {
+            (Ok(one), Ok(other)) => Ok((one, other)),
+            (Err(mut problems), Err(more)) => {
+                problems.list.extend(more.list);
+                Err(problems)
+            }
+            (Err(problems), Ok(_)) | (Ok(_), Err(problems)) => Err(problems),
+        }
+    }
+
     /// Puts those from `start` on into the order of their lines.
     pub(super) fn sort_from(&mut self, start: usize) {
         if let Some(tail) = self.list.get_mut(start..) {

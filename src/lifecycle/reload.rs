@@ -60,14 +60,16 @@ enum Stage {
 pub(super) struct Loaded {
     config: Config,
     doors: tls::Doors,
+    clients: tls::Clients,
 }
 
 impl Loaded {
     /// Reads both. Certificates that `past` has are kept where what is new has expired.
-    fn read(request: &config::Request, past: &tls::Doors) -> Result<Loaded, Problems> {
+    fn read(request: &config::Request, doors: &tls::Doors, clients: &tls::Clients) -> Result<Loaded, Problems> {
         let config = config::load(request)?;
-        let doors = tls::Doors::load(&config, Some(past))?;
-        Ok(Loaded { config, doors })
+        let doors = tls::Doors::load(&config, Some(doors));
+        let (doors, clients) = Problems::join(doors, tls::Clients::load(&config, Some(clients)))?;
+        Ok(Loaded { config, doors, clients })
     }
 }
 
@@ -160,8 +162,8 @@ impl Daemon {
 
     fn begin_reload(&mut self, notifier: &mut Notifier) {
         notifier.reloading();
-        let (request, past) = (self.request.clone(), Arc::clone(&self.generation.doors));
-        let reading = tokio::task::spawn_blocking(move || Loaded::read(&request, &past));
+        let (request, past) = (self.request.clone(), Arc::clone(&self.generation));
+        let reading = tokio::task::spawn_blocking(move || Loaded::read(&request, &past.doors, &past.clients));
         self.reload.stage = Stage::Reading(reading, Instant::now() + READ_PATIENCE);
     }
 
@@ -199,19 +201,20 @@ impl Daemon {
     /// Swaps the generations: from here on new requests meet the new one.
     async fn adopt(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
         let Stage::Resolving(loaded, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
-        let Loaded { config, doors } = *loaded;
+        let Loaded { config, doors, clients } = *loaded;
         let number = self.generation.number.saturating_add(1);
         let before = Arc::clone(&self.generation.config);
         self.watch_certificates(&config);
         let doors = self.with_obtained(&config, doors);
         let past = Past { generation: &self.generation, departed: &self.departed };
-        let generation = Generation::build(number, config, &self.resolver.directory(), Some(past)).with_doors(doors);
+        let directory = self.resolver.directory();
+        let generation = Generation::build_with(number, config, clients, &directory, Some(past)).with_doors(doors);
         self.take_up(generation).await?;
         self.log.set_level(tracing::Level::from(self.generation.config.daemon.log_level).into());
         self.resolver.watch(&names::of(&self.generation.config));
         info!(message_id = events::RELOADED, generation = number, "reloaded");
         self.tell_of_new_names(&before);
-        warn_of(&self.generation.config, &self.generation.doors);
+        warn_of(&self.generation.config, &self.generation.doors, &self.generation.clients);
         self.warn_of_fixed();
         self.tell_of_certificates();
         self.reload.end(ReloadStatus::now(None), &Answer::reloaded(number));

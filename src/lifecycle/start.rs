@@ -126,7 +126,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let Parts { request, passed, config, signals, log } = parts;
     let began = Instant::now();
     let config = config.map_err(Refusal::Configuration)?;
-    let certificates = tls::Doors::load(&config, None).map_err(Refusal::Configuration)?;
+    let loaded = Problems::join(tls::Doors::load(&config, None), tls::Clients::load(&config, None));
+    let (certificates, clients) = loaded.map_err(Refusal::Configuration)?;
     let doors = Doors::open(passed?, &config, &request.environment)?;
     info!(
         message_id = events::STARTED,
@@ -135,7 +136,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         backends = backends(&config),
         "started"
     );
-    warn_of(&config, &certificates);
+    warn_of(&config, &certificates, &clients);
     doors.announce();
     raise_descriptor_limit();
 
@@ -144,7 +145,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let mut resolver = Resolver::new(Lookups::at(&config.daemon.resolver));
     resolver.watch(&names::of(&config));
     names::look_up(&mut resolver, &config).await;
-    let generation = Generation::build(1, config, &resolver.directory(), None).with_doors(certificates);
+    let directory = resolver.directory();
+    let generation = Generation::build_with(1, config, clients, &directory, None).with_doors(certificates);
     let generation = Arc::new(generation);
     generation.take_over(None);
 
@@ -202,8 +204,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
 }
 
 /// What is allowed and yet seems unmeant.
-pub(super) fn warn_of(config: &Config, certificates: &tls::Doors) {
-    for warning in config.warnings.iter().chain(certificates.warnings()) {
+pub(super) fn warn_of(config: &Config, certificates: &tls::Doors, clients: &tls::Clients) {
+    for warning in config.warnings.iter().chain(certificates.warnings()).chain(clients.warnings()) {
         warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
     }
 }

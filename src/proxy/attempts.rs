@@ -17,7 +17,7 @@ use super::kept::{self, Kept};
 use super::rewrite::Rewrite;
 use super::slot::{self, only_slot};
 use super::story::{Course, Source};
-use super::upstream::{self, Upstream};
+use super::upstream::{self, Dial, Upstream};
 use super::verdict;
 use super::worker::{Worker, budget_spent};
 use crate::admission::quota::Share;
@@ -281,19 +281,20 @@ impl<'a> Asked<'a> {
         let remaining = Duration::from_millis(bounds.deadline.saturating_sub(now));
         let attempt = Duration::from_millis(bounds.attempt.saturating_sub(now));
         let limit = self.route.settings.connect_timeout.min(attempt).min(remaining);
+        let dial = Dial::new(endpoint);
         let outcome = self
             .timer
             .within(Some(limit), async {
                 tokio::select! {
                     biased;
-                    stream = upstream::connect(endpoint) => stream,
+                    stream = dial.run() => stream,
                     () = left(client) => Err(Reason::ClientLeft),
                 }
             })
             .await;
         // What the request had left was shorter than what an attempt may take: not the backend's fault.
-        let late = if limit == remaining { Reason::RequestTimeout } else { Reason::BackendConnectTimeout };
-        outcome.unwrap_or(Err(late))
+        let late = || if limit == remaining { Reason::RequestTimeout } else { dial.late() };
+        outcome.unwrap_or_else(|| Err(late()))
     }
 
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {

@@ -22,6 +22,7 @@ pub mod connection;
 mod echo;
 pub mod exchange;
 pub mod forwarded;
+mod handshake;
 pub mod head;
 pub mod http1;
 pub mod http2;

@@ -15,7 +15,7 @@ use super::head::{Framing, Method};
 use super::http1::encode;
 use super::http1::wire::Wire;
 use super::relay::{Fault, Piece, Sink as _, Source as _};
-use super::upstream;
+use super::upstream::Dial;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
 use crate::config::HealthCheck;
@@ -59,7 +59,7 @@ pub async fn probe(endpoint: &Endpoint, check: &Check) -> Result<(), Miss> {
 
 /// Connects and, where a check asks for one, gets a response, of which the body is left.
 async fn answer(endpoint: &Endpoint, check: &Check) -> Result<Option<(Wire, u16)>, Miss> {
-    let stream = upstream::connect(endpoint).await.map_err(|reason| match reason.side() {
+    let stream = Dial::new(endpoint).run().await.map_err(|reason| match reason.side() {
         Side::Backend if reason != Reason::BackendUnresolved => Miss::Theirs(reason.as_str().into()),
         _ => Miss::Ours(reason),
     })?;

@@ -53,16 +53,10 @@ impl<'a> Rewrite<'a> {
     pub fn authority(&self, head: &'a RequestHead, forwarded: &Forwarded<'a>) -> &'a [u8] {
         match self.host {
             None | Some(BackendHost::Client) => head.authority().unwrap_or(forwarded.host.as_bytes()),
-            Some(BackendHost::Backend) => without_default_port(forwarded.host).as_bytes(),
+            Some(BackendHost::Backend) => forwarded.host.as_bytes(),
             Some(BackendHost::Named(host)) => host.as_bytes(),
         }
     }
-}
-
-/// An authority as clients of cleartext HTTP write it (RFC 9110 §4.2.3): some servers know
-/// their name only so.
-fn without_default_port(authority: &str) -> &str {
-    authority.strip_suffix(":80").unwrap_or(authority)
 }
 
 /// Where a request is redirected to.
@@ -89,20 +83,18 @@ mod tests {
     use crate::config::{BackendHost, Forwarding};
 
     #[test]
-    fn the_backends_own_name_is_without_the_port_that_goes_without_saying() {
+    fn a_backend_is_asked_for_by_its_own_name_where_the_route_says_so() {
         let head = head("");
+        let (kind, host) = (Forwarding::XForwarded, "app.test:8080");
+        let forwarded = Forwarded { peer: b"unix:", scheme: "http", host, request_id: b"x", kind, trusted: false };
         for (host, asked) in [
-            ("app.test:80", "app.test"),
-            ("app.test:8080", "app.test:8080"),
-            ("[::1]:80", "[::1]"),
-            ("[::1]:8080", "[::1]:8080"),
-            ("localhost", "localhost"),
+            (BackendHost::Backend, "app.test:8080"),
+            (BackendHost::Client, "door.test:81"),
+            (BackendHost::Named("other.test".into()), "other.test"),
         ] {
-            let kind = Forwarding::XForwarded;
-            let forwarded = Forwarded { peer: b"unix:", scheme: "http", host, request_id: b"x", kind, trusted: false };
-            let rewrite = Rewrite { host: Some(&BackendHost::Backend), ..Rewrite::default() };
+            let rewrite = Rewrite { host: Some(&host), ..Rewrite::default() };
             assert_eq!(rewrite.authority(&head, &forwarded), asked.as_bytes());
-            assert_eq!(Rewrite::default().authority(&head, &forwarded), b"door.test:81");
         }
+        assert_eq!(Rewrite::default().authority(&head, &forwarded), b"door.test:81");
     }
 }

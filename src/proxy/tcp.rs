@@ -19,7 +19,7 @@ use super::http1::wire::Wire;
 use super::slot::{self, only_slot};
 use super::story::Source;
 use super::tunnel::{self, Patience};
-use super::upstream;
+use super::upstream::Dial;
 use super::verdict;
 use super::worker::Worker;
 use crate::balance::connections::Slot;
@@ -164,8 +164,9 @@ async fn dial<'r>(
         let patience = worker.generation().config.daemon.queue_timeout;
         let claimed = slot::claim(worker, endpoint, timer, pending(), patience, &mut course.queue).await;
         let slot = claimed.map(only_slot)?;
-        let dialled = timer.within(Some(settings.connect_timeout), upstream::connect(endpoint)).await;
-        let reason = match dialled.unwrap_or(Err(Reason::BackendConnectTimeout)) {
+        let dial = Dial::new(endpoint);
+        let dialled = timer.within(Some(settings.connect_timeout), dial.run()).await;
+        let reason = match dialled.unwrap_or_else(|| Err(dial.late())) {
             Ok(stream) => {
                 verdict::connected(worker, endpoint);
                 affinity::answered(&lease, 0, timer.clock());

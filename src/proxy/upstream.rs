@@ -1,13 +1,18 @@
 //! Upstream: a connection to a backend. Those that wait for the next request are in
 //! [`super::idle`].
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tracing::debug;
+
 use super::echo;
 use super::forwarded::Forwarded;
+use super::handshake;
 use super::head::{Known, Method, RequestHead, ResponseHead};
 use super::http1::encode;
 use super::http1::wire::Wire;
@@ -21,6 +26,7 @@ use crate::config::Target;
 use crate::telemetry::Reason;
 use crate::transport::dial::{self, DialError};
 use crate::transport::stream::{Family, Socket, Stream};
+use crate::transport::tls;
 
 /// Bytes that are read of an answer only to keep its connection.
 const DISCARDED: usize = 64 * 1024;
@@ -273,32 +279,71 @@ impl Sink for Upstream {
     }
 }
 
-/// Connects to a backend.
-///
-/// # Errors
-/// The reason to answer with.
-pub async fn connect(endpoint: &Endpoint) -> Result<Stream, Reason> {
-    let dialled = match endpoint.target() {
-        Target::Echo => return echo::connect().map_err(|_| Reason::OutOfDescriptors),
-        Target::Unix(path) => dial::unix(path).await,
-        Target::Ip(_) | Target::Name { .. } | Target::Service(_) => match endpoint.ways() {
-            Some(Ways { first, second: None }) => dial::tcp(first).await,
-            Some(Ways { first, second: Some(second) }) => {
-                Box::pin(dial::either(first, second)).await.map(|(stream, way)| {
-                    endpoint.led(way);
-                    stream
+/// A connection to a backend that is being made.
+#[derive(Debug)]
+pub struct Dial<'a> {
+    endpoint: &'a Endpoint,
+    /// The backend has taken it, and TLS is to be agreed on.
+    taken: Cell<bool>,
+}
+
+impl<'a> Dial<'a> {
+    /// One that has not begun.
+    #[must_use]
+    pub fn new(endpoint: &'a Endpoint) -> Self {
+        Self { endpoint, taken: Cell::new(false) }
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// The reason to answer with.
+    pub async fn run(&self) -> Result<Stream, Reason> {
+        let stream = self.connect().await?;
+        match (self.endpoint.tls(), self.endpoint.target()) {
+            (Some(tls), _) => {
+                self.taken.set(true);
+                let agreed = tls::connect(stream, Arc::clone(tls.config()), tls.name().clone());
+                Box::pin(agreed).await.map_err(|fault| {
+                    debug!(backend = &**self.endpoint.identity(), error = %fault, "TLS handshake failed");
+                    handshake::reason(fault)
                 })
             }
-            None => return Err(Reason::BackendUnresolved),
-        },
-    };
-    dialled.map_err(|error| match error {
-        DialError::Refused => Reason::BackendConnectRefused,
-        DialError::TimedOut => Reason::BackendConnectTimeout,
-        DialError::Unreachable => Reason::BackendUnreachable,
-        DialError::OutOfDescriptors => Reason::OutOfDescriptors,
-        DialError::OutOfPorts => Reason::OutOfPorts,
-    })
+            // Nothing may be said in clear that was to be secret.
+            (None, Target::Tls(_)) => Err(Reason::Internal),
+            (None, _) => Ok(stream),
+        }
+    }
+
+    /// What it is called that it takes too long.
+    #[must_use]
+    pub fn late(&self) -> Reason {
+        if self.taken.get() { Reason::BackendTlsTimeout } else { Reason::BackendConnectTimeout }
+    }
+
+    async fn connect(&self) -> Result<Stream, Reason> {
+        let dialled = match self.endpoint.target() {
+            Target::Echo => return echo::connect().map_err(|_| Reason::OutOfDescriptors),
+            Target::Unix(path) => dial::unix(path).await,
+            Target::Ip(_) | Target::Name { .. } | Target::Service(_) | Target::Tls(_) => match self.endpoint.ways() {
+                Some(Ways { first, second: None }) => dial::tcp(first).await,
+                Some(Ways { first, second: Some(second) }) => {
+                    Box::pin(dial::either(first, second)).await.map(|(stream, way)| {
+                        self.endpoint.led(way);
+                        stream
+                    })
+                }
+                None => return Err(Reason::BackendUnresolved),
+            },
+        };
+        dialled.map_err(|error| match error {
+            DialError::Refused => Reason::BackendConnectRefused,
+            DialError::TimedOut => Reason::BackendConnectTimeout,
+            DialError::Unreachable => Reason::BackendUnreachable,
+            DialError::OutOfDescriptors => Reason::OutOfDescriptors,
+            DialError::OutOfPorts => Reason::OutOfPorts,
+        })
+    }
 }
 
 /// Makes an HTTP connection of a stream.
@@ -316,7 +361,7 @@ pub fn http(stream: Stream, slot: Slot) -> Upstream {
 pub(super) fn adopt(parked: Parked, endpoint: &Endpoint, now: u64) -> Result<Upstream, Slot> {
     let family = match endpoint.target() {
         Target::Unix(_) | Target::Echo => Family::Unix,
-        Target::Ip(_) | Target::Name { .. } | Target::Service(_) => Family::Tcp,
+        Target::Ip(_) | Target::Name { .. } | Target::Service(_) | Target::Tls(_) => Family::Tcp,
     };
     let stream = Stream::from(Socket::new(parked.socket, family));
     if now >= parked.until || stream.stirred() {

@@ -24,8 +24,14 @@ enum Meaning {
 
 fn meaning(reason: Reason) -> Meaning {
     match reason {
-        Reason::BackendConnectRefused | Reason::BackendUnreachable => Meaning::Refused,
-        Reason::BackendConnectTimeout => Meaning::ConnectTimeout,
+        Reason::BackendConnectRefused
+        | Reason::BackendUnreachable
+        | Reason::BackendTlsUntrusted
+        | Reason::BackendTlsExpired
+        | Reason::BackendTlsNameMismatch
+        | Reason::BackendTlsAlert
+        | Reason::BackendTlsFailed => Meaning::Refused,
+        Reason::BackendConnectTimeout | Reason::BackendTlsTimeout => Meaning::ConnectTimeout,
         Reason::BackendReset | Reason::BackendClosed | Reason::BackendMalformed | Reason::BackendTruncated => {
             Meaning::Failed(EjectOn::Reset)
         }

@@ -9,11 +9,15 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
 use super::Generation;
 use crate::balance::discovery::{Directory, Place, places};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
 use crate::balance::pool::Member;
+use crate::balance::tls::Tls;
 use crate::config::BackendAddress;
 
 /// How long an endpoint that left is known.
@@ -81,6 +85,25 @@ pub(super) struct Registry {
 
 type Entry = (Option<Arc<Check>>, Arc<Endpoint>);
 
+/// How a route meets a backend. Routes that differ in it have endpoints of their own.
+#[derive(Debug, Clone)]
+pub(super) struct Meets<'a> {
+    /// How it is checked.
+    pub(super) check: Option<&'a Arc<Check>>,
+    /// With what trust, and by what name, it is spoken to over TLS.
+    pub(super) tls: Option<(&'a Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+impl Meets<'_> {
+    fn trusts(&self, endpoint: &Endpoint) -> bool {
+        match (endpoint.tls(), &self.tls) {
+            (None, None) => true,
+            (Some(tls), Some((trust, name))) => tls.is(trust, name),
+            _ => false,
+        }
+    }
+}
+
 impl Registry {
     /// A registry for routes with these checks that takes over from `past`.
     pub(super) fn new(checks: impl Iterator<Item = Option<Arc<Check>>>, past: Option<Past<'_>>) -> Self {
@@ -106,40 +129,44 @@ impl Registry {
         &mut self,
         backend: &BackendAddress,
         directory: &Directory,
-        check: Option<&Arc<Check>>,
+        meets: &Meets<'_>,
     ) -> Vec<Member> {
         let target = &backend.target;
         let places = places(target, directory);
         if places.is_empty() {
-            let endpoint = self.endpoint(target.to_string(), None, check, || Endpoint::new(backend));
+            let endpoint = self.endpoint(target.to_string(), None, meets, || Endpoint::new(backend));
             return vec![Member { endpoint, weight: backend.weight, backup: backend.backup }];
         }
         let member = |place: &Place| {
             let (identity, authority) = (Endpoint::identity_at(target, place), Some(place.authority.as_str()));
-            let endpoint = self.endpoint(identity, authority, check, || Endpoint::at(target, place));
+            let endpoint = self.endpoint(identity, authority, meets, || Endpoint::at(target, place));
             let weight = place.weight.unwrap_or(backend.weight);
             Member { endpoint, weight, backup: backend.backup || place.backup }
         };
         places.iter().map(member).collect()
     }
 
-    /// The endpoint of this identity that is checked so: one of this generation, of the one
+    /// The endpoint of this identity that is met so: one of this generation, of the one
     /// before, or that left. If before it was checked in another way, which no route wants
     /// any more, it is still the same backend. One that went by another authority is not:
-    /// what it is asked for by that name, and what it answers, may be another thing.
+    /// what it is asked for by that name, and what it answers, may be another thing. Nor is
+    /// one that proves to be somebody in another way.
     fn endpoint(
         &mut self,
         identity: String,
         authority: Option<&str>,
-        check: Option<&Arc<Check>>,
+        meets: &Meets<'_>,
         make: impl FnOnce() -> Endpoint,
     ) -> Arc<Endpoint> {
         let made = self.made.entry(identity.as_str().into()).or_default();
-        if let Some((_, endpoint)) = made.iter().find(|(known, _)| known.as_ref() == check) {
+        let checked = |known: &Option<Arc<Check>>| known.as_ref() == meets.check;
+        if let Some((_, endpoint)) = made.iter().find(|(known, endpoint)| checked(known) && meets.trusts(endpoint)) {
             return Arc::clone(endpoint);
         }
-        let named = |endpoint: &Endpoint| authority.is_none_or(|authority| **endpoint.host() == *authority);
-        let same = |(known, endpoint): &Entry| known.as_ref() == check && named(endpoint);
+        let named = |endpoint: &Endpoint| {
+            authority.is_none_or(|authority| endpoint.goes_by(authority)) && meets.trusts(endpoint)
+        };
+        let same = |(known, endpoint): &Entry| checked(known) && named(endpoint);
         let endpoint = self.before.get_mut(identity.as_str()).and_then(|before| {
             let unused = |(known, endpoint): &Entry| !self.checks.contains(known) && named(endpoint);
             let place = before.iter().position(same).or_else(|| before.iter().position(unused))?;
@@ -152,17 +179,21 @@ impl Registry {
         };
         let endpoint = endpoint.or_else(returned).unwrap_or_else(|| {
             let mut endpoint = make();
-            // However it is checked, it is one backend with one limit.
+            // However it is checked, it is one backend with one limit. Of other trust it is
+            // not: who waits for a connection could be handed one of the wrong kind.
             let known = [&self.before, &self.departed].into_iter().filter_map(|known| known.get(identity.as_str()));
-            if let Some((_, other)) = made.iter().chain(known.flatten()).last() {
+            if let Some((_, other)) = made.iter().chain(known.flatten()).rfind(|(_, one)| meets.trusts(one)) {
                 endpoint.share_connections(other);
+            }
+            if let Some((trust, name)) = &meets.tls {
+                endpoint.secure(Tls::new(trust, name.clone()));
             }
             if !self.before.is_empty() {
                 endpoint.load().begin_cold();
             }
             Arc::new(endpoint)
         });
-        made.push((check.cloned(), Arc::clone(&endpoint)));
+        made.push((meets.check.cloned(), Arc::clone(&endpoint)));
         endpoint
     }
 }

@@ -71,6 +71,19 @@ reasons! {
     BackendUnreachable = "backend_unreachable", 502, "destination_ip_unroutable", Backend;
     /// The backend's name has no address at the moment.
     BackendUnresolved = "backend_unresolved", 502, "dns_error", Backend;
+    /// No authority that is trusted vouches for the backend's certificate.
+    BackendTlsUntrusted = "backend_tls_untrusted", 502, "tls_certificate_error", Backend;
+    /// The backend's certificate is not valid any more, or not yet.
+    BackendTlsExpired = "backend_tls_expired", 502, "tls_certificate_error", Backend;
+    /// The backend's certificate is for other names than the one that it was to prove.
+    BackendTlsNameMismatch = "backend_tls_name_mismatch", 502, "tls_certificate_error", Backend;
+    /// The backend ended TLS with an alert: it wants another certificate of ours, say.
+    BackendTlsAlert = "backend_tls_alert", 502, "tls_alert_received", Backend;
+    /// The backend speaks no TLS, or none that can be understood, or broke off within the handshake.
+    BackendTlsFailed = "backend_tls_failed", 502, "tls_protocol_error", Backend;
+    /// The backend took the connection, and the handshake was not over within `CONNECT_TIMEOUT`, or
+    /// `ATTEMPT_TIMEOUT`.
+    BackendTlsTimeout = "backend_tls_timeout", 504, "connection_timeout", Backend;
     /// Every backend of the route is known to be down.
     BackendsDown = "backends_down", 503, "destination_unavailable", Backend;
     /// The backend reset the connection before its response was whole.
@@ -180,6 +193,9 @@ mod tests {
         ("connection_read_timeout", Some(504)),
         ("connection_write_timeout", Some(504)),
         ("connection_limit_reached", Some(503)),
+        ("tls_protocol_error", Some(502)),
+        ("tls_certificate_error", Some(502)),
+        ("tls_alert_received", Some(502)),
         ("http_request_error", None),
         ("http_request_denied", Some(403)),
         ("http_response_incomplete", Some(502)),

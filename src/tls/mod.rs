@@ -18,10 +18,12 @@
 //! | OCSP responses | `ocsp` |
 //! | what an ACME server is shown | `challenges` |
 //! | what obtaining certificates takes | `acme` |
+//! | with what trust and identity backends are spoken to | `clients` |
 //! | suites, groups, session tickets | `crypto` |
 
 pub mod acme;
 pub mod challenges;
+mod clients;
 mod crypto;
 mod doors;
 mod facts;
@@ -35,6 +37,7 @@ mod pem;
 mod sources;
 mod watch;
 
+pub use clients::Clients;
 pub use crypto::provider;
 pub use doors::Doors;
 pub use facts::Facts;

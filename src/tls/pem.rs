@@ -6,16 +6,21 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 /// Most certificates in one file: a chain has a handful.
 const CHAIN_LIMIT: usize = 32;
 
-/// The certificates in their order, at least one.
+/// The certificates of a chain in their order, at least one.
 pub(super) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = sections(bytes)?;
-    let certificates: Vec<_> =
-        found.into_iter().filter_map(|(kind, der)| CertificateDer::from_pem(kind, der)).collect();
+    let certificates = bundle(bytes)?;
     match certificates.len() {
-        0 => Err("holds no certificate".to_owned()),
         many if many > CHAIN_LIMIT => Err(format!("holds {many} certificates; a chain has {CHAIN_LIMIT} at most")),
         _ => Ok(certificates),
     }
+}
+
+/// The certificates of any number of holders, at least one.
+pub(super) fn bundle(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = sections(bytes)?;
+    let certificates: Vec<_> =
+        found.into_iter().filter_map(|(kind, der)| CertificateDer::from_pem(kind, der)).collect();
+    if certificates.is_empty() { Err("holds no certificate".to_owned()) } else { Ok(certificates) }
 }
 
 /// The one private key.

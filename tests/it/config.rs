@@ -266,9 +266,12 @@ fn routes_that_contradict_each_other_are_refused() {
             &["routes.d/a.env:1: `MATCH_LISTENER`: the listener name `https` is reserved"],
         ),
         (
-            &[("config.env", "BACKEND_ADDRESS=https://a:443\n")],
+            &[("config.env", "BACKEND_ADDRESS=https+unix:/a\nBACKEND_TLS_NAME=a:443\n")],
             &[
-                "config.env:1: `BACKEND_ADDRESS`: TLS to backends is not in this version; write `HOST:PORT` for cleartext",
+                "config.env:1: `BACKEND_ADDRESS`: there is no `https+unix`; TLS is spoken to `https://HOST` and \
+                 `https://HOST:PORT` only",
+                "config.env:2: `BACKEND_TLS_NAME`: expected `auto` or a host name or an address, without a port, \
+                 found `a:443`",
             ],
         ),
         (

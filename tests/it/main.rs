@@ -27,7 +27,7 @@ mod server; // backends that answer by themselves and count
 #[cfg(test)]
 mod tidy; // floors, lengths, documents that must stay true
 #[cfg(test)]
-mod tls; // clients that come by TLS, certificates
+mod tls; // clients that come by TLS, backends that speak it, certificates
 #[cfg(test)]
 mod traffic; // requests, tunnels and connections on their way through
 #[cfg(test)]

@@ -9,6 +9,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 /// A certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    /// Its own certificate in PEM.
+    pub pem: String,
 }
 
 impl Authority {
@@ -18,7 +20,8 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name = Default::default();
         params.distinguished_name.push(DnType::CommonName, "authority");
-        Authority { issuer: Issuer::new(params, key) }
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { issuer: Issuer::new(params, key), pem }
     }
 
     /// A certificate for these names and its key, in PEM, with this serial number; valid for

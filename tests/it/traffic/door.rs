@@ -100,6 +100,11 @@ impl Setup {
         self.address
     }
 
+    /// The test's own folder.
+    pub fn folder(&self) -> &Path {
+        self.setting.folder.path()
+    }
+
     /// A path in the test's own folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.setting.path(name)
@@ -153,10 +158,21 @@ impl Daemon {
 
     /// Adds a line to `config.env` and has it take effect.
     pub fn reload(&self, line: &str) {
+        let answer = self.ask_reload(line);
+        assert_eq!(answer["ok"], true, "{answer}");
+    }
+
+    /// Adds a line to `config.env`, which has the whole refused; what is said of that.
+    pub fn refused(&self, line: &str) -> String {
+        let answer = self.ask_reload(line);
+        assert_eq!(answer["ok"], false, "{answer}");
+        answer["error"].as_str().unwrap().to_owned()
+    }
+
+    fn ask_reload(&self, line: &str) -> Value {
         let file = self.admin.with_file_name("config.env");
         fs::write(&file, fs::read_to_string(&file).unwrap() + line + "\n").unwrap();
-        let answer = self.ask("reload");
-        assert_eq!(answer["ok"], true, "{answer}");
+        self.ask("reload")
     }
 
     /// Sets a key in `config.env` anew and has it take effect.
