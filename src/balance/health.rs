@@ -11,13 +11,15 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Auto, BackendHost, HealthCheck, RouteSettings};
+use crate::config::{Auto, BackendHost, BackendProtocol, HealthCheck, RouteSettings};
 
 /// How backends are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Check {
     /// What is done.
     pub kind: HealthCheck,
+    /// What is spoken.
+    pub protocol: BackendProtocol,
     /// From one check to the next.
     pub interval: Duration,
     /// How long one may take.
@@ -39,6 +41,7 @@ impl Check {
         let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Some(Self {
             kind: settings.health_check.clone()?,
+            protocol: settings.backend_protocol,
             interval: settings.health_interval,
             timeout: settings.health_timeout,
             rise: number(settings.health_rise),

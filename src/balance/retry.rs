@@ -5,7 +5,7 @@
 //!
 //! | when it failed | may it be sent again? |
 //! | --- | --- |
-//! | no byte of the request was written | yes, whatever the method |
+//! | no byte of the request was written, or the backend says that it did nothing about it (RFC 9113 §8.7) | yes, whatever the method |
 //! | bytes were written, and no byte of a response was seen, or only the head of one that is itself a failure | idempotent methods only (others with `RETRY_NON_IDEMPOTENT`), and only if every byte of the body that was taken from the client is still held |
 //! | anything else of a response was seen | never |
 //!
@@ -39,7 +39,7 @@ pub struct Failed {
 /// How far an attempt got before it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// No byte of the request was written.
+    /// No byte of the request was written, or the backend did nothing about it.
     Unsent,
     /// Bytes were written, and nothing came back but, perhaps, the head of an answer that is
     /// itself a failure.
@@ -104,7 +104,9 @@ impl Failed {
             | Reason::BackendTlsNameMismatch
             | Reason::BackendTlsAlert
             | Reason::BackendTlsFailed
-            | Reason::BackendTlsTimeout => Some(RetryOn::Connect),
+            | Reason::BackendTlsTimeout
+            // Nothing was done there either (RFC 9113 §8.7).
+            | Reason::BackendStreamRefused => Some(RetryOn::Connect),
             Reason::BackendReset | Reason::BackendClosed => Some(RetryOn::Reset),
             Reason::BackendResponseTimeout | Reason::BackendAttemptTimeout => Some(RetryOn::Timeout),
             _ => None,

@@ -12,7 +12,7 @@ use super::problems::{Origin, Problem, Problems, Setting};
 use super::rewrites;
 use super::tls;
 use super::values::in_words;
-use super::words::Mode;
+use super::words::{BackendProtocol, Mode};
 use super::{Auto, HostPattern, PathPattern, RouteSettings, Target};
 
 /// Most combinations of host, path and listener in one route.
@@ -32,6 +32,7 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         health(config, route, problems);
         backends(config, route, problems);
         balance(config, route, problems);
+        protocol(config, route, problems);
         rewrites::contradictions(config, route, default.is_some(), problems);
         tls::contradictions(config, route, problems);
         backend_tls::contradictions(config, route, problems);
@@ -94,6 +95,15 @@ fn balance(config: &Config, route: &RouteConfig, problems: &mut Problems) {
     }
     let message = format!("with `MODE=tcp` nothing is read that `BALANCE={balance}` could go by");
     contradicts(config, route, ["BALANCE", "MODE"], message, problems);
+}
+
+/// Bytes that nobody reads are passed on as they come.
+fn protocol(config: &Config, route: &RouteConfig, problems: &mut Problems) {
+    let RouteSettings { mode, backend_protocol, .. } = &route.settings;
+    if *mode == Mode::Tcp && *backend_protocol == BackendProtocol::H2 {
+        let message = "with `MODE=tcp` nothing is read that `BACKEND_PROTOCOL=h2` could turn into HTTP/2";
+        contradicts(config, route, ["BACKEND_PROTOCOL", "MODE"], message.to_owned(), problems);
+    }
 }
 
 fn backoff(config: &Config, route: &RouteConfig, problems: &mut Problems) {

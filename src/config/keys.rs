@@ -28,7 +28,7 @@ use super::values::{
     Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, ListOrOff, OrNothing, PercentOrOff, Rate, RateOrOff, Size,
     Span, SpanOrOff, Wrong,
 };
-use super::words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};
+use super::words::{AccessLog, BackendProtocol, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};
 
 const fn span(min: u64, max: Duration) -> Span {
     Span { min: Duration::from_millis(min), max }
@@ -223,6 +223,14 @@ keys! {
             /// answered with 404.
             "BACKEND_ADDRESS", backend_address: Vec<BackendAddress> = "builtin:echo", "",
                 backends();
+            /// What backends are spoken to in: HTTP/1.1, or with `h2` HTTP/2, to `https://` as TLS
+            /// agrees on it (ALPN), else in the clear and known beforehand. Requests share a few
+            /// connections then, a hundred on each at most. gRPC needs `h2`; WebSockets and other upgrades need `http1`. `builtin:echo` speaks
+            /// HTTP/1.1 in any case.
+            "BACKEND_PROTOCOL", backend_protocol: BackendProtocol = "http1", "", Choice(&[
+                ("http1", BackendProtocol::Http1),
+                ("h2", BackendProtocol::H2),
+            ]);
             /// Which backend takes a request: each in turn (`round-robin`); the one with the fewest
             /// requests under way (`least-requests`); of two drawn at random, the one with the lower
             /// product of latency and requests under way (`p2c`); always the same one for a client's
@@ -325,7 +333,8 @@ keys! {
             /// Longest wait between two attempts; also of that which a backend asks for by
             /// `Retry-After`.
             "RETRY_BACKOFF_MAX", retry_backoff_max: Duration = "1s", "seconds", span(0, DAY);
-            /// What is tried again: `connect` when no connection was made, `reset` when it ended
+            /// What is tried again: `connect` when no connection was made or the backend refused the
+            /// request's stream (HTTP/2), so that nothing was done; `reset` when it ended
             /// before an answer, `timeout` when no answer came within `RESPONSE_TIMEOUT` or
             /// `ATTEMPT_TIMEOUT`, and answers of a status. Whatever was sent to a backend is tried
             /// again only if the method is idempotent. The default asks nothing of backends that

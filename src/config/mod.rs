@@ -51,4 +51,4 @@ pub use rewrites::BackendHost;
 pub use source::{FILE_LIMIT, read, reason};
 pub use tls::{Certificates, UnknownName};
 pub use values::{Auto, Wrong};
-pub use words::{AccessLog, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};
+pub use words::{AccessLog, BackendProtocol, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};

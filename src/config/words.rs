@@ -20,10 +20,19 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What backends are spoken to in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackendProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, known beforehand.
+    H2,
+}
+
 /// What makes an attempt one that failed, so that another may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RetryOn {
-    /// No connection was made.
+    /// No connection was made, or the backend says that it did nothing about the request.
     Connect,
     /// The connection ended before anything of an answer had come.
     Reset,

@@ -196,7 +196,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::config::{BackendAddress, HealthCheck, Target};
+    use crate::config::{BackendAddress, BackendProtocol, HealthCheck, Target};
 
     /// Notes when who is asked; each takes as long as it is told.
     #[derive(Clone, Default)]
@@ -234,6 +234,7 @@ mod tests {
     fn check(interval: u64) -> Arc<Check> {
         Arc::new(Check {
             kind: HealthCheck::Tcp,
+            protocol: BackendProtocol::Http1,
             interval: Duration::from_secs(interval),
             timeout: Duration::from_secs(1),
             rise: 2,

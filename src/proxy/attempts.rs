@@ -4,6 +4,7 @@
 //! and asked.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,8 @@ use super::client::Client;
 use super::exchange::{Bounds, Exchange, Failure, Finish, Hold};
 use super::forwarded::Forwarded;
 use super::head::{RequestHead, ResponseHead};
+use super::http1::upstream::Http1Upstream;
+use super::http2::upstream::Http2Upstream;
 use super::idle::is_fresh;
 use super::kept::{self, Kept};
 use super::rewrite::Rewrite;
@@ -27,12 +30,11 @@ use crate::balance::endpoint::Endpoint;
 use crate::balance::load::Lease;
 use crate::balance::pool::{Affinity, Tried};
 use crate::balance::retry::{self, Allowance, Failed, Progress, Retry, Step};
-use crate::config::Balance;
+use crate::config::{BackendProtocol, Balance};
 use crate::state::Route;
 use crate::telemetry::Text;
 use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
-use crate::transport::stream::Stream;
 
 /// How long the rest of a short answer is waited for where the next attempt needs its
 /// connection. Many send a head and a body one after the other.
@@ -98,7 +100,7 @@ impl<'a> Asked<'a> {
             let waits = kept.as_ref().is_none_or(|kept| kept.is_whole());
             let how = How { reuse: !replacing, waits };
             let failure = match self.connect(endpoint, client, &mut bounds, how, course).await {
-                Err(reason) => Failure { reason, failed: Failed::of(reason, Progress::Unsent, false) },
+                Err(failure) => failure,
                 Ok(mut connection) => {
                     if !connection.is_reused() {
                         // Now, not once the answer is whole: that may take hours, and until
@@ -159,7 +161,7 @@ impl<'a> Asked<'a> {
             if reason.side() != Side::Backend {
                 return Err(reason);
             }
-            verdict::failed(self.worker, settings, endpoint, reason, failure.failed.stale);
+            verdict::failed(self.worker, settings, endpoint, reason, failure.blamed);
             failed = Some(reason);
             let allowance = Allowance { idempotent, replayable: client.is_held() };
             match self.next(&mut retry, failure.failed, allowance) {
@@ -213,7 +215,7 @@ impl<'a> Asked<'a> {
         affinity::pick(&self.route.pool, tried, self.affinity, self.timer.clock())
     }
 
-    /// An idle connection to `endpoint`, or a new one.
+    /// An idle connection to `endpoint`, or a new one; with HTTP/2 a stream on either.
     async fn connect(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -221,14 +223,17 @@ impl<'a> Asked<'a> {
         bounds: &mut Bounds,
         how: How,
         course: &mut Course<'a>,
-    ) -> Result<Upstream, Reason> {
+    ) -> Result<Upstream, Failure> {
+        if upstream::protocol(endpoint, &self.route.settings) == BackendProtocol::H2 {
+            return Box::pin(self.stream(endpoint, client, bounds, how, course)).await;
+        }
         let now = self.timer.clock().millis();
         if how.reuse {
             if let Some(idle) = self.worker.idle().take(endpoint, self.head.method.is_idempotent(), now) {
                 return Ok(idle);
             }
         }
-        Box::pin(async {
+        let connection = Box::pin(async {
             let handed = self.claim(endpoint, client, bounds, how, course).await?;
             // The time in line is nobody's fault, least of all the backend's.
             bounds.attempt = self.until(self.route.settings.attempt_timeout);
@@ -236,8 +241,8 @@ impl<'a> Asked<'a> {
                 Handed::Connection(parked) if how.reuse => {
                     let now = self.timer.clock().millis();
                     if is_fresh(parked.since, self.head.method.is_idempotent(), now) {
-                        match upstream::adopt(parked, endpoint, now) {
-                            Ok(connection) => return Ok(connection),
+                        match Http1Upstream::adopt(parked, endpoint, now) {
+                            Ok(connection) => return Ok(Upstream::Http1(connection)),
                             Err(slot) => slot,
                         }
                     } else {
@@ -246,9 +251,61 @@ impl<'a> Asked<'a> {
                 }
                 handed => only_slot(handed),
             };
-            self.dial(endpoint, client, bounds).await.map(|stream| upstream::http(stream, slot))
-        })
-        .await
+            let limit = self.route.settings.connect_timeout;
+            let dial = Dial::new(endpoint);
+            let dialled = self.within(client, bounds, limit, dial.run(), || dial.late()).await?;
+            dialled.map(|stream| upstream::http1(stream, slot))
+        });
+        connection.await.map_err(Failure::unsent)
+    }
+
+    /// A place on a connection that others use too: at once, when one comes free, or on one
+    /// that is opened for all who wait.
+    async fn stream(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        client: &mut impl Client,
+        bounds: &mut Bounds,
+        how: How,
+        course: &mut Course<'a>,
+    ) -> Result<Upstream, Failure> {
+        let group = self.worker.streams().group(endpoint, &self.route.settings);
+        let mut place = group.take();
+        if place.is_none() {
+            let waiting = group.join();
+            // Taken out where the first turn would only look.
+            while place.is_none() {
+                if waiting.wants_connection() {
+                    let handed = {
+                        let mut claim = pin!(self.claim(endpoint, client, bounds, how, course));
+                        loop {
+                            tokio::select! {
+                                biased;
+                                () = waiting.changed() => {
+                                    place = waiting.look()?;
+                                    if place.is_some() || !waiting.wants_connection() {
+                                        break None;
+                                    }
+                                }
+                                handed = &mut claim => break Some(handed.map_err(Failure::unsent)?),
+                            }
+                        }
+                    };
+                    bounds.attempt = self.until(self.route.settings.attempt_timeout);
+                    if let Some(handed) = handed {
+                        waiting.open(only_slot(handed), self.route.settings.connect_timeout);
+                    }
+                    continue;
+                }
+                // What is being opened has its own time, and comes to an end.
+                let late = || Reason::BackendConnectTimeout;
+                let changed = self.within(client, bounds, Duration::MAX, waiting.changed(), late).await;
+                changed.map_err(Failure::unsent)?;
+                place = waiting.look()?;
+            }
+        }
+        let stream = place.map(Http2Upstream::new).ok_or_else(|| Failure::unsent(Reason::Internal))?;
+        Ok(Upstream::Http2(Box::new(stream)))
     }
 
     /// Leave to have a connection to `endpoint`.
@@ -275,25 +332,31 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// A new connection to `endpoint`.
-    async fn dial(&self, endpoint: &Endpoint, client: &mut impl Client, bounds: &Bounds) -> Result<Stream, Reason> {
+    /// Waits for a connection to be made, for as long as that may take.
+    async fn within<T>(
+        &self,
+        client: &mut impl Client,
+        bounds: &Bounds,
+        limit: Duration,
+        made: impl Future<Output = T>,
+        late: impl Fn() -> Reason,
+    ) -> Result<T, Reason> {
         let now = self.timer.clock().millis();
         let remaining = Duration::from_millis(bounds.deadline.saturating_sub(now));
         let attempt = Duration::from_millis(bounds.attempt.saturating_sub(now));
-        let limit = self.route.settings.connect_timeout.min(attempt).min(remaining);
-        let dial = Dial::new(endpoint);
+        let limit = limit.min(attempt).min(remaining);
         let outcome = self
             .timer
             .within(Some(limit), async {
                 tokio::select! {
                     biased;
-                    stream = dial.run() => stream,
+                    made = made => Ok(made),
                     () = left(client) => Err(Reason::ClientLeft),
                 }
             })
             .await;
         // What the request had left was shorter than what an attempt may take: not the backend's fault.
-        let late = || if limit == remaining { Reason::RequestTimeout } else { dial.late() };
+        let late = || if limit == remaining { Reason::RequestTimeout } else { late() };
         outcome.unwrap_or_else(|| Err(late()))
     }
 

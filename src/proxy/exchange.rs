@@ -90,6 +90,16 @@ pub struct Failure {
     pub reason: Reason,
     /// How far it got, and on what connection.
     pub failed: Failed,
+    /// It is held against the backend.
+    pub blamed: bool,
+}
+
+impl Failure {
+    /// One for this reason, before anything was sent.
+    #[must_use]
+    pub fn unsent(reason: Reason) -> Self {
+        Self { reason, failed: Failed::of(reason, Progress::Unsent, false), blamed: true }
+    }
 }
 
 /// One attempt.
@@ -246,9 +256,12 @@ impl<'a, C: Client> Exchange<'a, C> {
         if spliced > 0 {
             self.worker.counters().bytes_spliced.add(spliced);
         }
-        outcome.map_err(|reason| Failure {
-            reason,
-            failed: Failed::of(reason, self.progress(), self.upstream.is_reused()),
+        outcome.map_err(|reason| {
+            if matches!(reason, Reason::BackendResponseTimeout | Reason::BackendAttemptTimeout) {
+                self.upstream.doubt();
+            }
+            let failed = Failed::of(reason, self.progress(), self.upstream.is_reused());
+            Failure { reason, failed, blamed: !failed.stale && self.upstream.is_to_blame() }
         })
     }
 
@@ -500,10 +513,14 @@ fn backend(fault: Fault, answered: bool) -> Reason {
     match fault {
         // A body's breach of framing has the reason that a client's would have.
         Fault::Malformed(Reason::BackendHeaderTooLarge) => Reason::BackendHeaderTooLarge,
+        // What it would be sent can't be said in its version.
+        Fault::Malformed(Reason::TargetTooLong) => Reason::TargetTooLong,
         Fault::Malformed(_) => Reason::BackendMalformed,
         Fault::Truncated if answered => Reason::BackendTruncated,
         Fault::Truncated => Reason::BackendClosed,
         Fault::Reset => Reason::BackendReset,
+        Fault::Refused if answered => Reason::BackendReset,
+        Fault::Refused => Reason::BackendStreamRefused,
     }
 }
 
@@ -559,7 +576,7 @@ mod tests {
             let mut client = Http1::new(Socket::new(ours.into(), Family::Unix).into());
             let head = poll_fn(|cx| client.poll_request(cx, 32_768)).await.unwrap().unwrap();
             client.hold(100);
-            let mut upstream = upstream::http(reset(), slot());
+            let mut upstream = upstream::http1(reset(), slot());
             upstream.begin(
                 &head,
                 &Forwarded {

@@ -1,4 +1,4 @@
-//! Idle: a worker's connections to backends that wait for the next request.
+//! Idle: a worker's HTTP/1.1 connections to backends that wait for the next request.
 //!
 //! Every worker keeps its own, so borrowing one takes no lock. The newest is used first,
 //! and when there are too many the oldest goes; what has waited longer than it may, or
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::http1::upstream::Http1Upstream;
 use super::upstream::Upstream;
 use crate::balance::connections::{IdleMark, Parked};
 use crate::balance::endpoint::Endpoint;
@@ -35,7 +36,7 @@ pub struct IdlePool {
 
 #[derive(Debug)]
 struct Idle {
-    upstream: Upstream,
+    upstream: Http1Upstream,
     since: u64,
     until: u64,
     /// Tells those who wait that it is there, where there is a limit.
@@ -74,14 +75,16 @@ impl IdlePool {
             if newest.is_good(now) {
                 let mut upstream = newest.upstream;
                 upstream.reuse();
-                return Some(upstream);
+                return Some(Upstream::Http1(upstream));
             }
         }
         None
     }
 
     /// Keeps a connection whose exchange is over at `now`, if it can serve another.
-    pub fn put(&self, endpoint: &Endpoint, mut upstream: Upstream, settings: &RouteSettings, now: u64) {
+    pub fn put(&self, endpoint: &Endpoint, upstream: Upstream, settings: &RouteSettings, now: u64) {
+        // A stream ends with its exchange; its connection is kept elsewhere.
+        let Upstream::Http1(mut upstream) = upstream else { return };
         let connections = endpoint.connections();
         if !upstream.is_reusable() || endpoint.is_draining() {
             return;

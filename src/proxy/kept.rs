@@ -131,7 +131,7 @@ impl<'a> Asked<'a> {
                 course.status = exchange.status;
                 if let Err(failure) = outcome {
                     let endpoint = connected.lease.endpoint();
-                    verdict::failed(self.worker, &self.route.settings, endpoint, failure.reason, false);
+                    verdict::failed(self.worker, &self.route.settings, endpoint, failure.reason, failure.blamed);
                     return Err(failure.reason);
                 }
                 self.give_back(connected);

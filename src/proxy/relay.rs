@@ -53,6 +53,9 @@ pub enum Fault {
     /// The peer ended its direction before the message was whole.
     #[error("ended early")]
     Truncated,
+    /// The peer says that it has done nothing about the message, and won't.
+    #[error("refused")]
+    Refused,
     /// The message is malformed; the reason is the one to answer a client with.
     #[error("malformed: {}", .0.as_str())]
     Malformed(Reason),

@@ -24,7 +24,7 @@ use super::origin::Origin;
 use super::rewrite::Rewrite;
 use super::tunnel::{self, Patience};
 use super::worker::Worker;
-use crate::config::{AccessLog, Forwarding, SentPath};
+use crate::config::{AccessLog, BackendProtocol, Forwarding, SentPath};
 use crate::routing::FieldEdits;
 use crate::state::Route;
 use crate::telemetry::Reason;
@@ -151,6 +151,10 @@ pub async fn story<C: Client>(
 
 impl<'a> Asked<'a> {
     async fn serve<C: Client>(&self, client: &mut C, course: &mut Course<'a>) -> Result<After, Reason> {
+        // What is asked for in place of HTTP/1.1 there is none of in HTTP/2 (RFC 9113 §8.6).
+        if self.head.upgrade && self.route.settings.backend_protocol == BackendProtocol::H2 {
+            return Err(Reason::UpgradeUnsupported);
+        }
         let deadline = self.until(self.route.settings.request_timeout);
         for name in self.rewrite.fields.into_iter().flat_map(FieldEdits::dropped) {
             client.withhold(name.as_bytes());

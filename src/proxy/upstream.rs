@@ -1,66 +1,59 @@
-//! Upstream: a connection to a backend. Those that wait for the next request are in
-//! [`super::idle`].
+//! Upstream: where one request is asked of a backend, whatever protocol version that speaks.
+//!
+//! With HTTP/1.1 it is a connection ([`Http1Upstream`]), which others may use before and
+//! after ([`super::idle`]); with HTTP/2 a stream of a connection that many use at once
+//! ([`Http2Upstream`]). An exchange can't tell them apart.
 
 use std::cell::Cell;
-use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
+use rustls::ClientConfig;
 use tracing::debug;
 
 use super::echo;
 use super::forwarded::Forwarded;
 use super::handshake;
-use super::head::{Known, Method, RequestHead, ResponseHead};
-use super::http1::encode;
-use super::http1::wire::Wire;
-use super::idle::stated;
+use super::head::{Method, RequestHead, ResponseHead};
+use super::http1::upstream::Http1Upstream;
+use super::http2::upstream::Http2Upstream;
 use super::relay::{Fault, Piece, Raw, Sink, Source};
 use super::rewrite::Rewrite;
-use crate::balance::connections::{Parked, Slot};
+use crate::balance::connections::Slot;
 use crate::balance::discovery::Ways;
 use crate::balance::endpoint::Endpoint;
-use crate::config::Target;
+use crate::config::{BackendProtocol, RouteSettings, Target};
 use crate::telemetry::Reason;
 use crate::transport::dial::{self, DialError};
-use crate::transport::stream::{Family, Socket, Stream};
+use crate::transport::stream::Stream;
 use crate::transport::tls;
 
 /// Bytes that are read of an answer only to keep its connection.
 const DISCARDED: usize = 64 * 1024;
 
-/// A connection to a backend.
+/// Where a request is asked.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "HTTP/1.1 is to cost no allocation")]
 pub enum Upstream {
-    /// HTTP/1.1.
+    /// A connection of HTTP/1.1.
     Http1(Http1Upstream),
+    /// A stream of HTTP/2; boxed, so that it takes nothing where there is none.
+    Http2(Box<Http2Upstream>),
 }
 
-/// An HTTP/1.1 connection to a backend.
-#[derive(Debug)]
-pub struct Http1Upstream {
-    wire: Wire,
-    /// Leave to be open.
-    slot: Slot,
-    /// How long the backend says it keeps it idle.
-    patience: Option<Duration>,
-    /// It has served a request before.
-    reused: bool,
-    /// The backend would take another request on it.
-    keep_alive: bool,
-    /// Something of a response to the current request was read, and dealt with.
-    answered: bool,
+macro_rules! on {
+    ($upstream:expr, $it:ident => $call:expr) => {
+        match $upstream {
+            Upstream::Http1($it) => $call,
+            Upstream::Http2($it) => $call,
+        }
+    };
 }
 
 impl Upstream {
     /// Queues a request head; the body follows through the sink.
     pub fn begin(&mut self, head: &RequestHead, forwarded: &Forwarded<'_>, rewrite: &Rewrite<'_>) {
-        let Self::Http1(upstream) = self;
-        upstream.keep_alive = false;
-        upstream.answered = false;
-        encode::request(upstream.wire.output_mut().begin(head.framing), head, forwarded, rewrite);
+        on!(self, it => it.begin(head, forwarded, rewrite));
     }
 
     /// Reads a response head, interim or final.
@@ -68,56 +61,60 @@ impl Upstream {
     /// # Errors
     /// The backend's fault.
     pub fn poll_response(&mut self, cx: &mut Context<'_>, to: Method) -> Poll<Result<ResponseHead, Fault>> {
-        let Self::Http1(upstream) = self;
-        let outcome = std::task::ready!(upstream.wire.poll_response(cx, to));
-        // An interim response and one that can't be read are answers too, though nothing
-        // of them is left in the buffer.
-        upstream.answered |= !matches!(outcome, Err(Fault::Reset | Fault::Truncated));
-        let head = outcome?;
-        if !head.is_interim() {
-            upstream.keep_alive = head.keep_alive;
-            upstream.patience = head.fields.first(Known::KeepAlive).and_then(stated);
-        }
-        Poll::Ready(Ok(head))
+        on!(self, it => it.poll_response(cx, to))
     }
 
-    /// Whether the backend, which has answered, keeps the connection for what is still to
-    /// come: then it reads on, or means to.
+    /// Whether the backend, which has answered, keeps the connection or stream for what is
+    /// still to come: then it reads on, or means to.
     #[must_use]
-    pub fn stays(&self) -> bool {
-        let Self::Http1(upstream) = self;
-        upstream.keep_alive && upstream.wire.is_read() && !upstream.wire.has_input()
+    pub fn stays(&mut self) -> bool {
+        on!(self, it => it.stays())
     }
 
     /// Ready when a backend whose answer is whole ends, or says more than it was asked.
     pub fn poll_stirs(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.poll_stirs(cx).map(drop)
+        on!(self, it => it.poll_stirs(cx))
     }
 
-    /// Whether it has served a request before.
+    /// Whether its connection has served a request before, so that its end may only tell of
+    /// its age.
     #[must_use]
     pub fn is_reused(&self) -> bool {
-        let Self::Http1(upstream) = self;
-        upstream.reused
+        on!(self, it => it.is_reused())
     }
 
-    /// Whether any byte of the current request was written.
+    /// Whether the backend may have got anything of the current request.
     #[must_use]
     pub fn has_written(&self) -> bool {
-        let Self::Http1(upstream) = self;
-        upstream.wire.output().written() > 0
+        on!(self, it => it.has_written())
     }
 
     /// Whether any byte of a response has come.
     #[must_use]
     pub fn has_answered(&self) -> bool {
-        let Self::Http1(upstream) = self;
-        upstream.answered || upstream.wire.has_input()
+        on!(self, it => it.has_answered())
     }
 
-    /// Reads and drops what has come of an answer that nobody wants, if it is not much: the
-    /// connection can serve on then.
+    /// Whether its failure, which is over now, is one that the backend was not blamed for
+    /// before: many streams end with one connection.
+    #[must_use]
+    pub fn is_to_blame(&self) -> bool {
+        match self {
+            Self::Http1(_) => true,
+            Self::Http2(stream) => stream.is_to_blame(),
+        }
+    }
+
+    /// The backend has not answered in time: others are not to find that out on the same
+    /// connection.
+    pub fn doubt(&mut self) {
+        if let Self::Http2(stream) = self {
+            stream.doubt();
+        }
+    }
+
+    /// Reads and drops what has come of an answer that nobody wants, if it is not much: a
+    /// connection of HTTP/1.1 can serve on then.
     pub fn discard(&mut self) {
         let mut most = DISCARDED;
         let mut cx = Context::from_waker(Waker::noop());
@@ -134,8 +131,7 @@ impl Upstream {
     /// Whether all of the answer's body, of at most `most` bytes, is here to be read; ready
     /// as soon as that is known. Nothing of it is lost.
     pub fn poll_whole(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<bool> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.poll_whole(cx, most)
+        on!(self, it => it.poll_whole(cx, most))
     }
 
     /// Takes the answer's body out, if all of it has come and is at most `most` bytes: the
@@ -154,128 +150,82 @@ impl Upstream {
         Some(body)
     }
 
-    /// From here on it carries bytes of another protocol.
+    /// From here on it carries bytes of another protocol, which a 101 has agreed to.
     pub fn become_tunnel(&mut self) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.become_tunnel();
-        upstream.wire.io().keep_alive();
-    }
-
-    /// How long the backend says it keeps it idle, less a margin.
-    #[must_use]
-    pub(super) fn patience(&self) -> Option<Duration> {
-        let Self::Http1(upstream) = self;
-        upstream.patience
-    }
-
-    /// Whether anything has come while nothing should.
-    #[must_use]
-    pub(super) fn stirred(&self) -> bool {
-        let Self::Http1(upstream) = self;
-        upstream.wire.io().stirred()
-    }
-
-    /// Its exchange is over: nothing of it need be remembered while it is idle.
-    pub(super) fn rest(&mut self) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.forget_body();
-    }
-
-    /// It is to serve another request.
-    pub(super) fn reuse(&mut self) {
-        let Self::Http1(upstream) = self;
-        upstream.reused = true;
-    }
-
-    /// Takes its socket from this thread, with its slot. It must be idle.
-    pub(super) fn release(self) -> Option<(OwnedFd, Slot)> {
-        let Self::Http1(Http1Upstream { wire, slot, .. }) = self;
-        Some((Rc::into_inner(wire.into_io())?.release()?, slot))
-    }
-
-    /// Whether it can serve another request.
-    pub(super) fn is_reusable(&self) -> bool {
-        let Self::Http1(upstream) = self;
-        let wire = &upstream.wire;
-        upstream.keep_alive
-            && wire.is_read()
-            && wire.output().is_finished()
-            && !wire.has_input()
-            && !wire.io().has_input()
+        match self {
+            Self::Http1(connection) => connection.become_tunnel(),
+            // There is no 101 in HTTP/2 (RFC 9113 §8.6); one is malformed.
+            Self::Http2(_) => {}
+        }
     }
 }
 
 impl Source for Upstream {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.poll_piece(cx)
+        on!(self, it => it.poll_piece(cx))
     }
 
     fn consume(&mut self, n: usize) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.consume(n);
+        on!(self, it => it.consume(n));
     }
 
     fn raw_source(&self) -> Option<Raw<'_>> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.raw_source()
+        on!(self, it => it.raw_source())
     }
 
     fn spliced_from(&mut self, n: usize) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.spliced_from(n);
+        on!(self, it => it.spliced_from(n));
     }
 
     fn withhold(&mut self, name: &[u8]) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.withhold(name);
+        on!(self, it => it.withhold(name));
     }
 
     fn trailers(&self) -> &[u8] {
-        let Self::Http1(upstream) = self;
-        upstream.wire.trailers()
+        on!(self, it => it.trailers())
     }
 }
 
 impl Sink for Upstream {
     fn poll_push(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Fault>> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.poll_push(cx, data)
+        on!(self, it => it.poll_push(cx, data))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.poll_flush(cx)
+        on!(self, it => it.poll_flush(cx))
     }
 
     fn held(&self) -> usize {
-        let Self::Http1(upstream) = self;
-        upstream.wire.held()
+        on!(self, it => it.held())
     }
 
     fn prod(&mut self) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.prod();
+        on!(self, it => it.prod());
     }
 
     fn trail(&mut self, lines: &[u8]) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.trail(lines);
+        on!(self, it => it.trail(lines));
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.poll_finish(cx)
+        on!(self, it => it.poll_finish(cx))
     }
 
     fn raw_sink(&self) -> Option<Raw<'_>> {
-        let Self::Http1(upstream) = self;
-        upstream.wire.raw_sink()
+        on!(self, it => it.raw_sink())
     }
 
     fn spliced_to(&mut self, n: usize) {
-        let Self::Http1(upstream) = self;
-        upstream.wire.spliced_to(n);
+        on!(self, it => it.spliced_to(n));
+    }
+}
+
+/// What a backend of this route speaks.
+#[must_use]
+pub fn protocol(endpoint: &Endpoint, settings: &RouteSettings) -> BackendProtocol {
+    match endpoint.target() {
+        Target::Echo => BackendProtocol::Http1,
+        _ => settings.backend_protocol,
     }
 }
 
@@ -283,6 +233,8 @@ impl Sink for Upstream {
 #[derive(Debug)]
 pub struct Dial<'a> {
     endpoint: &'a Endpoint,
+    /// HTTP/2 is to be spoken, which TLS has to agree on (RFC 9113 §3.2).
+    http2: bool,
     /// The backend has taken it, and TLS is to be agreed on.
     taken: Cell<bool>,
 }
@@ -291,7 +243,13 @@ impl<'a> Dial<'a> {
     /// One that has not begun.
     #[must_use]
     pub fn new(endpoint: &'a Endpoint) -> Self {
-        Self { endpoint, taken: Cell::new(false) }
+        Self { endpoint, http2: false, taken: Cell::new(false) }
+    }
+
+    /// The same for a connection of HTTP/2.
+    #[must_use]
+    pub fn http2(endpoint: &'a Endpoint) -> Self {
+        Self { http2: true, ..Self::new(endpoint) }
     }
 
     /// Makes it.
@@ -303,11 +261,14 @@ impl<'a> Dial<'a> {
         match (self.endpoint.tls(), self.endpoint.target()) {
             (Some(tls), _) => {
                 self.taken.set(true);
-                let agreed = tls::connect(stream, Arc::clone(tls.config()), tls.name().clone());
-                Box::pin(agreed).await.map_err(|fault| {
+                let config = if self.http2 { offering_http2(tls.config()) } else { Arc::clone(tls.config()) };
+                let agreed = Box::pin(tls::connect(stream, config, tls.name().clone())).await;
+                let stream = agreed.map_err(|fault| {
                     debug!(backend = &**self.endpoint.identity(), error = %fault, "TLS handshake failed");
                     handshake::reason(fault)
-                })
+                })?;
+                let agreed = !self.http2 || stream.tls().is_some_and(|session| session.speaks(HTTP2));
+                if agreed { Ok(stream) } else { Err(Reason::BackendMalformed) }
             }
             // Nothing may be said in clear that was to be secret.
             (None, Target::Tls(_)) => Err(Reason::Internal),
@@ -346,28 +307,18 @@ impl<'a> Dial<'a> {
     }
 }
 
-/// Makes an HTTP connection of a stream.
-#[must_use]
-pub fn http(stream: Stream, slot: Slot) -> Upstream {
-    let wire = Wire::new(stream);
-    Upstream::Http1(Http1Upstream { wire, slot, patience: None, reused: false, keep_alive: false, answered: false })
+/// The name of HTTP/2 over TLS (RFC 9113 §3.2).
+const HTTP2: &[u8] = b"h2";
+
+/// The same terms, with HTTP/2 as the only protocol that will do.
+fn offering_http2(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    Arc::new(config)
 }
 
-/// Takes over a connection that was idle elsewhere, if it is still good at `now`. Only its
-/// slot is left otherwise.
-///
-/// # Errors
-/// The slot.
-pub(super) fn adopt(parked: Parked, endpoint: &Endpoint, now: u64) -> Result<Upstream, Slot> {
-    let family = match endpoint.target() {
-        Target::Unix(_) | Target::Echo => Family::Unix,
-        Target::Ip(_) | Target::Name { .. } | Target::Service(_) | Target::Tls(_) => Family::Tcp,
-    };
-    let stream = Stream::from(Socket::new(parked.socket, family));
-    if now >= parked.until || stream.stirred() {
-        return Err(parked.slot);
-    }
-    let mut upstream = http(stream, parked.slot);
-    upstream.reuse();
-    Ok(upstream)
+/// Makes an HTTP/1.1 connection of a stream.
+#[must_use]
+pub fn http1(stream: Stream, slot: Slot) -> Upstream {
+    Upstream::Http1(Http1Upstream::new(stream, slot))
 }

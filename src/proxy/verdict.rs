@@ -32,9 +32,11 @@ fn meaning(reason: Reason) -> Meaning {
         | Reason::BackendTlsAlert
         | Reason::BackendTlsFailed => Meaning::Refused,
         Reason::BackendConnectTimeout | Reason::BackendTlsTimeout => Meaning::ConnectTimeout,
-        Reason::BackendReset | Reason::BackendClosed | Reason::BackendMalformed | Reason::BackendTruncated => {
-            Meaning::Failed(EjectOn::Reset)
-        }
+        Reason::BackendReset
+        | Reason::BackendClosed
+        | Reason::BackendStreamRefused
+        | Reason::BackendMalformed
+        | Reason::BackendTruncated => Meaning::Failed(EjectOn::Reset),
         Reason::BackendResponseTimeout | Reason::BackendAttemptTimeout | Reason::BackendStreamTimeout => {
             Meaning::Failed(EjectOn::Timeout)
         }
@@ -69,11 +71,14 @@ pub fn took(endpoint: &Endpoint, millis: Option<u64>) {
     }
 }
 
-/// An attempt failed. `aged` says that it did since its connection, which had served a
-/// request before, had ended meanwhile.
+/// An attempt failed. It is not `blamed` on the backend if its connection, which had served a
+/// request before, had ended meanwhile, or if it only shared the end of a connection.
 #[cold]
-pub fn failed(worker: &Worker, settings: &RouteSettings, endpoint: &Endpoint, reason: Reason, aged: bool) {
+pub fn failed(worker: &Worker, settings: &RouteSettings, endpoint: &Endpoint, reason: Reason, blamed: bool) {
     let meaning = meaning(reason);
+    if !blamed {
+        return;
+    }
     if matches!(meaning, Meaning::Refused | Meaning::ConnectTimeout)
         && endpoint.refused(reason, worker.clock().millis())
     {
@@ -81,8 +86,8 @@ pub fn failed(worker: &Worker, settings: &RouteSettings, endpoint: &Endpoint, re
     }
     match meaning {
         Meaning::ConnectTimeout => count(worker, settings, endpoint, EjectOn::Timeout, reason.as_str()),
-        Meaning::Failed(on) if !aged => count(worker, settings, endpoint, on, reason.as_str()),
-        Meaning::Failed(_) | Meaning::Refused | Meaning::Nothing => {}
+        Meaning::Failed(on) => count(worker, settings, endpoint, on, reason.as_str()),
+        Meaning::Refused | Meaning::Nothing => {}
     }
 }
 

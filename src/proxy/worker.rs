@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
+use super::http2::upstream::pool::Pool as StreamPool;
 use super::idle::IdlePool;
 use super::story::Source;
 use super::{accept, connection, tcp};
@@ -210,6 +211,7 @@ pub struct Worker {
     generation: RefCell<Rc<Arc<Generation>>>,
     clock: Rc<Clock>,
     idle: IdlePool,
+    streams: StreamPool,
     draining: Cell<Option<Duration>>,
     open: Cell<usize>,
     emptied: Notify,
@@ -245,9 +247,11 @@ impl Worker {
     /// When a listener can't be registered with the runtime.
     pub async fn run(start: Start) -> io::Result<()> {
         let Start { index, shared, log, generation, listeners, others, mut handed, mut orders, accepting } = start;
+        let clock = Clock::since(shared.epoch);
         let worker = Rc::new(Self {
             index,
-            clock: Clock::since(shared.epoch),
+            streams: StreamPool::new(Rc::clone(&clock)),
+            clock,
             shared,
             log,
             generation: RefCell::new(Rc::new(generation)),
@@ -277,6 +281,7 @@ impl Worker {
                     }
                     Some(Order::Adopt(generation, done)) => {
                         worker.idle.keep_only(generation.endpoints());
+                        worker.streams.keep_only(generation.endpoints());
                         *worker.generation.borrow_mut() = Rc::new(generation);
                         let _ = done.send(());
                     }
@@ -295,9 +300,13 @@ impl Worker {
                 },
                 _ = sweep.tick() => {
                     worker.idle.sweep(worker.clock.millis());
+                    worker.streams.sweep(worker.clock.millis());
                     splice::trim();
                 }
-                () = worker.lane().wanted.notified() => worker.idle.give_up(),
+                () = worker.lane().wanted.notified() => {
+                    worker.idle.give_up();
+                    worker.streams.give_up();
+                }
                 () = worker.emptied.notified() => {}
             }
             if worker.is_draining() && worker.open.get() == 0 && !handing {
@@ -309,12 +318,14 @@ impl Worker {
     /// A worker without a thread, a door or neighbours.
     #[cfg(test)]
     pub(super) fn alone(generation: Generation) -> Rc<Self> {
+        let clock = Clock::since(tokio::time::Instant::now());
         Rc::new(Self {
             index: 0,
             shared: Arc::new(Shared::new(1, &generation.limits())),
+            streams: StreamPool::new(Rc::clone(&clock)),
             log: Log::silent(),
             generation: RefCell::new(Rc::new(Arc::new(generation))),
-            clock: Clock::since(tokio::time::Instant::now()),
+            clock,
             idle: IdlePool::default(),
             draining: Cell::new(None),
             open: Cell::new(0),
@@ -359,7 +370,13 @@ impl Worker {
         &self.clock
     }
 
-    /// Its idle backend connections.
+    /// Its HTTP/2 connections to backends.
+    #[must_use]
+    pub fn streams(&self) -> &StreamPool {
+        &self.streams
+    }
+
+    /// Its idle HTTP/1.1 connections to backends.
     #[must_use]
     pub fn idle(&self) -> &IdlePool {
         &self.idle

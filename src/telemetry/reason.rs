@@ -86,11 +86,14 @@ reasons! {
     BackendTlsTimeout = "backend_tls_timeout", 504, "connection_timeout", Backend;
     /// Every backend of the route is known to be down.
     BackendsDown = "backends_down", 503, "destination_unavailable", Backend;
-    /// The backend reset the connection before its response was whole.
+    /// The backend reset the connection, or the stream, before its response was whole.
     BackendReset = "backend_reset", 502, "connection_terminated", Backend;
     /// The backend closed the connection before its response began.
     BackendClosed = "backend_closed", 502, "connection_terminated", Backend;
-    /// The backend's response breaks RFC 9112.
+    /// The backend refused the request's stream, and says that it has done nothing about it
+    /// (HTTP/2, REFUSED_STREAM).
+    BackendStreamRefused = "backend_stream_refused", 503, "destination_unavailable", Backend;
+    /// The backend's response breaks RFC 9112 or RFC 9113.
     BackendMalformed = "backend_malformed", 502, "http_protocol_error", Backend;
     /// The backend's response head exceeds 64 KiB or the number of fields.
     BackendHeaderTooLarge = "backend_header_too_large", 502, "http_response_header_section_size", Backend;
@@ -143,6 +146,10 @@ reasons! {
     /// The client's connection was ended for frames that cost much and bring nothing: resets,
     /// pings, settings, headers without end.
     Http2Flood = "http2_flood", 400, "http_request_denied", Client;
+    /// The request asks for another protocol in place of HTTP/1.1, and its backend speaks HTTP/2.
+    UpgradeUnsupported = "upgrade_unsupported", 501, "http_request_error", Client;
+    /// The request is of gRPC, which needs HTTP/2, and its backend speaks HTTP/1.1.
+    GrpcUnsupported = "grpc_unsupported", 501, "http_request_error", Client;
     /// No route with a backend takes the request.
     NoRoute = "no_route", 404, "destination_not_found", Client;
     /// The process has no file descriptor left (EMFILE, ENFILE).

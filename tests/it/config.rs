@@ -309,6 +309,18 @@ fn routes_that_contradict_each_other_are_refused() {
                 "routes.d/b.env:3: `BALANCE`: with `MODE=tcp` nothing is read that `BALANCE=hash:cookie:sid` could go by",
             ],
         ),
+        (
+            &[
+                ("config.env", "BACKEND_PROTOCOL=h2\n"),
+                ("routes.d/a.env", "MATCH_LISTENER=a\nMODE=tcp\n"),
+                ("routes.d/b.env", "MATCH_LISTENER=b\nMODE=tcp\nBACKEND_PROTOCOL=http1\n"),
+                ("routes.d/c.env", "MATCH_LISTENER=c\nBACKEND_PROTOCOL=http2\n"),
+            ],
+            &[
+                "routes.d/c.env:2: `BACKEND_PROTOCOL`: expected `http1` or `h2`, found `http2`",
+                "routes.d/a.env:2: `MODE`: with `MODE=tcp` nothing is read that `BACKEND_PROTOCOL=h2` could turn into HTTP/2",
+            ],
+        ),
     ];
     for (files, expected) in cases {
         assert_eq!(&problems(files), expected, "{files:?}");

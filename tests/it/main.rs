@@ -11,7 +11,7 @@ mod config; // check, explain, generated documents, precedence of settings
 #[cfg(test)]
 mod daemon; // starts the binary as systemd would: descriptors, a notify socket, signals
 #[cfg(test)]
-mod http2; // clients that speak HTTP/2
+mod http2; // clients and backends that speak HTTP/2
 #[cfg(test)]
 mod lifecycle; // start, readiness, what is refused, reload, status
 #[cfg(test)]

@@ -18,6 +18,27 @@ use crate::routing::FieldEdits;
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>, rewrite: &Rewrite<'_>) {
     out.extend_from_slice(head.method_name());
     out.push(b' ');
+    request_target(out, head, rewrite);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    field(out, b"Host", rewrite.authority(head, forwarded));
+    request_fields(out, head, forwarded, rewrite);
+    // For those of the answer, which the client takes (RFC 9110 §10.1.4).
+    if head.trailers {
+        field(out, b"TE", b"trailers");
+        field(out, b"Connection", if head.upgrade { b"upgrade, TE" } else { b"TE" });
+    } else if head.upgrade {
+        field(out, b"Connection", b"upgrade");
+    }
+    if head.upgrade {
+        upgrade(out, head.offers());
+    }
+    framing(out, head.framing);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes path and query as they go on.
+#[inline]
+pub fn request_target(out: &mut Vec<u8>, head: &RequestHead, rewrite: &Rewrite<'_>) {
     let (target, query) = rewrite.target(head);
     match target {
         // About the server as a whole, in absolute form (RFC 9112 §3.2.4).
@@ -30,8 +51,12 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>,
             out.extend_from_slice(query);
         }
     }
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    field(out, b"Host", rewrite.authority(head, forwarded));
+}
+
+/// Writes the fields that go on to a backend whatever version it speaks: all but `Host` and
+/// those about connection and framing.
+#[inline]
+pub fn request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>, rewrite: &Rewrite<'_>) {
     // The expectation of HTTP/1.0 is ignored (RFC 9110 §10.1.1).
     let expects = head.version != Version::Http10;
     let ours = |field: &Field| match field.known {
@@ -68,18 +93,6 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forwarded<'_>,
         // What has none left is answered here, and does not come this far.
         let _ = write!(out, "Max-Forwards: {}\r\n", hops.saturating_sub(1));
     }
-    // For those of the answer, which the client takes (RFC 9110 §10.1.4).
-    if head.trailers {
-        field(out, b"TE", b"trailers");
-        field(out, b"Connection", if head.upgrade { b"upgrade, TE" } else { b"TE" });
-    } else if head.upgrade {
-        field(out, b"Connection", b"upgrade");
-    }
-    if head.upgrade {
-        upgrade(out, head.offers());
-    }
-    framing(out, head.framing);
-    out.extend_from_slice(b"\r\n");
 }
 
 /// What says that a request came this way, by the version it came in (RFC 9110 §7.6.3).
@@ -93,7 +106,7 @@ pub fn via(version: Version) -> &'static [u8] {
 }
 
 /// Who a health check says that it is.
-const CHECKER: &str = concat!("doorward/", env!("CARGO_PKG_VERSION"), " (health check)");
+pub const CHECKER: &str = concat!("doorward/", env!("CARGO_PKG_VERSION"), " (health check)");
 
 /// Writes the request of a health check, the only one on its connection.
 pub fn check(out: &mut Vec<u8>, path: &str, host: &str) {

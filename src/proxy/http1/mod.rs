@@ -3,7 +3,7 @@
 //! [`wire`] reads a connection's bytes, [`output`] writes them. [`lines`] takes heads apart by
 //! the [`grammar`], [`parse`] says what they mean, [`encode`] writes them. [`body`] finds the
 //! ends of bodies, [`trailers`] keeps what stands behind them.
-//! [`Http1`] is the client's side of it; the backend's side is in [`super::upstream`].
+//! [`Http1`] is the client's side of it, [`upstream`] the backend's.
 
 pub mod body;
 pub mod encode;
@@ -12,6 +12,7 @@ pub mod lines;
 pub mod output;
 pub mod parse;
 pub mod trailers;
+pub mod upstream;
 pub mod wire;
 
 use std::fmt;

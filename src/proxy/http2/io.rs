@@ -37,6 +37,9 @@ pub struct Watch {
     guard: RefCell<Guard>,
     /// Bytes read in this turn.
     read: Cell<usize>,
+    /// Bytes read and written in all.
+    heard: Cell<u64>,
+    written: Cell<u64>,
 }
 
 impl Watch {
@@ -57,7 +60,20 @@ impl Watch {
         self.guard.borrow().block_since()
     }
 
+    /// Bytes read in all.
+    #[must_use]
+    pub fn heard(&self) -> u64 {
+        self.heard.get()
+    }
+
+    /// Bytes written in all.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.get()
+    }
+
     fn count(&self, bytes: &[u8]) {
+        self.heard.set(self.heard.get() + u64::try_from(bytes.len()).unwrap_or(0));
         self.read.set(self.read.get() + bytes.len());
         self.guard.borrow_mut().read(bytes, self.clock.millis());
     }
@@ -67,12 +83,19 @@ impl Io {
     /// Over a stream of which `before` was read already.
     #[must_use]
     pub fn new(stream: Rc<Stream>, before: Vec<u8>, clock: Rc<Clock>, guard: Guard) -> (Self, Rc<Watch>) {
-        let watch = Rc::new(Watch { clock, guard: RefCell::new(guard), read: Cell::new(0) });
+        let watch = Rc::new(Watch {
+            clock,
+            guard: RefCell::new(guard),
+            read: Cell::new(0),
+            heard: Cell::new(0),
+            written: Cell::new(0),
+        });
         (Self { stream, watch: Rc::clone(&watch), before, passed: 0, ended: false }, watch)
     }
 
     fn sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = outcome {
+            self.watch.written.set(self.watch.written.get() + u64::try_from(n).unwrap_or(0));
             self.watch.guard.borrow_mut().sent(n);
         }
         outcome

@@ -5,7 +5,8 @@
 //! what opened a stream what a head of HTTP/1 is, so that whatever is refused there is
 //! refused here; [`fields`] turns fields of one form into the other. [`body`] is what comes in
 //! on a stream, [`output`] what goes out. [`io`] carries the frames, and [`guard`] looks at
-//! what they cost; how much of that is borne is in [`limits`].
+//! what they cost; how much of that is borne is in [`limits`]. [`upstream`] is a connection to a
+//! backend, whose streams many requests use at once.
 
 pub mod body;
 pub mod client;
@@ -16,6 +17,7 @@ pub mod io;
 pub mod limits;
 pub mod output;
 pub mod server;
+pub mod upstream;
 
 /// What a client sends first that knows that HTTP/2 is spoken here (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -1,5 +1,7 @@
-//! HTTP/2 towards clients (RFC 9113).
+//! HTTP/2 (RFC 9113): towards clients, and towards backends.
 
+/// Backends that speak HTTP/2, over a library and frame by frame.
+mod backend;
 /// Bodies, trailers, windows.
 mod bodies;
 /// A client over a library.
@@ -12,7 +14,11 @@ mod ending;
 mod frames;
 /// What one connection may ask for.
 mod limits;
+/// Backends that break off, refuse, flood, stall, or speak something else.
+mod misbehaving;
 /// What a backend is told, and what a client is answered.
 mod requests;
+/// Requests asked of backends over HTTP/2, and how many connections that takes.
+mod upstream;
 /// Other protocols on a stream.
 mod websocket;
