@@ -143,6 +143,8 @@ reasons! {
     TransferEncodingUnsupported = "transfer_encoding_unsupported", 501, "http_request_error", Client;
     /// The client broke RFC 9113 in a way that concerns its whole connection, which was ended.
     Http2Malformed = "http2_malformed", 400, "http_request_error", Client;
+    /// The client had `HTTP2_MAX_STREAMS` requests under way on its connection; it may try again.
+    Http2StreamLimit = "http2_stream_limit", 503, "connection_limit_reached", Ours;
     /// The client's connection was ended for frames that cost much and bring nothing: resets,
     /// pings, settings, headers without end.
     Http2Flood = "http2_flood", 400, "http_request_denied", Client;

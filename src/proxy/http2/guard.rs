@@ -2,6 +2,9 @@
 //! tell: how many bring nothing, since when a header block is not whole, and whether settings
 //! come first.
 //!
+//! Of the frames that go out, those are noted that end a stream ([`Endings`]): the crate refuses a
+//! request that is malformed, too large, or one too many, without a word to us.
+//!
 //! A frame's meaning is the crate's business; here only its length, type and flags count
 //! (RFC 9113 §4.1). What was passed on to the client makes up for frames that bring nothing:
 //! a window has to be opened for all that is sent.
@@ -14,6 +17,7 @@ const HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
 
@@ -43,6 +47,7 @@ pub struct Guard {
     /// Since when a header block is under way.
     block: Option<u64>,
     idle_frames: Allowance,
+    of_client: bool,
     /// No frame has come yet, and a preface was to come before.
     first: bool,
     breach: Option<Breach>,
@@ -69,9 +74,16 @@ impl Guard {
             goes_on: false,
             block: None,
             idle_frames: Allowance::new(IDLE_FRAMES),
+            of_client: preface,
             first: preface,
             breach: None,
         }
+    }
+
+    /// Whether it is a client's connection.
+    #[must_use]
+    pub fn is_of_client(&self) -> bool {
+        self.of_client
     }
 
     /// Why the connection must end, if it must.
@@ -147,9 +159,76 @@ impl Guard {
     }
 }
 
+/// Notes which streams end by the frames that go out.
+#[derive(Debug, Default)]
+pub struct Endings {
+    /// A frame's head, and the payload of a reset behind it.
+    head: [u8; HEAD + 4],
+    have: usize,
+    left: usize,
+    seen: Vec<(u32, Ending)>,
+}
+
+/// How a stream ended, as far as it is ours to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By a head.
+    Head,
+    /// By a body.
+    Body,
+    /// By a reset with this code.
+    Reset(u32),
+}
+
+impl Endings {
+    /// Looks at what was sent.
+    pub fn sent(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.left > 0 {
+                let passed = self.left.min(rest.len());
+                self.left -= passed;
+                rest = rest.get(passed..).unwrap_or_default();
+                continue;
+            }
+            let wanted = if self.have >= HEAD { self.head.len() } else { HEAD };
+            let taken = (wanted - self.have).min(rest.len());
+            let (now, behind) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
+            if let Some(place) = self.head.get_mut(self.have..self.have + taken) {
+                place.copy_from_slice(now);
+            }
+            self.have += taken;
+            rest = behind;
+            if self.have >= HEAD {
+                self.look();
+            }
+        }
+    }
+
+    /// The streams that have ended since this was last asked.
+    pub fn take(&mut self) -> Vec<(u32, Ending)> {
+        std::mem::take(&mut self.seen)
+    }
+
+    fn look(&mut self) {
+        let [a, b, c, kind, flags, stream @ .., e, f, g, h] = self.head;
+        let ending = match kind {
+            RST_STREAM if self.have < self.head.len() => return,
+            RST_STREAM => Some(Ending::Reset(u32::from_be_bytes([e, f, g, h]))),
+            HEADERS if flags & END_STREAM != 0 => Some(Ending::Head),
+            DATA if flags & END_STREAM != 0 => Some(Ending::Body),
+            _ => None,
+        };
+        self.seen.extend(ending.map(|ending| (u32::from_be_bytes(stream), ending)));
+        self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.left = self.left.saturating_sub(self.have - HEAD);
+        self.have = 0;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Breach, Guard, IDLE_FRAMES};
+    use super::{Breach, Ending, Endings, Guard, IDLE_FRAMES};
 
     fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
         let mut frame = vec![0, (length >> 8) as u8, length as u8, kind, flags, 0, 0, 0, 1];
@@ -189,6 +268,31 @@ mod tests {
             guard.sent(20);
         }
         assert_eq!(guard.breach(), None);
+    }
+
+    #[test]
+    fn streams_that_end_are_noted_however_their_frames_are_cut() {
+        let of = |stream: u8, mut frame: Vec<u8>| {
+            frame[8] = stream;
+            frame
+        };
+        let reset = |stream: u8, code: u8| [0, 0, 4, 3, 0, 0, 0, 0, stream, 0, 0, 0, code].to_vec();
+        let bytes = [
+            of(3, frame(0, 0, 300)),
+            of(3, frame(0, 1, 20)),
+            of(5, frame(1, 4, 7)),
+            reset(5, 7),
+            of(7, frame(1, 5, 3)),
+            reset(9, 1),
+            of(0, frame(4, 1, 0)),
+        ];
+        let all = vec![(3, Ending::Body), (5, Ending::Reset(7)), (7, Ending::Head), (9, Ending::Reset(1))];
+        let bytes = bytes.concat();
+        for piece in 1..bytes.len() {
+            let mut endings = Endings::default();
+            bytes.chunks(piece).for_each(|piece| endings.sent(piece));
+            assert_eq!((endings.take(), endings.take()), (all.clone(), vec![]), "{piece}");
+        }
     }
 
     #[test]

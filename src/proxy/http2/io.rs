@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::guard::{Breach, Guard};
+use super::guard::{Breach, Ending, Endings, Guard};
 use crate::transport::clock::Clock;
 use crate::transport::stream::Stream;
 
@@ -35,6 +35,8 @@ pub struct Io {
 pub struct Watch {
     clock: Rc<Clock>,
     guard: RefCell<Guard>,
+    /// Those of a client's streams; a backend's are of no interest.
+    endings: RefCell<Option<Endings>>,
     /// Bytes read in this turn.
     read: Cell<usize>,
     /// Bytes read and written in all.
@@ -72,6 +74,12 @@ impl Watch {
         self.written.get()
     }
 
+    /// The streams that we have ended since this was last asked.
+    #[must_use]
+    pub fn take_endings(&self) -> Vec<(u32, Ending)> {
+        self.endings.borrow_mut().as_mut().map(Endings::take).unwrap_or_default()
+    }
+
     fn count(&self, bytes: &[u8]) {
         self.heard.set(self.heard.get() + u64::try_from(bytes.len()).unwrap_or(0));
         self.read.set(self.read.get() + bytes.len());
@@ -85,6 +93,7 @@ impl Io {
     pub fn new(stream: Rc<Stream>, before: Vec<u8>, clock: Rc<Clock>, guard: Guard) -> (Self, Rc<Watch>) {
         let watch = Rc::new(Watch {
             clock,
+            endings: RefCell::new(guard.is_of_client().then(Endings::default)),
             guard: RefCell::new(guard),
             read: Cell::new(0),
             heard: Cell::new(0),
@@ -93,10 +102,17 @@ impl Io {
         (Self { stream, watch: Rc::clone(&watch), before, passed: 0, ended: false }, watch)
     }
 
-    fn sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn sent(&self, from: &[IoSlice<'_>], outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = outcome {
             self.watch.written.set(self.watch.written.get() + u64::try_from(n).unwrap_or(0));
             self.watch.guard.borrow_mut().sent(n);
+            if let Some(endings) = self.watch.endings.borrow_mut().as_mut() {
+                let mut left = n;
+                for slice in from {
+                    endings.sent(slice.get(..left.min(slice.len())).unwrap_or_default());
+                    left = left.saturating_sub(slice.len());
+                }
+            }
         }
         outcome
     }
@@ -133,7 +149,8 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        self.sent(self.stream.poll_write(cx, &[IoSlice::new(from)]))
+        let from = [IoSlice::new(from)];
+        self.sent(&from, self.stream.poll_write(cx, &from))
     }
 
     fn poll_write_vectored(
@@ -141,7 +158,7 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         from: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.sent(self.stream.poll_write(cx, from))
+        self.sent(from, self.stream.poll_write(cx, from))
     }
 
     fn is_write_vectored(&self) -> bool {

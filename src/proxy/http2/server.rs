@@ -24,7 +24,7 @@ use h2::{Reason as Code, RecvStream};
 use http::Request;
 
 use super::client::Http2;
-use super::guard::{Breach, Guard};
+use super::guard::{Breach, Ending, Guard};
 use super::head;
 use super::io::{Io, Watch};
 use super::limits::{self, Allowance};
@@ -74,6 +74,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, sour
                 timer: &timer,
                 age,
                 idle_since: timer.clock().millis(),
+                too_large: 0,
                 phase: Phase::Open,
             };
             Box::pin(poll_fn(|cx| serving.poll(cx))).await
@@ -158,6 +159,8 @@ struct Serving<'a> {
     age: Age,
     /// When the last stream ended, in milliseconds of the worker's clock.
     idle_since: u64,
+    /// The stream whose head was too large for the crate last.
+    too_large: u32,
     phase: Phase,
 }
 
@@ -180,6 +183,7 @@ impl Serving<'_> {
                 }
                 Poll::Pending => {}
             }
+            self.note_endings();
             let now = self.timer.clock().millis();
             let breach = self.watch.breach().or(self.streams.too_many_resets.get().then_some(Breach::Flood));
             if let Some(breach) = breach.filter(|_| !matches!(self.phase, Phase::Refused(..))) {
@@ -214,14 +218,36 @@ impl Serving<'_> {
         }
     }
 
+    /// Counts, and puts on record, the requests that the crate has refused by itself.
+    fn note_endings(&mut self) {
+        for (stream, ending) in self.watch.take_endings() {
+            let begun = self.streams.end(stream);
+            match ending {
+                Ending::Head if !begun => {
+                    self.too_large = stream;
+                    connection::note_refusal(&self.worker, &self.source, Reason::HeaderTooLarge);
+                }
+                Ending::Reset(code) => match Code::from(code) {
+                    Code::REFUSED_STREAM => self.worker.counters().refused(Reason::Http2StreamLimit),
+                    Code::PROTOCOL_ERROR | Code::FLOW_CONTROL_ERROR if !begun && stream != self.too_large => {
+                        connection::note_refusal(&self.worker, &self.source, Reason::BadRequest);
+                    }
+                    _ => {}
+                },
+                Ending::Head | Ending::Body => {}
+            }
+        }
+    }
+
     /// Has a stream's story told.
     fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let open = Open::new(&self.streams);
+        let id = respond.stream_id().as_u32();
+        let open = Open::new(&self.streams, id);
         let (worker, source) = (Rc::clone(&self.worker), Rc::clone(&self.source));
         tokio::task::spawn_local(async move {
             let streams = Rc::clone(&open.streams);
             if tell(&worker, &source, request, respond).await == Told::Reset {
-                streams.note_reset(worker.clock().millis());
+                streams.note_reset(id, worker.clock().millis());
             }
             drop(open);
         });
@@ -309,6 +335,8 @@ async fn tell(worker: &Worker, source: &Source, request: Request<RecvStream>, re
 #[derive(Debug)]
 struct Streams {
     open: Cell<usize>,
+    /// The numbers of those whose end has neither been sent nor come.
+    begun: RefCell<Vec<u32>>,
     /// The connection's.
     waker: RefCell<Option<Waker>>,
     resets: RefCell<Allowance>,
@@ -320,6 +348,7 @@ impl Streams {
     fn new() -> Self {
         Self {
             open: Cell::new(0),
+            begun: RefCell::default(),
             waker: RefCell::default(),
             resets: RefCell::new(Allowance::new(limits::RESETS)),
             too_many_resets: Cell::new(false),
@@ -339,7 +368,15 @@ impl Streams {
         }
     }
 
-    fn note_reset(&self, now: u64) {
+    /// Forgets a stream; whether it was known.
+    fn end(&self, id: u32) -> bool {
+        let mut begun = self.begun.borrow_mut();
+        let place = begun.iter().position(|known| *known == id);
+        place.map(|place| begun.swap_remove(place)).is_some()
+    }
+
+    fn note_reset(&self, id: u32, now: u64) {
+        self.end(id);
         if !self.resets.borrow_mut().spend(now) {
             self.too_many_resets.set(true);
             self.wake();
@@ -358,8 +395,9 @@ struct Open {
 }
 
 impl Open {
-    fn new(streams: &Rc<Streams>) -> Self {
+    fn new(streams: &Rc<Streams>, id: u32) -> Self {
         streams.open.set(streams.open.get() + 1);
+        streams.begun.borrow_mut().push(id);
         Self { streams: Rc::clone(streams) }
     }
 }

@@ -291,6 +291,10 @@ fn every_rule_is_kept() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+    // Requests that the library has refused are on record like others.
+    let refused = |line: &serde_json::Value| line["reason"] == "bad_request" && line["target"] == "doorward::access";
+    let malformed = rows().iter().filter(|(_, _, outcome)| matches!(outcome, &MALFORMED | Answer(400))).count();
+    daemon.wait("as many records", |_| daemon.lines(refused).len() >= malformed);
 }
 
 fn observe(client: &mut Frames, wanted: Outcome) -> Result<(), String> {

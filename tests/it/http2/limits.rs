@@ -75,6 +75,7 @@ fn a_head_that_is_too_large_is_431_counted_with_32_bytes_for_each_field() {
     client.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, frames::get(&vec![field; fits + 1])));
     assert_eq!(client.head(3).status(), 431);
     client.expect_alive();
+    daemon.record_of("header_too_large");
     // A block that goes on and on is read to its end only within bounds.
     client.send(frame(HEADERS, END_STREAM, 5, frames::get(&[])));
     let mut piece = Vec::new();

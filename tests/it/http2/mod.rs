@@ -18,6 +18,8 @@ mod limits;
 mod misbehaving;
 /// What a backend is told, and what a client is answered.
 mod requests;
+/// What tools of others make of it.
+mod tools;
 /// Requests asked of backends over HTTP/2, and how many connections that takes.
 mod upstream;
 /// Other protocols on a stream.
