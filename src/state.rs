@@ -344,6 +344,8 @@ pub struct Limits {
     pub tunnels: u64,
     /// Client connections open at once.
     pub connections: u64,
+    /// TLS handshakes with clients under way at once.
+    pub handshakes: u64,
 }
 
 impl Limits {
@@ -369,6 +371,7 @@ impl Limits {
             },
             tunnels: auto(&daemon.max_tunnels, descriptors / 4),
             connections: auto(&daemon.max_connections, descriptors / 4 * 3),
+            handshakes: u64::try_from(daemon.max_tls_handshakes).unwrap_or(u64::MAX),
         }
     }
 }

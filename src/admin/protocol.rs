@@ -9,6 +9,7 @@
 //! A line from the client has at most [`MAX_LINE`] bytes; an answer has no limit.
 //! Fields may be added to an answer; a client ignores those that it does not know.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,9 @@ pub struct Status {
     pub queued: u64,
     /// Open client connections.
     pub connections: u64,
+    /// TLS with clients; none where nobody listens for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsStatus>,
     /// Requests answered since the start.
     pub requests: u64,
     /// Attempts after the first one, since the start.
@@ -127,6 +131,22 @@ pub struct ListenerStatus {
     pub address: String,
     /// Whether the service manager passed it.
     pub passed: bool,
+}
+
+/// TLS handshakes with clients.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TlsStatus {
+    /// Those that succeeded since the start.
+    pub handshakes: u64,
+    /// Those of them that resumed an earlier session.
+    pub resumed: u64,
+    /// Those under way.
+    pub under_way: u64,
+    /// Clients in line for one.
+    pub waiting: usize,
+    /// Those that failed since the start, by reason.
+    pub failed: BTreeMap<String, u64>,
 }
 
 /// One backend.

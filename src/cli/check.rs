@@ -11,6 +11,7 @@ use crate::config::{
 use crate::routing::{Rule, Table};
 use crate::telemetry::Reason;
 use crate::tls::{Clients, Doors};
+use crate::transport::listeners;
 
 /// Prints the problems of the configuration on standard error, or its meaning on standard output.
 ///
@@ -109,16 +110,16 @@ fn read(config: &Config) -> String {
 }
 
 fn listening(config: &Config) -> String {
-    let mut rows: Vec<[String; 2]> = config
-        .daemon
-        .proxy_address
-        .iter()
-        .map(|address| [address.to_string(), "when systemd passes no socket".to_owned()])
-        .collect();
+    let daemon = &config.daemon;
+    let when = |tls: &str| format!("{tls}when systemd passes no socket");
+    let plain = daemon.proxy_address.iter().map(|address| [address.to_string(), when("")]);
+    let tls = daemon.proxy_tls_address.iter().map(|address| [address.to_string(), when("for TLS, ")]);
+    let mut rows: Vec<[String; 2]> = plain.chain(tls).collect();
     let mut names: Vec<&str> =
         config.routes.iter().flat_map(|route| &route.matcher.match_listener).map(String::as_str).collect();
     names.sort_unstable();
     names.dedup();
+    names.retain(|name| *name != listeners::HTTPS || daemon.proxy_tls_address.is_empty());
     for name in names {
         rows.push([format!("listener `{name}`"), "which a socket unit must pass".to_owned()]);
     }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{NOT_RUNNING, complain, say, table};
-use crate::admin::protocol::{Answer, AutomaticStatus, BackendStatus, CertificateStatus, Command, Status};
+use crate::admin::protocol::{Answer, AutomaticStatus, BackendStatus, CertificateStatus, Command, Status, TlsStatus};
 
 /// Longest wait for a reload: names and certificates may take their time.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(90);
@@ -190,6 +190,7 @@ fn page(status: &Status, now: u64) -> String {
         row("workers", status.workers.to_string()),
         row("log", format!("{} records dropped", count(status.log_dropped))),
     ]);
+    rows.extend(status.tls.as_ref().map(|tls| row("tls", handshakes(tls))));
     let listeners: Vec<[String; 3]> = status
         .listeners
         .iter()
@@ -220,6 +221,21 @@ fn page(status: &Status, now: u64) -> String {
         parts.push(format!("\nno backend is left; all that take connections are used on: {routes}"));
     }
     parts.join("\n")
+}
+
+/// How TLS handshakes went: `1,204 handshakes, 800 resumed, 3 failed (tls_alert 3)`.
+fn handshakes(tls: &TlsStatus) -> String {
+    let mut text = format!("{} handshakes, {} resumed", count(tls.handshakes), count(tls.resumed));
+    if tls.under_way > 0 || tls.waiting > 0 {
+        let waiting = u64::try_from(tls.waiting).unwrap_or(u64::MAX);
+        text.push_str(&format!(", {} under way, {} waiting", count(tls.under_way), count(waiting)));
+    }
+    text.push_str(&format!(", {} failed", count(tls.failed.values().sum())));
+    if !tls.failed.is_empty() {
+        let causes = tls.failed.iter().map(|(reason, failed)| format!("{reason} {}", count(*failed)));
+        text.push_str(&format!(" ({})", causes.collect::<Vec<_>>().join(", ")));
+    }
+    text
 }
 
 /// How a backend stands: `up`, or `ejected for 12 s: 5 failures in a row`.
@@ -351,6 +367,13 @@ mod tests {
                 backend("app:80", "down", None, Some("no such name")),
                 BackendStatus { address: "of an older daemon".to_owned(), up: true, ..BackendStatus::default() },
             ],
+            tls: Some(TlsStatus {
+                handshakes: 2_000,
+                resumed: 1_500,
+                waiting: 1,
+                failed: [("tls_alert".to_owned(), 3)].into(),
+                ..TlsStatus::default()
+            }),
             failing_open: vec!["api".to_owned()],
             certificates: vec![CertificateStatus {
                 names: vec!["a.test".to_owned(), "*.a.test".to_owned()],
@@ -381,6 +404,7 @@ mod tests {
              \x20 retries  1,007 made, 3 beyond the budget\n\
              \x20 workers  2\n\
              \x20 log      0 records dropped\n\
+             \x20 tls      2,000 handshakes, 1,500 resumed, 0 under way, 1 waiting, 3 failed (tls_alert 3)\n\
              \nlisteners\n\
              \x20 http  127.0.0.1:8080  passed by systemd\n\
              \nbackends\n\

@@ -134,7 +134,8 @@ const LISTS: &[List] = &[
             (
                 "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
                 "Sockets that systemd passes, see sd_listen_fds(3). The one named `admin` takes `reload` and \
-                 `status`; `https`, `metrics` and `status` are reserved; every other name is a listener.",
+                 `status`; on those named `https` clients speak TLS; `metrics` and `status` are reserved; every other \
+                 name is a listener.",
             ),
             ("NOTIFY_SOCKET, WATCHDOG_USEC", "As in sd_notify(3) and sd_watchdog_enabled(3)."),
         ],
@@ -155,6 +156,9 @@ const LISTS: &[List] = &[
 const NOTES: &[&str] = &[
     "When systemd passes sockets, these are served and `PROXY_ADDRESS` is not bound: ports are the business of \
      `doorward.socket`. To listen on port 80 as well, give it a drop-in with `ListenStream=80` in its `[Socket]` part.",
+    "For TLS there is `doorward-https.socket` (port 443), which is not enabled: `systemctl enable \
+     doorward-https.socket`, then `systemctl restart doorward.service`. Without systemd, `PROXY_TLS_ADDRESS` says where \
+     TLS is spoken.",
     "Stopping `doorward.service` alone keeps the socket open, so that the next client starts it again. Stopping \
      `doorward.socket` closes the door and stops the daemon.",
     "The log is in the journal: `journalctl -u doorward` shows it, `journalctl -u doorward STATUS=502` what failed so, \

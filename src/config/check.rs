@@ -23,6 +23,9 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
     let routes: Vec<&RouteConfig> =
         config.routes.iter().zip(sound).filter(|(_, sound)| **sound).map(|(route, _)| route).collect();
     let default = routes.last().filter(|route| route.is_default()).copied();
+    if default.is_some() {
+        listening(config, problems);
+    }
     let mut taken = HashMap::new();
     let mut modes: HashMap<&str, &RouteConfig> = HashMap::new();
     for &route in &routes {
@@ -61,6 +64,17 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         duplicate(route, &mut taken, problems);
     }
     acme::contradictions(config, sound.iter().all(|sound| *sound), problems);
+}
+
+/// What is spoken on a socket is one of both.
+fn listening(config: &Config, problems: &mut Problems) {
+    let Some(setting) = config.setting("PROXY_TLS_ADDRESS") else { return };
+    let plain = &config.daemon.proxy_address;
+    for address in &config.daemon.proxy_tls_address {
+        if let Some(other) = plain.iter().find(|other| other.clashes(address)) {
+            problems.push(setting.problem(format!("`{address}` is taken by `PROXY_ADDRESS={other}`"), None));
+        }
+    }
 }
 
 /// How many combinations a route matches; 0 when it names nothing.
@@ -291,7 +305,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         if backends.len() > 1 && backends.iter().any(|one| one.target == Target::Echo) {
             warnings.push(format!("{place}: the built-in page takes its turn among the backends"));
         }
-        for address in &daemon.proxy_address {
+        for address in daemon.proxy_address.iter().chain(&daemon.proxy_tls_address) {
             let listen = address.to_string();
             if backends.iter().any(|one| one.target.to_string() == listen) {
                 warnings.push(format!("{place}: backend `{listen}` is the address that doorward listens on itself"));

@@ -34,8 +34,8 @@ const fn span(min: u64, max: Duration) -> Span {
     Span { min: Duration::from_millis(min), max }
 }
 
-const fn listeners() -> List<Listen> {
-    List { of: Listen, noun: "addresses", may_be_empty: false, same: ListenAddress::clashes }
+const fn listeners(may_be_empty: bool) -> List<Listen> {
+    List { of: Listen, noun: "addresses", may_be_empty, same: ListenAddress::clashes }
 }
 
 const fn backends() -> ListOrOff<Backend> {
@@ -77,11 +77,20 @@ keys! {
         "Listening" {
             /// Addresses to listen on when systemd passes no socket; when it passes some, those
             /// count and this key does not.
-            "PROXY_ADDRESS", proxy_address: Vec<ListenAddress> = "127.0.0.1:8080", "", listeners();
+            "PROXY_ADDRESS", proxy_address: Vec<ListenAddress> = "127.0.0.1:8080", "", listeners(false);
+            /// Addresses to listen on for TLS, in the same way. Routes know these listeners, and
+            /// those that systemd passes for TLS, as `https`.
+            "PROXY_TLS_ADDRESS", proxy_tls_address: Vec<ListenAddress> = "", "", listeners(true);
             /// Connections of clients open at once; above it new ones wait in the kernel's
             /// backlog. `auto` works it out from the limit of open files.
             "MAX_CONNECTIONS", max_connections: Auto<usize> = "auto", "connections",
                 AutoOr(Int { min: 1, max: 10_000_000 });
+            /// TLS handshakes under way at once, from a client's first byte on. Further clients wait
+            /// for their turn with only their first bytes read, ten times as many at most and within
+            /// `TLS_HANDSHAKE_TIMEOUT`; while some do, a client that keeps its handshake waiting
+            /// has a second for it.
+            "MAX_TLS_HANDSHAKES", max_tls_handshakes: usize = "1024", "handshakes",
+                Int { min: 1, max: 1_000_000 };
             /// What a client gets that asks by TLS for a name which no certificate has: the first
             /// certificate, which it may take or not, or the alert `unrecognized_name`. One that
             /// names nobody gets the first certificate in any case.
@@ -116,6 +125,8 @@ keys! {
                 AutoOr(Int { min: 0, max: 10_000_000 });
         }
         "Clients" {
+            /// Time for a TLS handshake, from the connection on; then it is closed.
+            "TLS_HANDSHAKE_TIMEOUT", tls_handshake_timeout: Duration = "10s", "seconds", span(1, DAY);
             /// Time for a whole request head, from its first byte; then 408 and the connection
             /// is closed.
             "HEADER_TIMEOUT", header_timeout: Duration = "10s", "seconds", span(1, DAY);

@@ -83,8 +83,8 @@ pub(super) enum Control {
 /// What a running daemon can't change, as it was at the start.
 #[derive(Debug)]
 pub(super) struct Fixed {
-    /// None when systemd passed the sockets.
-    pub(super) addresses: Option<Vec<ListenAddress>>,
+    /// Those for plain traffic and those for TLS; none when systemd passed the sockets.
+    pub(super) addresses: Option<[Vec<ListenAddress>; 2]>,
     pub(super) workers: Auto<usize>,
     pub(super) log_format: LogFormat,
 }
@@ -92,7 +92,7 @@ pub(super) struct Fixed {
 impl Fixed {
     pub(super) fn of(settings: &Settings, passed: bool) -> Fixed {
         Fixed {
-            addresses: (!passed).then(|| settings.proxy_address.clone()),
+            addresses: (!passed).then(|| [settings.proxy_address.clone(), settings.proxy_tls_address.clone()]),
             workers: settings.workers,
             log_format: settings.log_format,
         }

@@ -1,5 +1,5 @@
 //! Where clients come in: the sockets that systemd passed, or those of
-//! `PROXY_ADDRESS`, and the admin socket.
+//! `PROXY_ADDRESS` and `PROXY_TLS_ADDRESS`, and the admin socket.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -33,24 +33,23 @@ impl Doors {
         config: &Config,
         environment: &BTreeMap<OsString, OsString>,
     ) -> Result<Doors, ListenError> {
-        let wanted = &config.daemon.proxy_address;
+        let (plain, tls) = (&config.daemon.proxy_address, &config.daemon.proxy_tls_address);
         let by_manager = !passed.traffic.is_empty();
         let mut bound = if by_manager {
-            // A default that nobody wrote is contradicted by nothing.
-            if config.setting("PROXY_ADDRESS").is_some() && listeners::differ(&passed.traffic, wanted) {
-                warn!(
-                    message_id = events::CONFIG_WARNING,
-                    warning = format!(
-                        "PROXY_ADDRESS={} does not count: systemd passed {}",
-                        list(wanted),
-                        list(passed.traffic.iter().map(Listener::local))
-                    ),
-                    "PROXY_ADDRESS differs from the passed sockets"
-                );
+            for (key, wanted, for_tls) in [("PROXY_ADDRESS", plain, false), ("PROXY_TLS_ADDRESS", tls, true)] {
+                // A default that nobody wrote is contradicted by nothing.
+                if config.setting(key).is_none() || !listeners::differ(&passed.traffic, wanted, for_tls) {
+                    continue;
+                }
+                let local = passed.traffic.iter().filter(|listener| listener.is_tls() == for_tls);
+                let local = list(local.map(Listener::local));
+                let local = if local.is_empty() { "none" } else { &local };
+                let warning = format!("{key}={} does not count: systemd passed {local}", list(wanted));
+                warn!(message_id = events::CONFIG_WARNING, warning, "{key} differs from the passed sockets");
             }
             listeners::Bound { listeners: passed.traffic, files: Vec::new() }
         } else {
-            listeners::bind(wanted)?
+            listeners::bind(plain, tls)?
         };
         let admin = match (passed.admin, listeners::admin_path(environment)) {
             (Some(admin), _) => Some(admin),

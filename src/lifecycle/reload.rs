@@ -31,6 +31,7 @@ use crate::proxy::workers::WorkerDied;
 use crate::state::{Generation, Past};
 use crate::telemetry::events;
 use crate::tls;
+use crate::transport::listeners;
 
 /// How long reading the files may take; a dead network file system takes for ever.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
@@ -214,7 +215,8 @@ impl Daemon {
         self.resolver.watch(&names::of(&self.generation.config));
         info!(message_id = events::RELOADED, generation = number, "reloaded");
         self.tell_of_new_names(&before);
-        warn_of(&self.generation.config, &self.generation.doors, &self.generation.clients);
+        let listens = self.listeners.iter().any(|listener| listener.name == listeners::HTTPS);
+        warn_of(&self.generation.config, &self.generation.doors, &self.generation.clients, listens);
         self.warn_of_fixed();
         self.tell_of_certificates();
         self.reload.end(ReloadStatus::now(None), &Answer::reloaded(number));
@@ -269,8 +271,14 @@ impl Daemon {
                 "a reload can't change this"
             );
         };
-        if self.fixed.addresses.as_ref().is_some_and(|bound| *bound != wanted.proxy_address) {
-            warn("PROXY_ADDRESS", list(&wanted.proxy_address));
+        if let Some([plain, tls]) = &self.fixed.addresses {
+            for (key, bound, wanted) in
+                [("PROXY_ADDRESS", plain, &wanted.proxy_address), ("PROXY_TLS_ADDRESS", tls, &wanted.proxy_tls_address)]
+            {
+                if bound != wanted {
+                    warn(key, list(wanted));
+                }
+            }
         }
         let text = |key| self.generation.config.setting(key).map_or("auto", |setting| &setting.text).to_owned();
         if self.fixed.workers != wanted.workers {

@@ -34,7 +34,7 @@ use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::{Departed, Generation};
 use crate::telemetry::{self, Guard, Log, events};
 use crate::tls;
-use crate::transport::listeners::{ListenError, Passed};
+use crate::transport::listeners::{ListenError, Listener, Passed};
 
 /// Questions of admin clients that may wait for the control loop.
 const QUESTIONS: usize = 8;
@@ -136,7 +136,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         backends = backends(&config),
         "started"
     );
-    warn_of(&config, &certificates, &clients);
+    warn_of(&config, &certificates, &clients, doors.listeners.iter().any(Listener::is_tls));
     doors.announce();
     raise_descriptor_limit();
 
@@ -203,8 +203,12 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     Ok(daemon)
 }
 
-/// What is allowed and yet seems unmeant.
-pub(super) fn warn_of(config: &Config, certificates: &tls::Doors, clients: &tls::Clients) {
+/// What is allowed and yet seems unmeant. `listens` says whether somebody does for TLS.
+pub(super) fn warn_of(config: &Config, certificates: &tls::Doors, clients: &tls::Clients, listens: bool) {
+    if listens && certificates.is_empty() {
+        let warning = "there is no certificate, so TLS clients are refused; set TLS_CERTIFICATE and TLS_PRIVATE_KEY";
+        warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
+    }
     for warning in config.warnings.iter().chain(certificates.warnings()).chain(clients.warnings()) {
         warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
     }

@@ -4,11 +4,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::control::Daemon;
-use crate::admin::protocol::{BackendStatus, ReloadStatus, Status};
+use crate::admin::protocol::{BackendStatus, ReloadStatus, Status, TlsStatus};
 use crate::balance::discovery::Query;
 use crate::balance::standing::State;
 use crate::config::Origin;
 use crate::telemetry::{Rates, Snapshot, Standing, status_line};
+use crate::transport::listeners;
 
 /// Two readings of the counters, about a second apart, and what lies between them.
 #[derive(Debug)]
@@ -100,6 +101,17 @@ impl Daemon {
             listeners: self.listeners.clone(),
             in_flight: load.in_flight,
             queued: load.queued,
+            tls: self.listeners.iter().any(|listener| listener.name == listeners::HTTPS).then(|| TlsStatus {
+                handshakes: now.tls_handshakes,
+                resumed: now.tls_resumed,
+                under_way: load.handshakes,
+                waiting: load.handshakes_waiting,
+                failed: now
+                    .refusals()
+                    .filter(|(reason, _)| reason.is_of_handshakes())
+                    .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                    .collect(),
+            }),
             connections: now.connections_open,
             requests: now.requests(),
             retries: now.retries,

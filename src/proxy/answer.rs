@@ -131,7 +131,11 @@ pub(super) fn refusal<C: Client>(
     if let Some(request_id) = request_id {
         fields.push(("X-Request-Id", request_id));
     }
-    let body = format!("{status} {}\n{}\n", phrase(status), reason.as_str());
+    let hint = match reason {
+        Reason::TlsPlainHttp => "This port takes HTTPS only: ask for https:// instead of http://.\n",
+        _ => "",
+    };
+    let body = format!("{status} {}\n{}\n{hint}", phrase(status), reason.as_str());
     queue(client, status, fields, &body, edits, last);
 }
 

@@ -363,7 +363,7 @@ impl<'a> Asked<'a> {
     fn begin(&self, connection: &mut Upstream, endpoint: &Endpoint) {
         let forwarded = Forwarded {
             peer: self.source.address.as_bytes(),
-            scheme: "http",
+            scheme: self.source.scheme(),
             host: endpoint.host(),
             request_id: self.request_id.as_bytes(),
             kind: self.route.settings.forwarded,

@@ -5,6 +5,7 @@
 //! how it ends (at once, or after the client could read its answer) is decided here.
 
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -44,37 +45,41 @@ const EMPTY_LINES: u32 = 8;
 
 /// Serves one client connection that speaks HTTP, to its end. It speaks HTTP/1 unless HTTP/2 was
 /// agreed on with TLS, or its first bytes without TLS say so.
-pub async fn serve(worker: Rc<Worker>, io: Stream, source: Source) {
-    let timer = worker.clock().timer();
-    let age = Age { born: timer.clock().millis(), spread: 0.9 + 0.2 * fastrand::f64() };
-    if io.tls().is_some_and(|tls| tls.speaks(b"h2")) {
-        return Box::pin(server::serve(worker, Rc::new(io), Vec::new(), source, timer, age)).await;
-    }
+pub fn serve(worker: Rc<Worker>, io: Stream, source: Source) -> impl Future<Output = ()> {
+    // Made here, so that the future has room for one of the two and not for both.
     let mut client = Http1::new(io);
-    let mut first = true;
-    loop {
-        if !stirs(&worker, &mut client, &timer, first).await {
-            return;
+    async move {
+        let timer = worker.clock().timer();
+        let age = Age { born: timer.clock().millis(), spread: 0.9 + 0.2 * fastrand::f64() };
+        if client.wire().io().tls().is_some_and(|tls| tls.speaks(b"h2")) {
+            let (stream, before) = client.into_parts();
+            return Box::pin(server::serve(worker, stream, before, source, timer, age)).await;
         }
-        // From here to the answer: in its own allocation.
-        let after = match Box::pin(request(&worker, &source, &mut client, &timer, age, first)).await {
-            Served::Request(after) => after,
-            Served::Preface => {
-                let (stream, before) = client.into_parts();
-                return Box::pin(server::serve(worker, stream, before, source, timer, age)).await;
+        let mut first = true;
+        loop {
+            if !stirs(&worker, &mut client, &timer, first).await {
+                return;
             }
-        };
-        match after {
-            // In a drain, too: the answer may have begun before it, and promised to go on.
-            After::GoOn if client.can_go_on() => {
-                first = false;
-                // Answers that need no waiting for must not keep the others waiting.
-                tokio::task::coop::consume_budget().await;
+            // From here to the answer: in its own allocation.
+            let after = match Box::pin(request(&worker, &source, &mut client, &timer, age, first)).await {
+                Served::Request(after) => after,
+                Served::Preface => {
+                    let (stream, before) = client.into_parts();
+                    return Box::pin(server::serve(worker, stream, before, source, timer, age)).await;
+                }
+            };
+            match after {
+                // In a drain, too: the answer may have begun before it, and promised to go on.
+                After::GoOn if client.can_go_on() => {
+                    first = false;
+                    // Answers that need no waiting for must not keep the others waiting.
+                    tokio::task::coop::consume_budget().await;
+                }
+                // Nothing more was sent to us: closing resets nothing.
+                After::GoOn if !client.wire().has_input() && !client.wire().io().has_unread() => return,
+                After::GoOn | After::Linger => return Box::pin(linger(&mut client, &timer)).await,
+                After::Close => return,
             }
-            // Nothing more was sent to us: closing resets nothing.
-            After::GoOn if !client.wire().has_input() && !client.wire().io().has_unread() => return,
-            After::GoOn | After::Linger => return Box::pin(linger(&mut client, &timer)).await,
-            After::Close => return,
         }
     }
 }
@@ -159,6 +164,23 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
     Served::Request(Box::pin(refuse(worker, source, client, reason, timer)).await)
 }
 
+/// Tells a client that speaks HTTP in clear where TLS is expected, in clear.
+pub(super) async fn refuse_plain(worker: &Worker, source: &Source, io: Stream, timer: &Timer) {
+    let mut client = Http1::new(io);
+    if Box::pin(refuse(worker, source, &mut client, Reason::TlsPlainHttp, timer)).await == After::Linger {
+        Box::pin(linger(&mut client, timer)).await;
+    }
+}
+
+/// Tells a client that speaks TLS where HTTP is expected, as far as it can understand that.
+/// An answer of HTTP would be reported as a record of a wrong version.
+fn refuse_tls(client: &Http1) -> After {
+    /// A fatal alert `handshake_failure` (RFC 8446 §6), in clear.
+    const ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 40];
+    let _ = client.wire().io().write_anyway(&[IoSlice::new(&ALERT)]);
+    After::Linger
+}
+
 /// Counts what never became a request, and puts it on record.
 pub(super) fn note_refusal(worker: &Worker, source: &Source, reason: Reason) {
     worker.counters().rejected(reason);
@@ -190,8 +212,10 @@ pub(super) fn note_refusal(worker: &Worker, source: &Source, reason: Reason) {
 /// Answers what never became a request.
 async fn refuse(worker: &Worker, source: &Source, client: &mut Http1, reason: Reason, timer: &Timer) -> After {
     note_refusal(worker, source, reason);
-    if reason == Reason::ClientLeft {
-        return After::Close;
+    match reason {
+        Reason::ClientLeft => return After::Close,
+        Reason::TlsOnPlainPort => return refuse_tls(client),
+        _ => {}
     }
     answer::refusal(client, reason, None, None, true);
     match timer.within(Some(LINGER), poll_fn(|cx| client.poll_finish(cx))).await {

@@ -1,18 +1,19 @@
 //! The way of a request or connection, from accepting it to its record.
 //!
 //! ```text
-//! accept → connection → head → story (route → admit → attempts → exchange) → record
-//!                    └ tcp (MODE=tcp) → tunnel → record
+//! accept → (TLS handshake) → connection → head → story (route → admit → attempts → exchange) → record
+//!                               └ tcp (MODE=tcp) → tunnel → record
 //! ```
 //!
-//! [`worker`] is a thread that owns its connections, [`accept`] takes them in,
-//! [`connection`] reads requests off one, [`story`] tells what becomes of each, and
+//! [`worker`] is a thread that owns its connections, [`accept`] takes them in, [`accept_tls`]
+//! makes TLS of them where it is spoken, [`connection`] reads requests off one, [`story`] tells what becomes of each, and
 //! `attempts` has backends asked until one answers, and [`verdict`] says what that tells
 //! of them; [`probe`] is a health check. Connections to backends are [`upstream`]s, and
 //! [`idle`] between requests. What is HTTP/1 on the wire is in [`http1`] alone, and what is
 //! HTTP/2 in [`http2`].
 
 pub mod accept;
+pub mod accept_tls;
 pub mod admit;
 mod affinity;
 mod answer;

@@ -31,6 +31,7 @@ use crate::telemetry::Reason;
 use crate::telemetry::Text;
 use crate::telemetry::{Kind, Peer, Record};
 use crate::transport::clock::Timer;
+use crate::transport::listeners;
 
 /// Where a request came from.
 #[derive(Debug, Clone)]
@@ -41,6 +42,20 @@ pub struct Source {
     pub address: Text<48>,
     /// The listener's name.
     pub listener: Arc<str>,
+}
+
+impl Source {
+    /// How the client reached us, as a URI says it.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.is_secure() { "https" } else { "http" }
+    }
+
+    /// Whether it came by TLS.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        &*self.listener == listeners::HTTPS
+    }
 }
 
 /// What is to become of the client's connection.

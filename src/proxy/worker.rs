@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use super::http2::upstream::pool::Pool as StreamPool;
 use super::idle::IdlePool;
 use super::story::Source;
-use super::{accept, connection, tcp};
+use super::{accept, accept_tls, connection, tcp};
 use crate::admission::gate::Gate;
 use crate::admission::quota::Quota;
 use crate::balance::endpoint::Endpoint;
@@ -34,7 +34,7 @@ use crate::tls::challenges::Challenges;
 use crate::transport::clock::Clock;
 use crate::transport::listeners::Listener;
 use crate::transport::splice;
-use crate::transport::stream::Socket;
+use crate::transport::stream::{Socket, Stream};
 
 /// Connections that may wait to be taken over by another worker.
 pub const HANDED_MOST: usize = 1024;
@@ -51,6 +51,8 @@ pub struct Shared {
     pub tunnels: Quota,
     /// Client connections.
     pub connections: Quota,
+    /// TLS handshakes with clients, and those in line for one.
+    pub handshakes: Gate,
     /// Requests that sleep before a retry: at most a tenth of the permits.
     pub sleepers: Quota,
     /// A place for each worker.
@@ -86,6 +88,7 @@ impl Shared {
             gate: Gate::new(limits.permits, limits.queue),
             tunnels: Quota::new(limits.tunnels),
             connections: Quota::new(limits.connections),
+            handshakes: Gate::new(limits.handshakes, waiters(limits)),
             sleepers: Quota::new(sleepers(limits)),
             lanes: (0..workers).map(|_| Lane::default()).collect(),
             epoch: tokio::time::Instant::now(),
@@ -100,6 +103,7 @@ impl Shared {
         self.gate.resize(limits.permits, limits.queue);
         self.tunnels.resize(limits.tunnels);
         self.connections.resize(limits.connections);
+        self.handshakes.resize(limits.handshakes, waiters(limits));
         self.sleepers.resize(sleepers(limits));
     }
 
@@ -175,6 +179,10 @@ impl Shared {
 
 fn sleepers(limits: &Limits) -> u64 {
     (limits.permits / 10).max(1)
+}
+
+fn waiters(limits: &Limits) -> usize {
+    usize::try_from(limits.handshakes).unwrap_or(usize::MAX).saturating_mul(accept_tls::WAITERS_EACH)
 }
 
 /// A connection just accepted, here or on another worker.
@@ -433,9 +441,16 @@ impl Worker {
             // Accepting pauses at the limit; workers that accept at the same moment may
             // each be one over it, and those are served rather than dropped.
             let _share = shared.connections.take();
+            let mut io = Stream::from(socket);
+            if source.is_secure() {
+                match Box::pin(accept_tls::accept_tls(&worker, io, &source, mode)).await {
+                    Some(secured) => io = secured,
+                    None => return,
+                }
+            }
             match mode {
-                Mode::Http => connection::serve(worker, socket.into(), source).await,
-                Mode::Tcp => tcp::serve(worker, socket.into(), source).await,
+                Mode::Http => connection::serve(worker, io, source).await,
+                Mode::Tcp => tcp::serve(worker, io, source).await,
             }
         });
     }

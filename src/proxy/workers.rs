@@ -52,6 +52,10 @@ pub struct Load {
     pub in_flight: u64,
     /// Requests that wait for one.
     pub queued: u64,
+    /// TLS handshakes under way.
+    pub handshakes: u64,
+    /// Clients that wait for one.
+    pub handshakes_waiting: usize,
 }
 
 /// All worker threads.
@@ -233,6 +237,8 @@ impl Workers {
         Load {
             in_flight: self.shared.gate.in_flight(),
             queued: u64::try_from(self.shared.gate.queued()).unwrap_or(u64::MAX),
+            handshakes: self.shared.handshakes.in_flight(),
+            handshakes_waiting: self.shared.handshakes.queued(),
         }
     }
 

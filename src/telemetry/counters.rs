@@ -101,6 +101,10 @@ counters! {
     connections_accepted,
     /// Connections handed to a less loaded worker since the start.
     connections_handed,
+    /// TLS handshakes with clients that succeeded since the start.
+    tls_handshakes,
+    /// Those of them that resumed an earlier session.
+    tls_resumed,
     /// Exchanges that are under way.
     in_flight,
     /// Tunnels that are open.

@@ -125,6 +125,27 @@ reasons! {
     ClientBodyTimeout = "client_body_timeout", 408, "http_request_error", Client;
     /// The client took nothing of its answer for `BODY_TIMEOUT`, or less than `MIN_BODY_RATE`.
     ClientSlowReader = "client_slow_reader", 499, "http_request_error", Client;
+    /// The client did not finish its TLS handshake within `TLS_HANDSHAKE_TIMEOUT`, or not within
+    /// a second while others waited for their turn.
+    TlsHandshakeTimeout = "tls_handshake_timeout", 408, "http_request_error", Client;
+    /// All `MAX_TLS_HANDSHAKES` were under way and too many clients waited, or waited too long.
+    TlsHandshakeLimit = "tls_handshake_limit", 503, "connection_limit_reached", Ours;
+    /// The client left before its TLS handshake was over.
+    TlsHandshakeLeft = "tls_handshake_left", 499, "http_request_error", Client;
+    /// The client asked by TLS for a name that there is no certificate for.
+    TlsUnknownName = "tls_unknown_name", 400, "http_request_error", Client;
+    /// The client and doorward have no version, cipher or protocol of TLS in common.
+    TlsIncompatible = "tls_incompatible", 400, "http_request_error", Client;
+    /// The client's certificate is missing or is not accepted.
+    TlsClientCertificate = "tls_client_certificate", 400, "http_request_error", Client;
+    /// The client gave its TLS handshake up with an alert: it does not trust the certificate, say.
+    TlsAlert = "tls_alert", 400, "http_request_error", Client;
+    /// The client's TLS breaks RFC 8446 or RFC 5246, or is none.
+    TlsProtocolError = "tls_protocol_error", 400, "http_request_error", Client;
+    /// The client speaks HTTP in clear where TLS is served.
+    TlsPlainHttp = "tls_plain_http", 400, "http_request_error", Client;
+    /// The client speaks TLS where HTTP is served in clear.
+    TlsOnPlainPort = "tls_on_plain_port", 400, "http_request_error", Client;
     /// The request breaks RFC 9112.
     BadRequest = "bad_request", 400, "http_request_error", Client;
     /// The request line alone exceeds the limit.
@@ -169,6 +190,23 @@ reasons! {
 impl Reason {
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
+
+    /// Whether it says why a TLS handshake with a client failed.
+    #[must_use]
+    pub const fn is_of_handshakes(self) -> bool {
+        matches!(
+            self,
+            Self::TlsHandshakeTimeout
+                | Self::TlsHandshakeLimit
+                | Self::TlsHandshakeLeft
+                | Self::TlsUnknownName
+                | Self::TlsIncompatible
+                | Self::TlsClientCertificate
+                | Self::TlsAlert
+                | Self::TlsProtocolError
+                | Self::TlsPlainHttp
+        )
+    }
 
     /// Its place in [`Reason::ALL`].
     #[must_use]

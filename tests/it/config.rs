@@ -262,8 +262,8 @@ fn routes_that_contradict_each_other_are_refused() {
             ],
         ),
         (
-            &[("config.env", ""), ("routes.d/a.env", "MATCH_LISTENER=https\n")],
-            &["routes.d/a.env:1: `MATCH_LISTENER`: the listener name `https` is reserved"],
+            &[("config.env", ""), ("routes.d/a.env", "MATCH_LISTENER=metrics\n")],
+            &["routes.d/a.env:1: `MATCH_LISTENER`: the listener name `metrics` is reserved"],
         ),
         (
             &[("config.env", "BACKEND_ADDRESS=https+unix:/a\nBACKEND_TLS_NAME=a:443\n")],

@@ -34,6 +34,8 @@ pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<Reques
     let (line, length) = match lines::request(bytes, fields.index_mut()) {
         Ok(read) => read,
         Err(Stop::More) => return Ok(None),
+        // A TLS handshake's first record (RFC 8446 §5.1).
+        Err(Stop::Malformed) if bytes.starts_with(&[22, 3]) => return Err(Reason::TlsOnPlainPort),
         Err(Stop::Malformed) => return Err(Reason::BadRequest),
         Err(Stop::MethodTooLong) => return Err(Reason::MethodTooLong),
         Err(Stop::Version) => return Err(Reason::VersionUnsupported),

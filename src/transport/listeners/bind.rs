@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
-use super::{HTTP, ListenError, Listener, Socket, inherit};
+use super::{HTTP, HTTPS, ListenError, Listener, Socket, inherit};
 use crate::config::ListenAddress;
 
 /// Connections that may wait for `accept`; the kernel caps it to `net.core.somaxconn`.
@@ -29,23 +29,24 @@ const ADMIN_MODE: u32 = 0o600;
 /// Sockets bound by the daemon itself, with the files to remove at the end.
 #[derive(Debug, Default)]
 pub struct Bound {
-    /// One listener for each address, all named [`HTTP`].
+    /// One listener for each address, named [`HTTP`], or [`HTTPS`] where it is for TLS.
     pub listeners: Vec<Listener>,
     /// The paths of Unix sockets; dropping one removes the file.
     pub files: Vec<SocketFile>,
 }
 
-/// Binds every address, or none.
+/// Binds every address, those for plain traffic and those for TLS, or none.
 ///
 /// TCP: `SO_REUSEADDR`, IPv6 only for IPv6. Unix: mode 0660; a file that a dead
 /// process left behind is replaced, one that somebody listens on is not.
 ///
 /// # Errors
 /// [`ListenError::Bind`] with one sentence for each address that can't be bound.
-pub fn bind(addresses: &[ListenAddress]) -> Result<Bound, ListenError> {
+pub fn bind(plain: &[ListenAddress], tls: &[ListenAddress]) -> Result<Bound, ListenError> {
     let mut bound = Bound::default();
     let mut faults = Vec::new();
-    for address in addresses {
+    let plain = plain.iter().map(|address| (HTTP, address));
+    for (name, address) in plain.chain(tls.iter().map(|address| (HTTPS, address))) {
         let socket = match address {
             ListenAddress::Tcp(address) => bind_tcp(*address).map(Socket::Tcp),
             ListenAddress::Unix(path) => bind_path(path, TRAFFIC_MODE).map(|(socket, file)| {
@@ -54,7 +55,7 @@ pub fn bind(addresses: &[ListenAddress]) -> Result<Bound, ListenError> {
             }),
         };
         match socket {
-            Ok(socket) => bound.listeners.push(Listener { name: Arc::from(HTTP), socket }),
+            Ok(socket) => bound.listeners.push(Listener { name: Arc::from(name), socket }),
             Err(error) => faults.push(explain(address, &error)),
         }
     }
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn accepted_sockets_inherit_no_delay_and_keepalive() -> TestResult {
-        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)])?;
+        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)], &[])?;
         let Socket::Tcp(listener) = &bound.listeners[0].socket else {
             return Err("not TCP".into());
         };
@@ -215,7 +216,7 @@ mod tests {
             ListenAddress::Unix(plain.clone()),
             ListenAddress::Tcp("203.0.113.1:0".parse()?),
         ];
-        let Err(ListenError::Bind(faults)) = bind(&addresses) else {
+        let Err(ListenError::Bind(faults)) = bind(&addresses, &[]) else {
             return Err("bound".into());
         };
         assert_eq!(faults.len(), 3, "{faults:?}");
@@ -232,11 +233,11 @@ mod tests {
         let path = folder.path().join("http.sock");
         drop(UnixListener::bind(&path)?);
         let address = [ListenAddress::Unix(path.clone())];
-        let bound = bind(&address)?;
+        let bound = bind(&address, &[])?;
         assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, TRAFFIC_MODE);
         assert_eq!(bound.listeners[0].local(), format!("unix:{}", path.display()));
 
-        let Err(ListenError::Bind(faults)) = bind(&address) else {
+        let Err(ListenError::Bind(faults)) = bind(&address, &[]) else {
             return Err("stolen".into());
         };
         assert!(faults[0].contains("somebody listens there"), "{}", faults[0]);

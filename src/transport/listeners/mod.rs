@@ -28,8 +28,11 @@ mod passed;
 pub use bind::{Bound, SocketFile, admin_path, bind, bind_admin};
 pub use passed::{Passed, passed};
 
-/// The name of a listener for plain traffic, and of every socket bound here.
+/// The name of a listener for plain traffic, and of the sockets of `PROXY_ADDRESS`.
 pub const HTTP: &str = "http";
+
+/// The name of a listener for TLS, and of the sockets of `PROXY_TLS_ADDRESS`.
+pub const HTTPS: &str = "https";
 
 /// The name of the admin socket's descriptor.
 pub const ADMIN: &str = "admin";
@@ -37,7 +40,7 @@ pub const ADMIN: &str = "admin";
 /// A listening socket and the name that routes match on.
 #[derive(Debug)]
 pub struct Listener {
-    /// `FileDescriptorName=` of the socket unit, or [`HTTP`].
+    /// `FileDescriptorName=` of the socket unit, or [`HTTP`] or [`HTTPS`].
     pub name: Arc<str>,
     /// The socket itself: non-blocking, closed on exec.
     pub socket: Socket,
@@ -76,6 +79,11 @@ impl Listener {
         Ok(Listener { name: Arc::clone(&self.name), socket })
     }
 
+    /// Whether clients speak TLS here.
+    pub fn is_tls(&self) -> bool {
+        &*self.name == HTTPS
+    }
+
     /// Where it listens, in the notation of `PROXY_ADDRESS`; an abstract Unix
     /// address begins with `@`.
     pub fn local(&self) -> String {
@@ -112,10 +120,11 @@ impl fmt::Display for Listener {
     }
 }
 
-/// True when the passed sockets are other ones than `addresses` asks for.
-pub fn differ(passed: &[Listener], addresses: &[ListenAddress]) -> bool {
-    let real: Vec<ListenAddress> = passed.iter().filter_map(Listener::address).collect();
-    real.len() != passed.len()
+/// True when the passed sockets, for TLS or not, are other ones than `addresses` asks for.
+pub fn differ(passed: &[Listener], addresses: &[ListenAddress], tls: bool) -> bool {
+    let passed = || passed.iter().filter(|listener| listener.is_tls() == tls);
+    let real: Vec<ListenAddress> = passed().filter_map(Listener::address).collect();
+    real.len() != passed().count()
         || real.iter().any(|address| !addresses.contains(address))
         || addresses.iter().any(|address| !real.contains(address))
 }
@@ -137,15 +146,17 @@ mod tests {
 
     #[test]
     fn passed_sockets_are_compared_with_the_configured_addresses() -> TestResult {
-        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)])?;
+        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)], &[])?;
         let Socket::Tcp(listener) = &bound.listeners[0].socket else {
             return Err("not TCP".into());
         };
         let same = ListenAddress::Tcp(listener.local_addr()?);
         let other = ListenAddress::Unix("/nowhere".into());
-        assert!(!differ(&bound.listeners, std::slice::from_ref(&same)));
-        assert!(differ(&bound.listeners, &[same, other]));
-        assert!(differ(&bound.listeners, &[]));
+        assert!(!differ(&bound.listeners, std::slice::from_ref(&same), false));
+        assert!(differ(&bound.listeners, std::slice::from_ref(&same), true), "they are not for TLS");
+        assert!(!differ(&bound.listeners, &[], true));
+        assert!(differ(&bound.listeners, &[same, other], false));
+        assert!(differ(&bound.listeners, &[], false));
         Ok(())
     }
 }

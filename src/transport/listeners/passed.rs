@@ -13,7 +13,7 @@ use socket2::SockRef;
 use super::{ADMIN, HTTP, ListenError, Listener, Socket, inherit};
 
 /// Names that a later version gives a meaning to; refused rather than misread.
-const RESERVED: [&str; 3] = ["https", "metrics", "status"];
+const RESERVED: [&str; 2] = ["metrics", "status"];
 
 /// The most descriptors taken from the service manager.
 const MAX_PASSED: usize = 1024;

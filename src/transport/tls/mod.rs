@@ -1,6 +1,6 @@
 //! TLS on a stream, in both roles.
 //!
-//! [`accept`] and [`connect`] make the handshake and give back a [`Stream`] that carries TLS:
+//! [`accept`], once there is a [`greeting`], and [`connect`] make the handshake and give back a [`Stream`] that carries TLS:
 //! it is read and written like any other, so that what is above it (HTTP, relays, tunnels)
 //! does not know. Only splicing needs the socket itself, and does without.
 //!
@@ -65,20 +65,40 @@ const HELLO_MOST: usize = 32 * 1024;
 pub struct Refused {
     /// Why.
     pub fault: Fault,
-    /// Its connection, as it is. It was told why, if that can be said in TLS.
+    /// Its connection, as it is. It was told why.
     pub stream: Stream,
 }
 
-/// Makes a handshake with a client, by the configuration that `choose` has for its hello, or
-/// refuses it with an alert. Takes as long as the client does: the caller has the timer.
+/// The first bytes of a client, which begin as a hello does. Nothing but them is held for it.
+#[derive(Debug)]
+pub struct Greeting(Vec<u8>);
+
+/// Waits for a client's first bytes. Takes as long as the client does: the caller has the
+/// timer.
 ///
 /// # Errors
-/// Why there is none, with the stream, so that a client that speaks HTTP can be answered.
+/// Why there can't be a handshake. Nothing was said to the client.
+pub async fn greeting(stream: &Stream) -> Result<Greeting, Fault> {
+    let mut came = Vec::new();
+    receive(stream, &mut came).await?;
+    match came.first() {
+        Some(&HANDSHAKE) => Ok(Greeting(came)),
+        Some(b'A'..=b'Z') => Err(Fault::PlainHttp),
+        _ => Err(Fault::NotTls),
+    }
+}
+
+/// Makes a handshake with a client that has begun it, by the configuration that `choose` has
+/// for its hello, or refuses it with an alert. Takes as long as the client does.
+///
+/// # Errors
+/// Why there is none, with the stream.
 pub async fn accept(
     mut stream: Stream,
+    greeting: Greeting,
     choose: impl FnOnce(&ClientHello<'_>) -> Result<Arc<ServerConfig>, AlertDescription>,
 ) -> Result<Stream, Refused> {
-    match serve(&stream, choose).await {
+    match serve(&stream, greeting, choose).await {
         Ok(session) => {
             stream.carry(session);
             Ok(stream)
@@ -107,15 +127,9 @@ pub async fn connect(
 
 async fn serve(
     io: &Stream,
+    Greeting(mut came): Greeting,
     choose: impl FnOnce(&ClientHello<'_>) -> Result<Arc<ServerConfig>, AlertDescription>,
 ) -> Result<Box<Session>, Fault> {
-    let mut came = Vec::new();
-    receive(io, &mut came).await?;
-    match came.first() {
-        Some(&HANDSHAKE) => {}
-        Some(b'A'..=b'Z') => return Err(Fault::PlainHttp),
-        _ => return Err(Fault::NotTls),
-    }
     let hello = hello(io, &mut came).await?;
     let hello = hello.client_hello();
     let config = choose(&hello).map_err(|alert| {

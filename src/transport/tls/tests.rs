@@ -13,7 +13,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use socket2::SockRef;
 
-use super::{Fault, Missing, Rejected, accept, connect, fault};
+use super::{Fault, Missing, Refused, Rejected, connect, fault, greeting};
 use crate::transport::stream::{Family, Socket, Stream};
 
 /// An authority and what it has issued.
@@ -65,6 +65,16 @@ fn tcp() -> (Stream, Stream) {
 
 fn name(name: &str) -> ServerName<'static> {
     ServerName::try_from(name.to_owned()).unwrap()
+}
+
+async fn accept(
+    stream: Stream,
+    choose: impl FnOnce(&ClientHello<'_>) -> Result<Arc<ServerConfig>, AlertDescription>,
+) -> Result<Stream, Refused> {
+    match greeting(&stream).await {
+        Ok(greeting) => super::accept(stream, greeting, choose).await,
+        Err(fault) => Err(Refused { fault, stream }),
+    }
 }
 
 /// Answers every hello so.

@@ -4,6 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SerialNumber};
 
 /// A certificate authority.
@@ -11,6 +14,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Its own certificate in PEM.
     pub pem: String,
+    certificate: CertificateDer<'static>,
 }
 
 impl Authority {
@@ -20,8 +24,16 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name = Default::default();
         params.distinguished_name.push(DnType::CommonName, "authority");
-        let pem = params.self_signed(&key).unwrap().pem();
-        Authority { issuer: Issuer::new(params, key), pem }
+        let certificate = params.self_signed(&key).unwrap();
+        let pem = certificate.pem();
+        Authority { issuer: Issuer::new(params, key), pem, certificate: certificate.into() }
+    }
+
+    /// A client's side of TLS that trusts it and nobody else.
+    pub fn client(&self) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
     }
 
     /// A certificate for these names and its key, in PEM, with this serial number; valid for

@@ -156,8 +156,6 @@ fn a_request_line_that_is_none_is_refused() {
         refused_here(&daemon, &backend, format!("{line}\r\nHost: a\r\n\r\n"), 400, "bad_request");
     }
     refused_here(&daemon, &backend, "GET / HTTP/1.1\nHost: a\n\n", 400, "bad_request");
-    // What is no HTTP at all is refused by its first bytes.
-    refused_here(&daemon, &backend, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad_request");
     for version in ["HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "HTTP/3.1"] {
         refused_here(&daemon, &backend, format!("GET / {version}\r\nHost: a\r\n\r\n"), 505, "version_unsupported");
     }
