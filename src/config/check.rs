@@ -275,6 +275,27 @@ fn at(route: &RouteConfig, key: &str, part: &str, message: String) -> Problem {
     }
 }
 
+/// A path of gRPC on a route whose backends can't speak it, by the form that all of them have:
+/// `/package.Service`.
+fn grpc(route: &RouteConfig) -> Option<String> {
+    let is_service = |segment: &str| {
+        let capital = |name: &str| name.starts_with(|first: char| first.is_ascii_uppercase());
+        segment.rsplit_once('.').is_some_and(|(package, name)| !package.is_empty() && capital(name))
+    };
+    let named = |pattern: &&PathPattern| {
+        let (PathPattern::Exact(path) | PathPattern::Prefix(path)) = pattern;
+        path.split('/').nth(1).is_some_and(is_service)
+    };
+    let path = route.matcher.match_path.iter().find(named)?;
+    let asks = route.settings.mode == Mode::Http && !route.settings.backend_address.is_empty();
+    (asks && route.settings.backend_protocol == BackendProtocol::Http1).then(|| {
+        format!(
+            "{}: `{path}` looks like a service of gRPC, which needs `BACKEND_PROTOCOL=h2`",
+            place(route, "MATCH_PATH")
+        )
+    })
+}
+
 /// What is allowed and yet seems unmeant.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -296,6 +317,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     warnings.extend(backend_tls::warnings(config));
     for route in &config.routes {
         warnings.extend(rewrites::warnings(route));
+        warnings.extend(grpc(route));
         let own = route.setting("BACKEND_ADDRESS");
         if own.is_none() && !route.is_default() {
             continue; // inherited, and said there

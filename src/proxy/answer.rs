@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use super::client::{Client, Own};
+use super::grpc;
 use super::head::RequestHead;
 use super::http1::encode::phrase;
 use super::rewrite::redirected;
@@ -97,8 +98,26 @@ impl Ours<'_> {
         }
         client.forgo();
         let last = self.is_last(client);
-        refusal(client, reason, Some(self.request_id.as_str()), self.edits, last);
+        if grpc::is_call(self.head) {
+            self.refuse_call(client, reason, last);
+        } else {
+            refusal(client, reason, Some(self.request_id.as_str()), self.edits, last);
+        }
         sent(client, last, self.timer).await
+    }
+
+    /// Queues what a reason is to a client of gRPC: an answer that is all trailers, which in
+    /// HTTP/2 is a head that ends its stream.
+    fn refuse_call<C: Client>(&self, client: &mut C, reason: Reason, last: bool) {
+        let proxy_status = proxy_status(reason);
+        let fields = vec![
+            ("Content-Type", grpc::CONTENT_TYPE),
+            ("Grpc-Status", grpc::code(reason)),
+            ("Grpc-Message", reason.as_str()),
+            ("Proxy-Status", proxy_status.as_str()),
+            ("X-Request-Id", self.request_id.as_str()),
+        ];
+        queue(client, 200, fields, "", self.edits, last);
     }
 
     /// Whether an answer that is given now must be the last on its connection.
@@ -116,7 +135,7 @@ pub(super) fn refusal<C: Client>(
     last: bool,
 ) {
     let status = reason.status();
-    let proxy_status = format!("doorward; error={}; details=\"{}\"", reason.proxy_status(), reason.as_str());
+    let proxy_status = proxy_status(reason);
     let mut fields = vec![
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Cache-Control", "no-store"),
@@ -137,6 +156,11 @@ pub(super) fn refusal<C: Client>(
     };
     let body = format!("{status} {}\n{}\n{hint}", phrase(status), reason.as_str());
     queue(client, status, fields, &body, edits, last);
+}
+
+/// The value of `Proxy-Status` (RFC 9209).
+fn proxy_status(reason: Reason) -> String {
+    format!("doorward; error={}; details=\"{}\"", reason.proxy_status(), reason.as_str())
 }
 
 /// Queues an answer, with what the route sets.

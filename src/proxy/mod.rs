@@ -23,6 +23,7 @@ pub mod connection;
 mod echo;
 pub mod exchange;
 pub mod forwarded;
+pub mod grpc;
 mod handshake;
 pub mod head;
 pub mod http1;

@@ -19,7 +19,8 @@ use super::affinity;
 use super::answer::Ours;
 use super::attempts::{Asked, Connected, left};
 use super::client::Client;
-use super::head::{Method, RequestHead};
+use super::grpc;
+use super::head::{Method, RequestHead, Version};
 use super::origin::Origin;
 use super::rewrite::Rewrite;
 use super::tunnel::{self, Patience};
@@ -170,7 +171,14 @@ impl<'a> Asked<'a> {
         if self.head.upgrade && self.route.settings.backend_protocol == BackendProtocol::H2 {
             return Err(Reason::UpgradeUnsupported);
         }
-        let deadline = self.until(self.route.settings.request_timeout);
+        let mut deadline = self.until(self.route.settings.request_timeout);
+        if self.head.version == Version::Http2 && grpc::is_call(self.head) {
+            if self.route.settings.backend_protocol == BackendProtocol::Http1 {
+                return Err(Reason::GrpcUnsupported);
+            }
+            // Its client gives up then, and so does the backend; nobody else need wait longer.
+            deadline = deadline.min(self.until(grpc::timeout(self.head)));
+        }
         for name in self.rewrite.fields.into_iter().flat_map(FieldEdits::dropped) {
             client.withhold(name.as_bytes());
         }

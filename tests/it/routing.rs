@@ -229,3 +229,18 @@ fn check_and_explain_say_what_is_rewritten() {
         assert!(text.contains(said), "{request}\n{text}");
     }
 }
+
+#[test]
+fn check_warns_of_grpc_on_a_route_whose_backends_cannot_speak_it() {
+    let folder = folder(&[
+        ("config.env", "BACKEND_ADDRESS=a:1\n"),
+        ("routes.d/a.env", "MATCH_PATH=/web,/helloworld.Greeter\n"),
+        ("routes.d/b.env", "MATCH_PATH=/grpc.health.v1.Health\nBACKEND_PROTOCOL=h2\n"),
+        ("routes.d/c.env", "MATCH_PATH=/a.b/C,=/logo.png,/Plain\n"),
+    ]);
+    let output = doorward(folder.path(), &[], &["check", "--config", "config.env"]);
+    let text = "warning: routes.d/a.env:1: `/helloworld.Greeter` looks like a service of gRPC, which needs \
+                `BACKEND_PROTOCOL=h2`\n";
+    assert!(stdout(&output).contains(text), "{}", stdout(&output));
+    assert_eq!(stdout(&output).matches("warning: ").count(), 1, "{}", stdout(&output));
+}

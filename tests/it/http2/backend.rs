@@ -81,6 +81,7 @@ impl Server {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 loop {
                     let (socket, _) = listener.accept().await.unwrap();
+                    socket.set_nodelay(true).unwrap();
                     let (builder, shared) = (builder.clone(), Arc::clone(&shared));
                     tokio::spawn(async move {
                         shared.note(|counts| {

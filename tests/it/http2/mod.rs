@@ -1,7 +1,7 @@
 //! HTTP/2 (RFC 9113): towards clients, and towards backends.
 
 /// Backends that speak HTTP/2, over a library and frame by frame.
-mod backend;
+pub mod backend;
 /// Bodies, trailers, windows.
 mod bodies;
 /// A client over a library.
@@ -12,6 +12,10 @@ mod conformance;
 mod ending;
 /// A client that writes and reads single frames.
 mod frames;
+/// gRPC through the daemon.
+mod grpc;
+/// A service of gRPC and its client.
+mod grpc_calls;
 /// What one connection may ask for.
 mod limits;
 /// Backends that break off, refuse, flood, stall, or speak something else.

@@ -75,6 +75,39 @@ fn a_verified_backend_is_asked_over_tls_for_all_there_is() {
     assert_eq!(seen.client, None);
 }
 
+/// HTTP/2 is spoken where TLS agrees on it, and nothing is asked where it does not.
+#[test]
+fn http_2_goes_over_tls_if_that_agrees_on_it() {
+    let authority = Authority::new();
+    let server = crate::http2::backend::Server::new();
+    let mut speaking = showing(&local(&authority));
+    speaking.alpn_protocols = vec![b"h2".to_vec()];
+    let front = Front::before(server.address, speaking);
+    let port = front.address.port();
+    let setup = trusting(&authority, &format!("https://localhost:{port}")).set("BACKEND_PROTOCOL", "h2");
+    let daemon = setup.set("WORKERS", 1).set("HEALTH_CHECK", "/health").start();
+    daemon.wait("it was checked", |status| status["backends"][0]["state"] == "up");
+    let mut client = daemon.connect();
+    client.get("/fields");
+    let told = client.response();
+    assert!(
+        told.text().starts_with(
+            "GET https://door.test/fields
+"
+        ),
+        "{told:?}"
+    );
+    client.get("/large");
+    assert_eq!(client.response().body.len(), 1 << 20);
+    assert_eq!(front.seen().protocol.as_deref(), Some(&b"h2"[..]));
+    // One that knows HTTP/1.1 alone refuses the handshake.
+    let front = Front::before(server.address, showing(&local(&authority)));
+    let port = front.address.port();
+    let daemon = trusting(&authority, &format!("https://localhost:{port}")).set("BACKEND_PROTOCOL", "h2").start();
+    get(&mut daemon.connect()).assert_refusal(502, "backend_tls_alert");
+    front.wait("the handshake failed", |seen| seen.failed == 1);
+}
+
 #[test]
 fn an_address_proves_itself_by_its_own_or_by_the_name_that_is_set() {
     let authority = Authority::new();

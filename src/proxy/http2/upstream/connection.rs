@@ -89,10 +89,17 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// How many more requests it takes.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let takes = !self.doubtful.get() && self.handle.borrow().is_some();
+        if takes { self.most.get().saturating_sub(self.active.get()) } else { 0 }
+    }
+
     /// Whether it takes another request.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.active.get() < self.most.get() && !self.doubtful.get() && self.handle.borrow().is_some()
+        self.room() > 0
     }
 
     /// Whether it is still one: not closed, and not about to be.

@@ -128,8 +128,13 @@ impl Group {
     /// A place on the newest connection that has room, for a request that has not waited.
     #[must_use]
     pub fn take(self: &Rc<Self>) -> Option<Place> {
-        // Those in line come first.
-        if self.waiting.get() == 0 { self.place() } else { None }
+        // Those in line come first, also those that have yet to see what there is for them.
+        if self.room() > self.waiting.get() { self.place() } else { None }
+    }
+
+    /// Requests that there is room for.
+    fn room(&self) -> usize {
+        self.connections.borrow().iter().map(|connection| connection.room()).sum()
     }
 
     /// Stands in line.
@@ -309,10 +314,12 @@ impl Waiting {
         }
     }
 
-    /// Whether those that are being opened will not have room for all in line.
+    /// Whether there is not room for all in line, with that of connections that are being
+    /// opened.
     #[must_use]
     pub fn wants_connection(&self) -> bool {
-        self.group.dialling.get().saturating_mul(self.group.expected.get()) < self.group.waiting.get()
+        let group = &self.group;
+        group.room().saturating_add(group.dialling.get().saturating_mul(group.expected.get())) < group.waiting.get()
     }
 
     /// Opens a connection, which takes no longer than `limit`.
