@@ -206,6 +206,7 @@ struct Request<'a> {
     retry: Retry<'a>,
     lease: Option<Lease<'a>>,
     began: u64,
+    worker: usize,
 }
 
 struct World<'a> {
@@ -324,8 +325,8 @@ impl<'a> World<'a> {
             retry: Retry::new(retry::Terms::of(&self.routes[route].settings)),
             lease: None,
             began: 0,
+            worker,
         };
-        self.routes[route].budget.deposit(worker, self.millis());
         self.counted += usize::from(counted);
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.requests.push(None);
@@ -394,8 +395,10 @@ impl<'a> World<'a> {
         }
         self.endpoint(id, place).answered(now / 1_000);
         self.leave(id, place);
+        let request = self.request(id);
+        let (route, worker, latency) = (request.route, request.worker, now - request.arrived);
+        self.routes[route].budget.deposit(worker, now / 1_000);
         if counted {
-            let latency = now - self.request(id).arrived;
             self.latencies.push(latency);
         }
         self.end(id, true);

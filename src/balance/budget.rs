@@ -1,13 +1,16 @@
 //! Retry budget: bounds the load that retries may add to a pool in trouble.
 //!
-//! Within any [`WINDOW`], retries may be a share of the first attempts, or a few a second
-//! where that is more. So a pool that fails altogether gets little more than what clients
-//! ask of it, whatever the number of attempts that each request may make, and a quiet one
-//! can still retry. Attempts limit a request, the budget all of them together: that is
-//! what keeps an outage from growing by itself. Source: Finagle's `RetryBudget`; B. Beyer
-//! et al., "Site Reliability Engineering", ch. 21.
+//! Within any [`WINDOW`], retries may be a share of the requests that were answered, or a
+//! few a second where that is more. A request that fails pays for none: so a pool that fails
+//! altogether gets at most what the requests before it have paid for, and then no more than
+//! clients ask of it, whatever the number of attempts that each may make; while the failures
+//! of one backend among several are paid for by the others' answers. A quiet pool can still
+//! retry. Attempts limit a request, the budget all of them together: that is what keeps an
+//! outage from growing by itself. Source: Finagle's `RetryBudget`; gRPC proposal A6, "Retry
+//! Throttling", where too it is successes that pay; B. Beyer et al., "Site Reliability
+//! Engineering", ch. 21.
 //!
-//! Every request counts, so each worker does that in a [`Lane`] of its own, and no two
+//! Every answer counts, so each worker does that in a [`Lane`] of its own, and no two
 //! fight for a line of memory. Retries are few and have one lane for all. No clock of its
 //! own: callers pass `now`, and a worker whose clock is a moment ahead does no harm.
 
@@ -34,8 +37,8 @@ const LANES_MOST: usize = 64;
 /// The budget of one pool.
 #[derive(Debug)]
 pub struct Budget {
-    /// First attempts. A power of two of them.
-    firsts: Box<[Lane]>,
+    /// Requests that were answered. A power of two of them.
+    answered: Box<[Lane]>,
     /// Retries.
     retries: Lane,
 }
@@ -43,13 +46,13 @@ pub struct Budget {
 /// How much may be spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// Retries for each hundred first attempts of a window.
+    /// Retries for each hundred requests that were answered in a window.
     pub percent: u64,
     /// Retries a second that are allowed whatever the share comes to.
     pub least: u64,
 }
 
-/// The retries of this window have reached what its first attempts allow; the caller
+/// The retries of this window have reached what its answers allow; the caller
 /// returns the backend's own failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("retry budget spent")]
@@ -67,14 +70,15 @@ impl Budget {
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let lanes = workers.clamp(1, LANES_MOST).next_power_of_two();
-        Self { firsts: (0..lanes).map(|_| Lane::default()).collect(), retries: Lane::default() }
+        Self { answered: (0..lanes).map(|_| Lane::default()).collect(), retries: Lane::default() }
     }
 
-    /// Counts the first attempt of a request that `worker` makes at `now` milliseconds.
+    /// Counts a request that `worker` had answered at `now` milliseconds, by anything but a
+    /// failure that is worth a retry.
     pub fn deposit(&self, worker: usize, now: u64) {
         // Nearly always the worker's own, so this is one addition to memory that no other
         // thread writes to.
-        if let Some(lane) = self.firsts.get(worker & (self.firsts.len() - 1)) {
+        if let Some(lane) = self.answered.get(worker & (self.answered.len() - 1)) {
             lane.add(step(now));
         }
     }
@@ -86,8 +90,8 @@ impl Budget {
     /// whoever asks at the same time; near the limit one too many may be refused.
     pub fn withdraw(&self, terms: Terms, now: u64) -> Result<(), Exhausted> {
         let step = step(now);
-        let firsts: u64 = self.firsts.iter().map(|lane| lane.sum(step)).sum();
-        let allowed = (firsts.saturating_mul(terms.percent) / 100).max(terms.least.saturating_mul(STEPS));
+        let answered: u64 = self.answered.iter().map(|lane| lane.sum(step)).sum();
+        let allowed = (answered.saturating_mul(terms.percent) / 100).max(terms.least.saturating_mul(STEPS));
         // Taken first and then looked at, so that two workers don't take the same last one.
         self.retries.add(step);
         if self.retries.sum(step) > allowed {
@@ -168,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn retries_are_a_fifth_of_the_first_attempts_of_all_workers() {
+    fn retries_are_a_fifth_of_what_was_answered_by_all_workers() {
         let budget = Budget::new(3);
         for now in 0..5_000 {
             budget.deposit(usize::try_from(now % 7).unwrap(), now);

@@ -354,8 +354,9 @@ keys! {
             /// Whether POST, PATCH and other methods that are not idempotent are tried again too
             /// after a backend may have acted on them.
             "RETRY_NON_IDEMPOTENT", retry_non_idempotent: bool = "off", "", switch();
-            /// Most retries, as a share of the first attempts of the last ten seconds, so that an
-            /// outage is not made worse. Above it the backend's own failure is the answer.
+            /// Most retries, as a share of the requests of the last ten seconds that were answered by
+            /// anything but what `RETRY_ON` names, so that an outage is not made worse. Above it the
+            /// backend's own failure is the answer.
             "RETRY_BUDGET", retry_budget: Option<usize> = "20%", "", PercentOrOff { max: 100 };
             /// Retries that `RETRY_BUDGET` allows in any case, over ten seconds, since a share of
             /// little traffic is nothing.

@@ -75,7 +75,6 @@ impl<'a> Asked<'a> {
         let mut tried = Tried::default();
         let mut failed: Option<Reason> = None;
         let mut again: Option<Lease<'a>> = None;
-        self.route.budget.deposit(self.worker.index(), self.timer.clock().millis());
         'attempts: loop {
             let replacing = again.is_some();
             let Some(lease) = again.take().or_else(|| self.pick(&mut tried)) else {
@@ -142,6 +141,9 @@ impl<'a> Asked<'a> {
                         Ok(finish) => {
                             // A 101 is never held back.
                             self.let_go(kept.take());
+                            if !retry.is_failure(course.status) {
+                                self.route.budget.deposit(self.worker.index(), self.timer.clock().millis());
+                            }
                             verdict::answered(self.worker, settings, endpoint, course.status);
                             verdict::took(endpoint, exchange.took);
                             let switched = match finish {

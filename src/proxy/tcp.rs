@@ -152,7 +152,6 @@ async fn dial<'r>(
     let mut tried = Tried::default();
     let affinity = affinity::of_peer(route, &peer);
     let mut failed = None;
-    route.budget.deposit(worker.index(), timer.clock().millis());
     loop {
         let Some(lease) = affinity::pick(&route.pool, &mut tried, affinity, timer.clock()) else {
             return Err(failed.unwrap_or(Reason::BackendsDown));
@@ -168,6 +167,7 @@ async fn dial<'r>(
         let dialled = timer.within(Some(settings.connect_timeout), dial.run()).await;
         let reason = match dialled.unwrap_or_else(|| Err(dial.late())) {
             Ok(stream) => {
+                route.budget.deposit(worker.index(), timer.clock().millis());
                 verdict::connected(worker, endpoint);
                 affinity::answered(&lease, 0, timer.clock());
                 return Ok((lease, slot, stream));
