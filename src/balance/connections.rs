@@ -16,6 +16,7 @@
 //! An idle connection belongs to the worker that keeps it, and only that one can give it
 //! up. So `idle` tells whoever waits that it is worth asking the workers.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -82,6 +83,8 @@ pub enum Handed {
 pub struct Parked {
     /// Its socket, of which nothing was read that is not used up.
     pub socket: OwnedFd,
+    /// The TLS on it, which whoever parked it knows.
+    pub tls: Option<Box<dyn Any + Send>>,
     /// Since when it is idle, in milliseconds of the daemon's clock.
     pub since: u64,
     /// When it has been idle for too long.
@@ -331,7 +334,7 @@ mod tests {
     }
 
     fn parked(slot: Slot) -> Parked {
-        Parked { socket: std::fs::File::open("/dev/null").unwrap().into(), since: 1, until: 2, slot }
+        Parked { socket: std::fs::File::open("/dev/null").unwrap().into(), tls: None, since: 1, until: 2, slot }
     }
 
     #[test]

@@ -150,7 +150,7 @@ async fn request(worker: &Worker, source: &Source, client: &mut Http1, timer: &T
             return Served::Request(story::story(worker, source, client, &head, timer).await);
         }
         // Ended before the first byte of a request, or within its head: nobody to answer.
-        Some(Ok(None) | Err(Fault::Reset | Fault::Refused)) => return Served::Request(After::Close),
+        Some(Ok(None) | Err(Fault::Reset | Fault::Refused | Fault::Alert)) => return Served::Request(After::Close),
         Some(Err(Fault::Truncated)) => Reason::ClientLeft,
         // Its first line is one of HTTP, but of no version that has such lines.
         Some(Err(Fault::Malformed(Reason::VersionUnsupported)))

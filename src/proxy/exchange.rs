@@ -521,6 +521,7 @@ fn backend(fault: Fault, answered: bool) -> Reason {
         Fault::Reset => Reason::BackendReset,
         Fault::Refused if answered => Reason::BackendReset,
         Fault::Refused => Reason::BackendStreamRefused,
+        Fault::Alert => Reason::BackendTlsAlert,
     }
 }
 

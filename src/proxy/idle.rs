@@ -10,6 +10,7 @@
 //! for one, on whichever worker; what lies here when somebody begins to wait is given up
 //! when the worker is asked to ([`IdlePool::give_up`]).
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,8 +50,9 @@ impl Idle {
     }
 
     fn park(self) -> Option<Parked> {
-        let (socket, slot) = self.upstream.release()?;
-        Some(Parked { socket, since: self.since, until: self.until, slot })
+        let (socket, tls, slot) = self.upstream.release()?;
+        let tls = tls.map(|tls| tls as Box<dyn Any + Send>);
+        Some(Parked { socket, tls, since: self.since, until: self.until, slot })
     }
 }
 

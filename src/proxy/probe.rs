@@ -170,5 +170,6 @@ fn words(fault: Fault) -> Reason {
         Fault::Truncated => Reason::BackendClosed,
         Fault::Reset => Reason::BackendReset,
         Fault::Refused => Reason::BackendStreamRefused,
+        Fault::Alert => Reason::BackendTlsAlert,
     }
 }

@@ -56,6 +56,9 @@ pub enum Fault {
     /// The peer says that it has done nothing about the message, and won't.
     #[error("refused")]
     Refused,
+    /// The peer ended TLS with an alert.
+    #[error("ended with an alert")]
+    Alert,
     /// The message is malformed; the reason is the one to answer a client with.
     #[error("malformed: {}", .0.as_str())]
     Malformed(Reason),

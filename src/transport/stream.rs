@@ -87,17 +87,23 @@ impl Drop for Stream {
 }
 
 impl Stream {
-    /// The socket without its watch, so that it can change threads; `None` when the runtime
-    /// does not let go of it, or it carries TLS, and it is closed.
+    /// The socket without its watch, so that it can change threads, with the TLS that it
+    /// carries; `None` when the runtime does not let go of it, and it is closed.
     #[must_use]
-    pub fn release(mut self) -> Option<OwnedFd> {
-        if self.tls.is_some() {
-            return None;
-        }
-        match self.watch.take() {
+    pub fn release(mut self) -> Option<(OwnedFd, Option<Box<Session>>)> {
+        let fd = match self.watch.take() {
             Some(watch) => watch.release(),
             None => self.fresh.take(),
-        }
+        };
+        Some((fd?, self.tls.take()))
+    }
+
+    /// The same one on this thread.
+    #[must_use]
+    pub fn resume(fd: OwnedFd, family: Family, tls: Option<Box<Session>>) -> Self {
+        let mut stream = Self::from(Socket::new(fd, family));
+        stream.tls = tls;
+        stream
     }
 
     /// The TLS that it carries.

@@ -16,7 +16,8 @@ use crate::proxy::head::{Known, Method, RequestHead, ResponseHead};
 use crate::proxy::idle::stated;
 use crate::proxy::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::proxy::rewrite::Rewrite;
-use crate::transport::stream::{Family, Socket, Stream};
+use crate::transport::stream::{Family, Stream};
+use crate::transport::tls::Session;
 
 /// An HTTP/1.1 connection to a backend.
 #[derive(Debug)]
@@ -52,7 +53,11 @@ impl Http1Upstream {
             Target::Unix(_) | Target::Echo => Family::Unix,
             Target::Ip(_) | Target::Name { .. } | Target::Service(_) | Target::Tls(_) => Family::Tcp,
         };
-        let stream = Stream::from(Socket::new(parked.socket, family));
+        let tls = parked.tls.and_then(|tls| tls.downcast().ok());
+        if tls.is_some() != endpoint.tls().is_some() {
+            return Err(parked.slot);
+        }
+        let stream = Stream::resume(parked.socket, family, tls);
         if now >= parked.until || stream.stirred() {
             return Err(parked.slot);
         }
@@ -76,7 +81,7 @@ impl Http1Upstream {
         let outcome = ready!(self.wire.poll_response(cx, to));
         // An interim response and one that can't be read are answers too, though nothing
         // of them is left in the buffer.
-        self.answered |= !matches!(outcome, Err(Fault::Reset | Fault::Truncated));
+        self.answered |= !matches!(outcome, Err(Fault::Reset | Fault::Truncated | Fault::Alert));
         let head = outcome?;
         if !head.is_interim() {
             self.keep_alive = head.keep_alive;
@@ -147,10 +152,11 @@ impl Http1Upstream {
         self.reused = true;
     }
 
-    /// Takes its socket from this thread, with its slot. It must be idle.
+    /// Takes its socket from this thread, with its TLS and its slot. It must be idle.
     #[must_use]
-    pub fn release(self) -> Option<(OwnedFd, Slot)> {
-        Some((Rc::into_inner(self.wire.into_io())?.release()?, self.slot))
+    pub fn release(self) -> Option<(OwnedFd, Option<Box<Session>>, Slot)> {
+        let (socket, tls) = Rc::into_inner(self.wire.into_io())?.release()?;
+        Some((socket, tls, self.slot))
     }
 
     /// Whether it can serve another request.

@@ -16,6 +16,7 @@ use crate::proxy::relay::{Fault, Piece, Raw, Sink, Source};
 use crate::telemetry::Reason;
 use crate::transport::buffer::{self, Buffer};
 use crate::transport::stream::Stream;
+use crate::transport::tls;
 
 /// An HTTP/1 connection.
 #[derive(Debug)]
@@ -408,6 +409,7 @@ impl Wire {
 fn fault(error: &io::Error) -> Fault {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Fault::Truncated,
+        io::ErrorKind::InvalidData if matches!(tls::fault(error), tls::Fault::Alert(_)) => Fault::Alert,
         _ => Fault::Reset,
     }
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::version::{TLS12, TLS13};
-use rustls::{HandshakeKind, RootCertStore, ServerConfig, crypto::aws_lc_rs};
+use rustls::version::TLS13;
+use rustls::{HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion, crypto::aws_lc_rs};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -154,10 +154,14 @@ pub fn showing(pair: &(String, String)) -> ServerConfig {
     server(None, pair)
 }
 
-/// The same, to those alone for whom an authority vouches; in TLS 1.2, where a client learns
-/// within the handshake that it is none of them.
-pub fn showing_to(authority: &Authority, pair: &(String, String)) -> ServerConfig {
-    server(Some(authority), pair)
+/// The same, to those alone for whom an authority vouches. In TLS 1.2 a client learns within
+/// the handshake that it is none of them, in TLS 1.3 when it reads.
+pub fn showing_to(
+    authority: &Authority,
+    pair: &(String, String),
+    version: &'static SupportedProtocolVersion,
+) -> ServerConfig {
+    server(Some((authority, version)), pair)
 }
 
 /// The only certificate in PEM.
@@ -165,13 +169,17 @@ pub fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
 }
 
-fn server(clients: Option<&Authority>, (certificate, key): &(String, String)) -> ServerConfig {
+fn server(
+    clients: Option<(&Authority, &'static SupportedProtocolVersion)>,
+    (certificate, key): &(String, String),
+) -> ServerConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let versions: &[_] = if clients.is_some() { &[&TLS12] } else { &[&TLS13] };
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions).unwrap();
+    let version = clients.map_or(&TLS13, |(_, version)| version);
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[version]).unwrap();
     let builder = match clients {
         None => builder.with_no_client_auth(),
-        Some(authority) => {
+        Some((authority, _)) => {
             let mut roots = RootCertStore::empty();
             roots.add(der(&authority.pem)).unwrap();
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
