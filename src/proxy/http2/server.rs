@@ -74,6 +74,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, sour
                 timer: &timer,
                 age,
                 idle_since: timer.clock().millis(),
+                left_at: 0,
                 too_large: 0,
                 phase: Phase::Open,
             };
@@ -159,6 +160,8 @@ struct Serving<'a> {
     age: Age,
     /// When the last stream ended, in milliseconds of the worker's clock.
     idle_since: u64,
+    /// When the client was told that the connection ends, likewise.
+    left_at: u64,
     /// The stream whose head was too large for the crate last.
     too_large: u32,
     phase: Phase,
@@ -170,8 +173,13 @@ impl Serving<'_> {
         self.watch.turn();
         loop {
             match self.connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    self.begin(request, respond);
+                Poll::Ready(Some(Ok((request, mut respond)))) => {
+                    // Whoever goes on after that has not heard, or does not want to.
+                    if self.phase == Phase::Leaving && self.timer.clock().millis() > after(self.left_at, PARTING) {
+                        respond.send_reset(Code::REFUSED_STREAM);
+                    } else {
+                        self.begin(request, respond);
+                    }
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::of(&error)),
@@ -261,7 +269,7 @@ impl Serving<'_> {
     /// Tells the client that the connection ends.
     fn leave(&mut self, now: u64) {
         self.phase = Phase::Leaving;
-        self.idle_since = now;
+        (self.idle_since, self.left_at) = (now, now);
         self.connection.graceful_shutdown();
     }
 
@@ -445,4 +453,32 @@ async fn part(stream: &Stream, timer: &Timer) {
         timer.poll(cx)
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Source, Worker, tell};
+    use crate::config::Config;
+    use crate::state::Generation;
+    use crate::telemetry::{Peer, Text};
+    use std::collections::BTreeMap;
+
+    /// What a stream under way takes on the heap, beside what the crate holds of it, decides
+    /// how many of them a host can have.
+    #[tokio::test]
+    async fn a_stream_under_way_is_bounded() {
+        let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
+        let worker = Worker::alone(Generation::build(1, config, &Default::default(), None));
+        let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into() };
+        let (near, far) = tokio::io::duplex(4096);
+        let (client, server) = tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
+        let ((mut send, driver), mut connection) = (client.unwrap(), server.unwrap());
+        let driver = tokio::spawn(driver);
+        let (answer, _body) = send.send_request(http::Request::new(()), true).unwrap();
+        let (request, respond) = connection.accept().await.unwrap().unwrap();
+        let size = std::mem::size_of_val(&tell(&worker, &source, request, respond));
+        assert!(size <= 5120, "a stream under way takes {size} bytes");
+        driver.abort();
+        drop(answer);
+    }
 }

@@ -1,16 +1,20 @@
 //! A client that speaks HTTP/2 as it should, over a library, for tests that wait.
 
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::daemon::DEADLINE;
 
@@ -97,10 +101,26 @@ impl Client {
 
     /// The same with settings.
     pub fn with(address: SocketAddr, builder: &h2::client::Builder) -> Self {
+        Self::over(builder, TcpStream::connect(address))
+    }
+
+    /// Connects by TLS to whom has a certificate for `name`.
+    pub fn secured(address: SocketAddr, config: Arc<rustls::ClientConfig>, name: &'static str) -> Self {
+        Self::over(&h2::client::Builder::new(), async move {
+            let socket = TcpStream::connect(address).await?;
+            let stream = TlsConnector::from(config).connect(name.try_into().unwrap(), socket).await?;
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+            Ok(stream)
+        })
+    }
+
+    fn over<T>(builder: &h2::client::Builder, connect: impl Future<Output = io::Result<T>>) -> Self
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (send, driver) = runtime.block_on(async {
-            let socket = TcpStream::connect(address).await.unwrap();
-            let (send, connection) = builder.handshake(socket).await.unwrap();
+            let (send, connection) = builder.handshake(connect.await.unwrap()).await.unwrap();
             (send, tokio::spawn(connection))
         });
         Self { runtime, send, driver }

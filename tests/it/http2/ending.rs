@@ -80,6 +80,28 @@ fn an_old_connection_ends_once_what_is_under_way_is_answered() {
 }
 
 #[test]
+fn a_client_that_goes_on_after_the_goodbye_is_refused_in_the_end() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("MAX_CONNECTION_AGE", "100ms").start();
+    let mut client = Frames::connect(daemon.address());
+    client.send(frames::ask(1));
+    let (_peer, _) = backend.take();
+    warned(&mut client);
+    let mut stream = 3;
+    let refused = loop {
+        // Each is served for a while, though its client hears nothing; none is waited for.
+        client.send(frames::frame(HEADERS, END_STREAM | frames::END_HEADERS, stream, frames::get(&[("x-off", "1")])));
+        let frames = client.until_silent(Duration::from_millis(250));
+        if let Some(reset) = frames.iter().find(|frame| frame.kind == frames::RST_STREAM) {
+            break (reset.stream, reset.number(0));
+        }
+        stream += 2;
+        assert!(stream < 99, "no end to what is served");
+    };
+    assert_eq!(refused, (stream, frames::REFUSED_STREAM));
+}
+
+#[test]
 fn an_idle_connection_ends_in_order_and_a_busy_one_does_not() {
     let backend = Backend::new();
     let daemon = before(&backend).set("IDLE_TIMEOUT", "300ms").start();

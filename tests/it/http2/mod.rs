@@ -22,6 +22,8 @@ mod limits;
 mod misbehaving;
 /// What a backend is told, and what a client is answered.
 mod requests;
+/// Clients that agree on it with TLS.
+mod secured;
 /// What tools of others make of it.
 mod tools;
 /// Requests asked of backends over HTTP/2, and how many connections that takes.
