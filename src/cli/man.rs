@@ -130,6 +130,11 @@ const LISTS: &[List] = &[
         &[
             ("Keys of doorward.env(5)", "beat `config.env`, except `MATCH_HOST`, `MATCH_PATH` and `MATCH_LISTENER`."),
             ("CONFIGURATION_DIRECTORY", "Folder of `config.env`, as `ConfigurationDirectory=` of a unit sets it."),
+            (
+                "STATE_DIRECTORY",
+                "Folder of what `ACME=on` obtains, as `StateDirectory=` of a unit sets it; else \
+                 `$XDG_STATE_HOME/doorward`, else `~/.local/state/doorward`.",
+            ),
             ("DOORWARD_ADMIN_SOCKET", "Admin socket that `reload` and `status` ask."),
             (
                 "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
@@ -146,6 +151,8 @@ const LISTS: &[List] = &[
             ("/etc/doorward/config.env", "The daemon and the defaults of every route, see doorward.env(5)."),
             ("/etc/doorward/routes.d/*.env", "One route each."),
             ("/etc/doorward/NAME/", "The same for the instance doorward@NAME.service."),
+            ("/var/lib/doorward/acme/", "Accounts, private keys and certificates that `ACME=on` obtains."),
+            ("/var/lib/doorward-NAME/acme/", "The same for an instance."),
             ("/run/doorward/admin.sock", "Admin socket, for root and the group doorward-admin."),
             ("/run/doorward-NAME/admin.sock", "The same for an instance."),
             ("/run/doorward-NAME/http.sock", "Where an instance listens until a drop-in says otherwise."),

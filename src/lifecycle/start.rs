@@ -17,7 +17,7 @@ use signal_hook_tokio::Signals;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::acme::{Acme, Network as AcmeNetwork};
+use super::acme::{self, Acme, Network as AcmeNetwork, Terms};
 use super::backends::Ledger;
 use super::certificates::Certificates;
 use super::checker::{Checker, Network};
@@ -145,6 +145,10 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let mut resolver = Resolver::new(Lookups::at(&config.daemon.resolver));
     resolver.watch(&names::of(&config));
     names::look_up(&mut resolver, &config).await;
+    let terms = Terms::of(&config, &request.environment, &doors.status());
+    let kept = acme::kept(terms, config.acme_names()).await;
+    let obtained = kept.iter().map(|(_, held)| Arc::clone(&held.pair)).collect();
+    let certificates = certificates.with_obtained(&config, obtained).unwrap_or(certificates);
     let directory = resolver.directory();
     let generation = Generation::build_with(1, config, clients, &directory, None).with_doors(certificates);
     let generation = Arc::new(generation);
@@ -193,6 +197,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     daemon.watch_backends();
     let config = Arc::clone(&daemon.generation.config);
     daemon.watch_certificates(&config);
+    daemon.acme.know(kept);
     daemon.tell_of_certificates();
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");
@@ -205,8 +210,14 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
 
 /// What is allowed and yet seems unmeant. `listens` says whether somebody does for TLS.
 pub(super) fn warn_of(config: &Config, certificates: &tls::Doors, clients: &tls::Clients, listens: bool) {
-    if listens && certificates.is_empty() {
+    // Where they are to be obtained they are on their way.
+    if listens && certificates.is_empty() && !config.daemon.acme {
         let warning = "there is no certificate, so TLS clients are refused; set TLS_CERTIFICATE and TLS_PRIVATE_KEY";
+        warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
+    }
+    if config.daemon.acme && !listens {
+        let warning = "certificates are obtained, but nobody listens for TLS here; PROXY_TLS_ADDRESS does, or a socket \
+                       unit with FileDescriptorName=https";
         warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
     }
     for warning in config.warnings.iter().chain(certificates.warnings()).chain(clients.warnings()) {

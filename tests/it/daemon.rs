@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
@@ -100,10 +100,10 @@ impl Setting {
         let (stderr, hearer) = (child.stderr.take().unwrap(), Arc::clone(&said));
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                hearer.lines.lock().unwrap().0.push(line);
+                hearer.locked().0.push(line);
                 hearer.more.notify_all();
             }
-            hearer.lines.lock().unwrap().1 = true;
+            hearer.locked().1 = true;
             hearer.more.notify_all();
         });
         Daemon { child, notify, said, heard: Vec::new(), folder: self.folder }
@@ -115,6 +115,13 @@ impl Setting {
 struct Said {
     lines: Mutex<(Vec<String>, bool)>,
     more: Condvar,
+}
+
+impl Said {
+    /// A test that fails while it looks still shows what there was.
+    fn locked(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn with_message(lines: &[String], message: &str) -> Vec<Value> {
@@ -191,7 +198,7 @@ impl Daemon {
 
     /// Everything written on stderr by now.
     pub fn log(&self) -> Vec<String> {
-        self.said.lines.lock().unwrap().0.clone()
+        self.said.locked().0.clone()
     }
 
     /// Waits for a record with this message.
@@ -201,7 +208,7 @@ impl Daemon {
 
     /// Waits for `count` records with this message.
     pub fn wait_for(&self, message: &str, count: usize) -> Vec<Value> {
-        let lines = self.said.lines.lock().unwrap();
+        let lines = self.said.locked();
         let (lines, _) = self
             .said
             .more
@@ -220,7 +227,7 @@ impl Daemon {
             let mut records = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             records.find(|record| wanted(record))
         };
-        let lines = self.said.lines.lock().unwrap();
+        let lines = self.said.locked();
         let waiting = |(lines, closed): &mut (Vec<String>, bool)| find(lines).is_none() && !*closed;
         let (lines, _) = self.said.more.wait_timeout_while(lines, DEADLINE, waiting).unwrap();
         find(&lines.0).unwrap_or_else(|| panic!("no record of {what} in {:#?}", lines.0))
@@ -233,7 +240,7 @@ impl Daemon {
 
     /// Waits for the end of the process.
     pub fn end(&mut self) -> ExitStatus {
-        let lines = self.said.lines.lock().unwrap();
+        let lines = self.said.locked();
         let (lines, late) = self.said.more.wait_timeout_while(lines, DEADLINE, |(_, closed)| !*closed).unwrap();
         assert!(!late.timed_out(), "still running: {:#?}", lines.0);
         drop(lines);

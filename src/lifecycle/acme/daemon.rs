@@ -8,20 +8,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::{error, info, warn};
 
 use super::{News, Report, Terms};
-use crate::admin::protocol::AutomaticStatus;
+use crate::admin::protocol::{AutomaticStatus, ListenerStatus};
 use crate::config::{AcmeChallenge, Auto, Config, FileSource};
 use crate::lifecycle::control::Daemon;
 use crate::proxy::workers::WorkerDied;
 use crate::telemetry::events;
 use crate::tls::Doors;
+use crate::transport::listeners::HTTPS;
 
 impl Terms {
-    /// What `config` says, in this environment; none without `ACME=on`. With `tls` there is
-    /// a listener for TLS.
+    /// What `config` says, in this environment and with these listeners; none without
+    /// `ACME=on`.
     pub(in crate::lifecycle) fn of(
         config: &Config,
         environment: &BTreeMap<OsString, OsString>,
-        tls: bool,
+        listeners: &[ListenerStatus],
     ) -> Option<Terms> {
         let daemon = &config.daemon;
         if !daemon.acme {
@@ -32,12 +33,15 @@ impl Terms {
             source.path(Some(config.credentials.as_deref().unwrap_or(Path::new("/run/credentials"))))
         };
         let binding = daemon.acme_eab_key_id.clone().zip(daemon.acme_eab_key.as_ref().and_then(file));
+        let (tls, plain): (Vec<_>, Vec<_>) = listeners.iter().partition(|listener| listener.name == HTTPS);
         let challenges = match daemon.acme_challenge {
             Auto::Is(challenge) => vec![challenge],
-            // The port that certificates are for is the one that is sure to be reachable. But
-            // something before it may end TLS: then the other one is tried.
-            Auto::Auto if tls => vec![AcmeChallenge::TlsAlpn01, AcmeChallenge::Http01],
-            Auto::Auto => vec![AcmeChallenge::Http01],
+            // The port that certificates are for is the one that is sure to be reachable; that
+            // for plain traffic is often a local one. But something before it may end TLS: then
+            // the other one is tried.
+            Auto::Auto if plain.is_empty() => vec![AcmeChallenge::TlsAlpn01],
+            Auto::Auto if tls.is_empty() => vec![AcmeChallenge::Http01],
+            Auto::Auto => vec![AcmeChallenge::TlsAlpn01, AcmeChallenge::Http01],
         };
         Some(Terms {
             state: state_folder(environment),
@@ -68,8 +72,7 @@ fn state_folder(environment: &BTreeMap<OsString, OsString>) -> Option<PathBuf> {
 impl Daemon {
     /// Has certificates obtained as `config` wants, from now on.
     pub(in crate::lifecycle) fn watch_certificates(&mut self, config: &Config) {
-        let tls = self.listeners.iter().any(|listener| listener.name == "https");
-        let terms = Terms::of(config, &self.request.environment, tls);
+        let terms = Terms::of(config, &self.request.environment, &self.listeners);
         self.acme.watch(terms, config.acme_names());
     }
 

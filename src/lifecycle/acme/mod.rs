@@ -21,8 +21,10 @@
 
 mod agent;
 mod daemon;
+mod entry;
 mod held;
 mod network;
+mod news;
 mod order;
 mod schedule;
 mod store;
@@ -38,17 +40,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, sleep};
 
 pub(super) use held::Held;
-pub(super) use network::Network;
+pub(super) use network::{Network, kept};
+pub(super) use news::{News, Report};
 pub(super) use order::{Failure, Scope, Terms};
 pub(super) use store::{Lock, Trouble};
 
 use crate::tls::Pair;
+use entry::{Advised, Entry};
 
 /// How often the clock is looked at when nothing is due.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// How soon an operator's reload tries a name again that has just failed.
 const RELOAD_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the next name waits when a server wants to be left alone with one: its limit may
+/// be one for all of them, which it does not say.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is done with a server and its files.
 pub(super) trait Authority {
@@ -99,57 +107,6 @@ pub(super) struct Advice {
     pub(super) again: Duration,
 }
 
-/// What there is to tell.
-#[derive(Debug)]
-pub(super) enum News {
-    /// Certificates were found in the store, or another process has renewed some.
-    Loaded(Vec<String>),
-    /// A name has a certificate, its first one or a new one.
-    Obtained {
-        /// The name.
-        name: Box<str>,
-        /// The certificate.
-        held: Held,
-        /// Whether there was one before.
-        renewed: bool,
-        /// When it will be renewed.
-        renewal: SystemTime,
-    },
-    /// An attempt came to nothing.
-    Failed {
-        /// For whom; none when it concerns all names.
-        name: Option<Box<str>>,
-        /// Why.
-        error: String,
-        /// How long until the next one.
-        wait: Duration,
-    },
-    /// A certificate ends soon, or has ended, and there is no other.
-    Expiring {
-        /// The name.
-        name: Box<str>,
-        /// When it ends.
-        not_after: SystemTime,
-        /// Why it was not renewed.
-        error: String,
-    },
-}
-
-/// How one name stands.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Report<'a> {
-    /// The name.
-    pub(super) name: &'a str,
-    /// `valid`, `expired`, `missing`, or what goes on: `ordering`.
-    pub(super) state: &'static str,
-    /// When its certificate ends.
-    pub(super) not_after: Option<SystemTime>,
-    /// When one is ordered.
-    pub(super) next: Option<SystemTime>,
-    /// Why the last attempt failed.
-    pub(super) error: Option<&'a str>,
-}
-
 /// All names that certificates are had for.
 pub(super) struct Acme<A> {
     authority: A,
@@ -161,23 +118,6 @@ pub(super) struct Acme<A> {
     load: Option<Instant>,
     server: ServerPause,
     running: Option<Running>,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    held: Option<Held>,
-    trouble: Option<Trouble>,
-    advised: Option<Advised>,
-    warned: Option<SystemTime>,
-}
-
-/// Advice that was taken.
-#[derive(Debug)]
-struct Advised {
-    window: Option<(SystemTime, SystemTime)>,
-    /// The moment in it that was chosen.
-    renewal: Option<SystemTime>,
-    again: Instant,
 }
 
 /// How long the server is left alone.
@@ -232,13 +172,17 @@ impl<A: Authority> Acme<A> {
             return;
         };
         let now = Instant::now();
+        self.names.retain(|name, _| names.contains(name));
         if self.terms.as_deref() != Some(&terms) {
             self.stop();
-            // Files of other terms are other files, and another server knows nothing of these.
-            self.names.clear();
+            let same = |known: &Terms| known.directory == terms.directory && known.state == terms.state;
+            if !self.terms.as_deref().is_some_and(same) {
+                for entry in self.names.values_mut() {
+                    *entry = Entry { held: entry.held.take(), elsewhere: true, ..Entry::default() };
+                }
+            }
             self.terms = Some(Arc::new(terms));
         } else {
-            self.names.retain(|name, _| names.contains(name));
             let under_way = |running: &Running| match running {
                 Running::Order(name, ..) | Running::Advise(name, _) => names.contains(name),
                 Running::Load(_) => false,
@@ -256,6 +200,15 @@ impl<A: Authority> Acme<A> {
         }
         self.server.until = self.server.until.map(|until| until.min(now + RELOAD_PAUSE));
         self.load = Some(now);
+    }
+
+    /// Takes what was read of the store before, for names that have nothing yet.
+    pub(super) fn know(&mut self, kept: Vec<(Box<str>, Held)>) {
+        for (name, held) in kept {
+            if let Some(entry) = self.names.get_mut(&name) {
+                entry.held.get_or_insert(held);
+            }
+        }
     }
 
     /// Stops what goes on, and lets another process order.
@@ -357,13 +310,14 @@ impl<A: Authority> Acme<A> {
         let wait = until(entry.due(now));
         if wait.is_zero() {
             let (note, _) = self.trouble(entry.trouble.clone(), "the attempt was cut short".to_owned(), None);
-            let order = Order { name: name.clone(), replaces: entry.held.clone(), note };
+            let replaces = entry.held.clone().filter(|_| !entry.elsewhere);
+            let order = Order { name: name.clone(), replaces, note };
             let job = self.authority.order(Arc::clone(terms), order);
             self.running = Some(Running::Order(name.clone(), entry.trouble.clone(), job));
             return LOOK;
         }
         let advice = self.names.iter().find_map(|(name, entry)| {
-            let held = entry.held.as_ref()?;
+            let held = entry.held.as_ref().filter(|_| !entry.elsewhere)?;
             let asked = entry.advised.as_ref().is_some_and(|advised| advised.again > instant);
             (!asked).then_some((name, held))
         });
@@ -415,8 +369,9 @@ impl<A: Authority> Acme<A> {
         for (name, held, trouble) in loaded.found {
             let Some(entry) = self.names.get_mut(&name) else { continue };
             if let Some(held) = held {
-                let known = entry.held.as_ref().is_some_and(|known| known.certificate == held.certificate);
-                if !known {
+                if entry.held.as_ref().is_some_and(|known| known.certificate == held.certificate) {
+                    entry.elsewhere = false;
+                } else {
                     changed = true;
                     *entry = Entry { held: Some(held), trouble: entry.trouble.take(), ..Entry::default() };
                 }
@@ -463,7 +418,8 @@ impl<A: Authority> Acme<A> {
             }
             return self.server_failed(failure);
         }
-        self.server = ServerPause::default();
+        let until = failure.retry_after.map(|_| Instant::now() + REFUSED_PAUSE);
+        self.server = ServerPause { until, ..ServerPause::default() };
         let (trouble, wait) = self.trouble(before, failure.error.clone(), failure.retry_after);
         if let Some(terms) = &self.terms {
             self.authority.note(terms, &name, Some(trouble.clone()));
@@ -503,34 +459,6 @@ impl<A: Authority> Acme<A> {
     /// The time in seconds since 1970.
     fn seconds(&self) -> u64 {
         (self.clock)().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-    }
-}
-
-impl Entry {
-    /// When a certificate is ordered.
-    fn due(&self, now: SystemTime) -> SystemTime {
-        let wanted = match (&self.held, &self.advised) {
-            (Some(_), Some(Advised { renewal: Some(renewal), .. })) => *renewal,
-            (Some(held), _) => held.life.renewal(held.spread()),
-            (None, _) => UNIX_EPOCH,
-        };
-        match &self.trouble {
-            Some(trouble) if trouble.is_sensible(now) => wanted.max(trouble.until()),
-            _ => wanted,
-        }
-    }
-}
-
-impl Trouble {
-    fn until(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(self.retry_at)
-    }
-
-    /// Whether it was noted by a clock that this one can follow: nobody waits longer.
-    fn is_sensible(&self, now: SystemTime) -> bool {
-        let longest = schedule::LONGEST.as_secs();
-        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.retry_at <= now.saturating_add(longest)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Network: real servers, and the store on disk.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -65,6 +66,15 @@ impl Authority for Network {
             }
         });
     }
+}
+
+/// What the store has for these names, read before anybody is served. What can't be read is
+/// told of when it is read again.
+pub(in crate::lifecycle) async fn kept(terms: Option<Terms>, names: BTreeSet<Box<str>>) -> Vec<(Box<str>, Held)> {
+    let Some(terms) = terms.filter(|_| !names.is_empty()) else { return Vec::new() };
+    let read = move || load(&terms, names.into_iter().collect(), true).map(|loaded| loaded.found).unwrap_or_default();
+    let found = spawn_blocking(read).await.unwrap_or_default();
+    found.into_iter().filter_map(|(name, held, _)| Some((name, held?))).collect()
 }
 
 fn load(terms: &Terms, names: Vec<Box<str>>, locked: bool) -> Result<Loaded, Failure> {

@@ -230,6 +230,17 @@ async fn a_server_that_asks_for_a_pause_gets_it_also_after_a_restart_and_a_reloa
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_refuses_a_name_for_a_while_is_not_asked_for_the_next_at_once() {
+    let refused = Does::Fail(Scope::Name, Some(30 * HOUR));
+    let script = Script::new([("a.test", refused), ("b.test", refused), ("c.test", Does::Give(90 * DAY))]);
+    let mut acme = acme(&script, &["a.test", "b.test", "c.test"]);
+    let news = run(&mut acme, Duration::from_secs(180)).await;
+    assert_eq!(news, ["failed a.test", "failed b.test", "obtained c.test"]);
+    let (b, c) = (script.ordered("b.test")[0], script.ordered("c.test")[0]);
+    assert!(b >= Duration::from_secs(60) && c >= b + Duration::from_secs(60), "{b:?} {c:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_is_away_is_waited_for_by_all_and_counts_against_none() {
     let down = Does::Fail(Scope::Server, None);
     let script = Script::new([("a.test", down), ("b.test", down)]);
@@ -292,6 +303,27 @@ async fn a_reload_lets_an_order_go_on_unless_its_name_is_gone() {
     acme.watch(None, BTreeSet::new());
     assert!(run(&mut acme, DAY).await.is_empty());
     assert_eq!(acme.certificates().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_there_is_serves_on_when_another_server_is_to_be_asked() {
+    let script = Script::new([("a.test", Does::Give(90 * DAY))]);
+    let mut acme = acme(&script, &["a.test"]);
+    run(&mut acme, HOUR).await;
+    let first = acme.certificates().next().unwrap().clone();
+    // Another way to be checked is no reason for anything.
+    acme.watch(Some(Terms { challenges: vec![AcmeChallenge::TlsAlpn01], ..terms() }), set(&["a.test"]));
+    assert_eq!(acme.certificates().count(), 1);
+    assert!(run(&mut acme, HOUR).await.is_empty());
+    script.tell("a.test", Does::Fail(Scope::Server, None));
+    script.kept.borrow_mut().clear();
+    acme.watch(Some(Terms { directory: "https://other.test/dir".into(), ..terms() }), set(&["a.test"]));
+    assert!(run(&mut acme, HOUR).await.iter().all(|one| one == "failed all"));
+    assert!(Arc::ptr_eq(acme.certificates().next().unwrap(), &first));
+    script.tell("a.test", Does::Give(90 * DAY));
+    assert_eq!(run(&mut acme, 2 * HOUR).await, ["renewed a.test"]);
+    assert!(script.orders.borrow().iter().all(|(name, ..)| name == "a.test"));
+    assert!(!Arc::ptr_eq(acme.certificates().next().unwrap(), &first));
 }
 
 #[tokio::test(start_paused = true)]
