@@ -4,9 +4,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// How long a client waits for the next byte before it calls the request stalled.
 /// A pause of doorward's is judged by whether it ends, so the limit is generous.
@@ -22,6 +25,8 @@ pub(crate) enum Target {
     Tcp(SocketAddr),
     /// A socket's path, as this process sees it.
     Unix(PathBuf),
+    /// The same as [`Target::Tcp`], by TLS, for `localhost`.
+    Tls(SocketAddr, Arc<ClientConfig>),
 }
 
 impl Target {
@@ -119,6 +124,16 @@ impl Connection {
                 stream.set_write_timeout(Some(PATIENCE))?;
                 Box::new(stream)
             }
+            Target::Tls(address, config) => {
+                let stream = TcpStream::connect_timeout(address, PATIENCE)?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
+                let name = ServerName::try_from("localhost").map_err(|error| Failure::Other(error.to_string()))?;
+                let client = ClientConnection::new(Arc::clone(config), name);
+                let client = client.map_err(|error| Failure::Other(error.to_string()))?;
+                Box::new(StreamOwned::new(client, stream))
+            }
         };
         Ok(Connection { stream, rest: Vec::new() })
     }
@@ -132,7 +147,8 @@ impl Connection {
     /// Sends a request.
     pub(crate) fn send(&mut self, path: &str) -> Result<(), Failure> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        Ok(self.stream.write_all(request.as_bytes())?)
+        self.stream.write_all(request.as_bytes())?;
+        Ok(self.stream.flush()?)
     }
 
     /// Reads an answer.

@@ -13,6 +13,7 @@
 
 mod activation; // Sockets: who listens, where, and who wakes whom.
 mod backend; // A backend whose slow answers end when the test says so.
+mod certificates; // Keys from credentials, certbot's hook, renewal under load.
 mod crash; // A bad file at start, crashes, a stuck worker, a frozen log.
 mod doorward; // The package under test, and what tests ask of an installed one.
 mod harness; // The harness itself: it boots, and it leaves nothing behind.
