@@ -27,7 +27,7 @@ use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
 use crate::balance::pool::{Pool, Terms};
 use crate::balance::sip::Key;
-use crate::config::{Auto, Balance, Config, Daemon, Mode, RouteSettings, SentPath, Target, server_name};
+use crate::config::{Auto, Balance, CLIENT_FIELDS, Config, Daemon, Mode, RouteSettings, SentPath, Target, server_name};
 use crate::routing::{FieldEdits, Rewrites, Table};
 use crate::telemetry::events;
 use crate::tls::{Clients, Doors};
@@ -130,6 +130,10 @@ impl Generation {
         let mut registry = Registry::new(checks.iter().cloned(), past);
         let budgets = past.iter().flat_map(|past| &past.generation.routes);
         let budgets: HashMap<&str, &Arc<Budget>> = budgets.map(|route| (&*route.name, &route.budget)).collect();
+        // What one route says of certificates must not come from a client on any other: backends
+        // may be the same.
+        let asks = config.routes.iter().any(|route| !route.settings.tls_client_ca.is_empty());
+        let guarded = if asks { CLIENT_FIELDS } else { &[] };
         let routes = config
             .routes
             .iter()
@@ -147,7 +151,7 @@ impl Generation {
                 // A reload is no reason to retry more.
                 let known = budgets.get(route.name.as_str());
                 let budget = known.map_or_else(|| budget(&config.daemon), |known| Arc::clone(known));
-                let rewrites = Rewrites::of(settings).map(Arc::from);
+                let rewrites = Rewrites::without(settings, guarded).map(Arc::from);
                 let (name, settings) = (route.name.as_str().into(), Arc::new(settings.clone()));
                 Arc::new(Route { name, settings, rewrites, pool, budget, cookie, check, client })
             })

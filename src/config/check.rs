@@ -64,6 +64,9 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
         duplicate(route, &mut taken, problems);
     }
     acme::contradictions(config, sound.iter().all(|sound| *sound), problems);
+    if sound.iter().all(|sound| *sound) {
+        tls::client_contradictions(config, problems);
+    }
 }
 
 /// What is spoken on a socket is one of both.

@@ -4,6 +4,7 @@
 //! writing them out needs no care. What belongs to one connection, frames a message or is
 //! doorward's own to say can't be touched: a message must mean the same to both sides.
 
+use super::tls::CLIENT_FIELDS;
 use super::values::{Form, Wrong};
 
 /// Most fields that one key sets.
@@ -44,6 +45,7 @@ impl Of {
             Of::Requests if is(&["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"]) => {
                 Some("is what `FORWARDED` decides on")
             }
+            Of::Requests if is(CLIENT_FIELDS) => Some("is what `TLS_CLIENT_FIELDS` decides on"),
             Of::Requests if is(&["Expect", "Max-Forwards", "Via", "X-Request-Id"]) => {
                 Some("is for doorward itself to say")
             }
@@ -219,7 +221,7 @@ mod tests {
                 assert!(Headers(of).parse(&format!("{name}: x")).is_err(), "{name}");
             }
         }
-        for name in ["Via", "X-Request-Id", "X-Forwarded-Proto", "Forwarded", "Expect", "Max-Forwards"] {
+        for name in ["Via", "X-Request-Id", "X-Forwarded-Proto", "Forwarded", "Expect", "Max-Forwards", "client_cert"] {
             assert!(HeaderName(Of::Requests).parse(name).is_err(), "{name}");
             assert!(HeaderName(Of::Responses).parse(name).is_ok(), "{name}");
         }

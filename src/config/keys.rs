@@ -23,7 +23,7 @@ use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
 use super::redirect::{Redirect, RedirectForm};
 use super::rewrites::{BackendHost, BackendHostForm, Prefix};
-use super::tls::UnknownName;
+use super::tls::{ClientFields, UnknownName};
 use super::values::{
     Auto, AutoOr, Choice, DAY, Form, Int, IntOrOff, List, ListOrOff, OrNothing, PercentOrOff, Rate, RateOrOff, Size,
     Span, SpanOrOff, Wrong,
@@ -219,6 +219,25 @@ keys! {
             /// Their private keys in PEM, not encrypted, in the same order; not set where each file
             /// of a certificate holds its key too, and for folders.
             "TLS_PRIVATE_KEY", tls_private_key: Vec<FileSource> = "", "", matches(FileForm, "files");
+            /// Authorities in PEM, one of which must have signed a client's certificate; requests
+            /// without one get 403. It is asked for in the handshake for a name of `MATCH_HOST`,
+            /// so that routes which share a host name the same authorities or `off`, and a
+            /// request for another host than that of the handshake gets 421 where the two differ.
+            "TLS_CLIENT_CA", tls_client_ca: Vec<FileSource> = "off", "", ListOrOff(matches(FileForm, "files"));
+            /// Revocation lists in PEM, one of each authority that has signed a certificate in the
+            /// client's chain: whatever they list, or have no list for, is refused in the
+            /// handshake. One that is out of date counts all the same.
+            "TLS_CLIENT_CRL", tls_client_crl: Vec<FileSource> = "", "", matches(FileForm, "files");
+            /// Fields that tell a backend of the client's certificate. `x-client-cert` means
+            /// `X-Client-Cert-Subject` (RFC 4514), `-San`, `-Serial` and `-Fingerprint` (SHA-256),
+            /// `rfc9440` means `Client-Cert` and `Client-Cert-Chain`. As soon as any route has a
+            /// `TLS_CLIENT_CA`, no route passes these on from clients.
+            "TLS_CLIENT_FIELDS", tls_client_fields: ClientFields = "x-client-cert", "", Choice(&[
+                ("x-client-cert", ClientFields::XClientCert),
+                ("rfc9440", ClientFields::Rfc9440),
+                ("both", ClientFields::Both),
+                ("off", ClientFields::Off),
+            ]);
         }
         "Backends" {
             /// Whether bytes are read as HTTP requests, or relayed both ways unread, so that any

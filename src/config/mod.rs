@@ -49,6 +49,6 @@ pub use problems::{Origin, Problem, Problems, Setting};
 pub use redirect::{Piece, Redirect};
 pub use rewrites::BackendHost;
 pub use source::{FILE_LIMIT, read, reason};
-pub use tls::{Certificates, UnknownName};
+pub use tls::{CLIENT_FIELDS, Certificates, ClientFields, ClientTrust, ClientTrusts, UnknownName};
 pub use values::{Auto, Wrong};
 pub use words::{AccessLog, BackendProtocol, EjectOn, Forwarding, LogFormat, LogLevel, Mode, RetryOn};

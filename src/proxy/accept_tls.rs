@@ -30,6 +30,7 @@ use super::worker::Worker;
 use crate::admission::gate::{Entry, Permit};
 use crate::config::Mode;
 use crate::telemetry::{Limiter, Reason};
+use crate::tls::Doors;
 use crate::tls::challenges::ACME_TLS;
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
@@ -41,9 +42,10 @@ const PRESSED: Duration = Duration::from_secs(1);
 /// Waiters for each slot.
 pub(super) const WAITERS_EACH: usize = 10;
 
-/// Makes a handshake with a client just accepted, behind which `mode` is spoken. `None`: there
-/// is none, and the client has been dealt with.
-pub async fn accept_tls(worker: &Worker, io: Stream, source: &Source, mode: Mode) -> Option<Stream> {
+/// Makes a handshake with a client just accepted, behind which `mode` is spoken, and takes note
+/// of the certificate that it has shown. `None`: there is none, and the client has been dealt
+/// with.
+pub async fn accept_tls(worker: &Worker, io: Stream, source: &mut Source, mode: Mode) -> Option<Stream> {
     let timer = worker.clock().timer();
     let limit = worker.generation().config.daemon.tls_handshake_timeout;
     let ends = after(&timer, limit);
@@ -59,7 +61,10 @@ pub async fn accept_tls(worker: &Worker, io: Stream, source: &Source, mode: Mode
         Ok(slot) => slot,
         Err(refusal) => return refusal.note(worker, source),
     };
-    let mut accepted = pin!(tls::accept(io, greeting, |hello| choose(worker, hello, mode)));
+    // What was shown counts for who asked, so both are of one generation.
+    let generation = worker.generation();
+    let doors = &generation.doors;
+    let mut accepted = pin!(tls::accept(io, greeting, |hello| choose(worker, doors, hello, mode)));
     let mut due = ends.min(after(&timer, PRESSED));
     timer.set_at(due);
     let accepted = poll_fn(|cx| {
@@ -81,6 +86,10 @@ pub async fn accept_tls(worker: &Worker, io: Stream, source: &Source, mode: Mode
             let counters = worker.counters();
             counters.tls_handshakes.add(1);
             counters.tls_resumed.add(u64::from(stream.tls().is_some_and(tls::Session::is_resumed)));
+            source.identity = stream
+                .tls()
+                .filter(|_| doors.asks())
+                .and_then(|session| doors.identify(session.server_name(), session.peer_certificates().as_deref()));
             // Whoever looks only at the certificate has seen it (RFC 8737 §3).
             let looks = stream.tls().is_some_and(|tls| tls.speaks(ACME_TLS));
             (!looks).then_some(stream)
@@ -95,13 +104,18 @@ pub async fn accept_tls(worker: &Worker, io: Stream, source: &Source, mode: Mode
 }
 
 /// What a hello is answered with.
-fn choose(worker: &Worker, hello: &ClientHello<'_>, mode: Mode) -> Result<Arc<ServerConfig>, AlertDescription> {
+fn choose(
+    worker: &Worker,
+    doors: &Doors,
+    hello: &ClientHello<'_>,
+    mode: Mode,
+) -> Result<Arc<ServerConfig>, AlertDescription> {
     // An authority that looks who serves a name offers this and nothing else (RFC 8737 §3).
     if hello.alpn().is_some_and(|mut offers| offers.next() == Some(ACME_TLS) && offers.next().is_none()) {
         let shown = hello.server_name().and_then(|name| worker.shared().challenges.handshake(name));
         return shown.ok_or(AlertDescription::NoApplicationProtocol);
     }
-    worker.generation().doors.choose(hello, mode).ok_or(AlertDescription::UnrecognisedName)
+    doors.choose(hello, mode).ok_or(AlertDescription::UnrecognisedName)
 }
 
 /// Why a client is not let in.

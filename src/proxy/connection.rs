@@ -274,7 +274,7 @@ mod tests {
     async fn an_idle_connection_is_small_and_a_request_is_bounded() {
         let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
         let worker = Worker::alone(Generation::build(1, config, &Default::default(), None));
-        let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into() };
+        let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into(), identity: None };
         let (one, two) = UnixStream::pair().unwrap();
         let [one, two] = [one, two].map(|socket| Stream::from(Socket::new(socket.into(), Family::Unix)));
 

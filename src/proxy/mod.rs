@@ -30,6 +30,7 @@ pub mod http1;
 pub mod http2;
 pub mod idle;
 mod kept;
+mod mutual;
 pub mod origin;
 pub mod pace;
 pub mod probe;

@@ -18,6 +18,8 @@ pub struct Rewrite<'a> {
     host: Option<&'a BackendHost>,
     /// Fields that are set or removed.
     pub fields: Option<&'a FieldEdits>,
+    /// Fields that tell of the client's certificate, as lines of HTTP/1 with their ends.
+    pub certificate: [&'a [u8]; 2],
 }
 
 impl<'a> Rewrite<'a> {
@@ -30,8 +32,15 @@ impl<'a> Rewrite<'a> {
                 path: rewrites.path(path),
                 host: Some(&rewrites.host).filter(|host| **host != BackendHost::Client),
                 fields: rewrites.request.as_ref(),
+                certificate: [&[], &[]],
             },
         }
+    }
+
+    /// The same with these fields of the client's certificate.
+    #[must_use]
+    pub fn certified(self, certificate: [&'a [u8]; 2]) -> Self {
+        Self { certificate, ..self }
     }
 
     /// Path and query as they go on, in this order; an empty path stands for what each

@@ -21,6 +21,7 @@ use super::attempts::{Asked, Connected, left};
 use super::client::Client;
 use super::grpc;
 use super::head::{Method, RequestHead, Version};
+use super::mutual;
 use super::origin::Origin;
 use super::rewrite::Rewrite;
 use super::tunnel::{self, Patience};
@@ -31,6 +32,7 @@ use crate::state::Route;
 use crate::telemetry::Reason;
 use crate::telemetry::Text;
 use crate::telemetry::{Kind, Peer, Record};
+use crate::tls::Identity;
 use crate::transport::clock::Timer;
 use crate::transport::listeners;
 
@@ -43,6 +45,8 @@ pub struct Source {
     pub address: Text<48>,
     /// The listener's name.
     pub listener: Arc<str>,
+    /// Who the client is by its certificate, where clients are asked for one.
+    pub identity: Option<Arc<Identity>>,
 }
 
 impl Source {
@@ -106,8 +110,10 @@ pub async fn story<C: Client>(
     let edits = route.and_then(Route::response_edits);
     let ours = Ours { worker, head, timer, edits, request_id: &request_id };
     let proof = proof(worker, head);
+    let admitted = mutual::admit(&generation, source, head, route);
     let outcome = match route {
         _ if proof.is_some() => Ok(Box::pin(ours.prove(client, proof.as_deref(), &mut course)).await),
+        _ if admitted.is_err() => admitted.map(|()| After::GoOn),
         None => Err(Reason::NoRoute),
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
         Some(_) if head.max_forwards == Some(0) => Ok(Box::pin(ours.allow(client, &mut course)).await),
@@ -116,7 +122,7 @@ pub async fn story<C: Client>(
         }
         Some(route) => {
             let trusted = origin.trusted;
-            let rewrite = Rewrite::of(&path, route.rewrites.as_deref());
+            let rewrite = Rewrite::of(&path, route.rewrites.as_deref()).certified(mutual::lines(source, route));
             let affinity = affinity::of(route, &origin.client, head);
             let request =
                 Asked { worker, source, head, timer, route, rewrite, request_id: &request_id, trusted, affinity };

@@ -434,7 +434,7 @@ impl Worker {
         let Arrival { socket, peer, listener } = arrival;
         let mode = self.generation.borrow().mode(&listener);
         let address = address(&peer);
-        let source = Source { peer, address, listener };
+        let mut source = Source { peer, address, listener, identity: None };
         tokio::task::spawn_local(async move {
             let _guard = guard;
             let shared = Arc::clone(&worker.shared);
@@ -443,7 +443,7 @@ impl Worker {
             let _share = shared.connections.take();
             let mut io = Stream::from(socket);
             if source.is_secure() {
-                match Box::pin(accept_tls::accept_tls(&worker, io, &source, mode)).await {
+                match Box::pin(accept_tls::accept_tls(&worker, io, &mut source, mode)).await {
                     Some(secured) => io = secured,
                     None => return,
                 }

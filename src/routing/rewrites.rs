@@ -61,6 +61,23 @@ impl Rewrites {
         (!nothing).then(|| Box::new(rewrites))
     }
 
+    /// The same, and what no client may say beside it: fields of these names don't go on, also
+    /// where the route changes nothing else.
+    #[must_use]
+    pub fn without(settings: &RouteSettings, names: &[&str]) -> Option<Box<Self>> {
+        let rewrites = Self::of(settings);
+        if names.is_empty() {
+            return rewrites;
+        }
+        let mut rewrites = rewrites.unwrap_or_else(|| {
+            let host = settings.backend_host.clone();
+            Box::new(Self { answer: None, prefixes: [].into(), host, request: None, response: None })
+        });
+        let request = rewrites.request.get_or_insert_with(FieldEdits::default);
+        request.dropped = request.dropped.iter().cloned().chain(names.iter().map(|name| (*name).into())).collect();
+        Some(rewrites)
+    }
+
     /// The path that is sent on in place of the client's, if another one is: without the
     /// longest prefix that it has. It begins with `/`.
     #[must_use]
@@ -70,7 +87,7 @@ impl Rewrites {
 }
 
 /// Fields to set and to remove.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FieldEdits {
     /// Names of fields that don't go on: those removed, and those set anew.
     dropped: Box<[Box<str>]>,

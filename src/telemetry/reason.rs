@@ -160,6 +160,11 @@ reasons! {
     MethodTooLong = "method_too_long", 501, "http_request_error", Client;
     /// CONNECT or TRACE, which no resource allows here.
     MethodRefused = "method_refused", 405, "http_request_denied", Client;
+    /// The route wants a certificate of the client, and there is none that is valid.
+    ClientCertificateRequired = "client_certificate_required", 403, "http_request_denied", Client;
+    /// The request's host has another policy on client certificates than the name that the
+    /// connection was made for.
+    Misdirected = "misdirected", 421, "http_request_error", Client;
     /// The request's transfer coding is not `chunked`.
     TransferEncodingUnsupported = "transfer_encoding_unsupported", 501, "http_request_error", Client;
     /// The client broke RFC 9113 in a way that concerns its whole connection, which was ended.

@@ -24,6 +24,12 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
 
+/// The digest of a certificate that it is known by.
+pub(super) fn sha256(bytes: &[u8]) -> Option<Vec<u8>> {
+    let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?;
+    Some(suite.common.hash_provider.hash(bytes).as_ref().to_vec())
+}
+
 /// What seals session tickets. Tickets of one can't be opened by another, so that each
 /// policy on client certificates has its own; its keys change every six hours.
 ///

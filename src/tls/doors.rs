@@ -8,14 +8,18 @@
 
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use rustls::ServerConfig;
-use rustls::server::{ClientHello, NoClientAuth, ProducesTickets};
+use rustls::pki_types::CertificateDer;
+use rustls::server::ClientHello;
 
 use super::crypto;
+use super::identity::Identity;
 use super::load::now;
 use super::names::{Names, Offer};
 use super::pair::Pair;
-use crate::config::{Config, Mode, UnknownName};
+use super::policies::{Policies, Policy};
+use crate::config::{Config, Mode, UnknownName, normal_host};
 
 /// What is offered by ALPN where requests of HTTP are spoken.
 const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
@@ -26,30 +30,33 @@ pub struct Doors {
     /// Certificates that the configuration names, and then those that were obtained.
     pub(super) offers: Vec<Offer>,
     names: Arc<Names>,
-    serving: Option<Serving>,
+    /// By the number of the policy; empty without certificates.
+    serving: FxHashMap<u64, Serving>,
+    pub(super) policies: Policies,
+    /// Whether there is any policy that asks.
+    asks: bool,
     refuses_unknown: bool,
     pub(super) warnings: Vec<String>,
     /// When time alone changes which certificates count, in seconds since 1970.
     turns: Option<i64>,
 }
 
-/// A server's side of TLS, once for each thing that is spoken behind it.
+/// A server's side of TLS for a policy, once for each thing that is spoken behind it.
 #[derive(Debug)]
 struct Serving {
-    ticketer: Arc<dyn ProducesTickets>,
+    policy: Arc<Policy>,
     http: Arc<ServerConfig>,
     tcp: Arc<ServerConfig>,
 }
 
 impl Serving {
-    fn new(names: &Arc<Names>, past: Option<&Serving>, http2: bool) -> Result<Serving, rustls::Error> {
-        // Tickets that were given out before a reload are good after it.
-        let ticketer = past.map_or_else(crypto::ticketer, |past| Ok(Arc::clone(&past.ticketer)))?;
-        let tcp = crypto::server(Arc::new(NoClientAuth), Arc::clone(names) as _, Arc::clone(&ticketer))?;
+    fn new(policy: &Arc<Policy>, names: &Arc<Names>, http2: bool) -> Result<Serving, rustls::Error> {
+        let Policy { verifier, ticketer, .. } = &**policy;
+        let tcp = crypto::server(Arc::clone(verifier), Arc::clone(names) as _, Arc::clone(ticketer))?;
         let mut http = tcp.clone();
         let offered = PROTOCOLS.iter().filter(|protocol| http2 || **protocol != b"h2");
         http.alpn_protocols = offered.map(|protocol| protocol.to_vec()).collect();
-        Ok(Serving { ticketer, http: Arc::new(http), tcp: Arc::new(tcp) })
+        Ok(Serving { policy: Arc::clone(policy), http: Arc::new(http), tcp: Arc::new(tcp) })
     }
 }
 
@@ -61,19 +68,28 @@ impl Doors {
     pub(super) fn new(
         config: &Config,
         offers: Vec<Offer>,
+        policies: Policies,
         past: Option<&Doors>,
         now: i64,
     ) -> Result<Doors, rustls::Error> {
         let names = Arc::new(Names::new(&offers, now));
-        let serving = match offers.as_slice() {
-            [] => None,
-            _ => Some(Serving::new(&names, past.and_then(|past| past.serving.as_ref()), config.daemon.http2)?),
-        };
+        let mut serving = FxHashMap::default();
+        if !offers.is_empty() {
+            // Tickets that were given out before a reload are good after it.
+            let nothing = past.and_then(|past| past.serving.get(&0)).map(|serving| Arc::clone(&serving.policy));
+            let nothing = nothing.map_or_else(|| Policy::nothing().map(Arc::new), Ok)?;
+            for policy in policies.all().chain([&nothing]) {
+                serving.insert(policy.number, Serving::new(policy, &names, config.daemon.http2)?);
+            }
+        }
         let turns = offers.iter().flat_map(|offer| offer.pair.turns()).filter(|turn| *turn > now).min();
+        let asks = policies.all().next().is_some();
         Ok(Doors {
             offers,
             names,
             serving,
+            policies,
+            asks,
             refuses_unknown: config.daemon.tls_unknown_name == UnknownName::Refuse,
             warnings: Vec::new(),
             turns,
@@ -89,7 +105,7 @@ impl Doors {
         let mut offers = self.offers.clone();
         offers.retain(|offer| offer.source.is_some());
         offers.extend(pairs.into_iter().map(Offer::obtained));
-        let doors = Doors::new(config, offers, Some(self), now())?;
+        let doors = Doors::new(config, offers, self.policies.clone(), Some(self), now())?;
         Ok(Doors { warnings: self.warnings.clone(), ..doors })
     }
 
@@ -102,22 +118,62 @@ impl Doors {
     /// it is to be refused, since it asks for a name that is unknown.
     #[must_use]
     pub fn choose(&self, hello: &ClientHello<'_>, mode: Mode) -> Option<Arc<ServerConfig>> {
-        let unknown = || hello.server_name().is_some_and(|name| !self.names.has(name));
-        if self.refuses_unknown && unknown() { None } else { self.serving(mode) }
+        let name = hello.server_name();
+        if self.refuses_unknown && name.is_some_and(|name| !self.names.has(name)) {
+            return None;
+        }
+        let policy = match mode {
+            Mode::Http => self.policy(name),
+            Mode::Tcp => 0,
+        };
+        self.serving(policy, mode)
     }
 
     /// What every client is answered with, whatever it says, if there is one such thing.
     #[must_use]
     pub fn only(&self, mode: Mode) -> Option<Arc<ServerConfig>> {
-        if self.refuses_unknown { None } else { self.serving(mode) }
+        if self.refuses_unknown || (mode == Mode::Http && self.asks()) { None } else { self.serving(0, mode) }
     }
 
-    fn serving(&self, mode: Mode) -> Option<Arc<ServerConfig>> {
-        let Serving { http, tcp, .. } = self.serving.as_ref()?;
+    fn serving(&self, policy: u64, mode: Mode) -> Option<Arc<ServerConfig>> {
+        let Serving { http, tcp, .. } = self.serving.get(&policy)?;
         Some(Arc::clone(match mode {
             Mode::Http => http,
             Mode::Tcp => tcp,
         }))
+    }
+
+    /// Whether any client is asked for a certificate.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.asks
+    }
+
+    /// The number of the policy on client certificates of a server name; 0 asks for none.
+    fn policy(&self, name: Option<&str>) -> u64 {
+        let policy = match name {
+            Some(name) => self.policies.find(name),
+            None => self.policies.anywhere.as_ref(),
+        };
+        policy.map_or(0, |policy| policy.number)
+    }
+
+    /// Who a client is that has asked for `name` and shown these certificates in a handshake
+    /// that these doors have answered. None where no client is asked for any.
+    #[must_use]
+    pub fn identify(&self, name: Option<&str>, shown: Option<&[CertificateDer<'_>]>) -> Option<Arc<Identity>> {
+        self.asks().then(|| Arc::new(Identity::new(self.policy(name), shown.unwrap_or_default())))
+    }
+
+    /// Whether a request for this host can be served on the connection of such a client, as
+    /// far as certificates are concerned: not where it needs another handshake.
+    ///
+    /// `host` is the authority that the request is for, in any form.
+    #[must_use]
+    pub fn meets(&self, host: Option<&[u8]>, identity: Option<&Identity>) -> bool {
+        let host = host.map(normal_host);
+        let host = host.as_ref().and_then(|host| std::str::from_utf8(host).ok());
+        self.policy(host) == identity.map_or(0, Identity::policy)
     }
 
     /// Whether there is no certificate.

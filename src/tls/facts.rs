@@ -112,7 +112,8 @@ pub(super) fn day(seconds: i64) -> String {
     text.split('T').next().unwrap_or_default().to_owned()
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+/// An address as certificates have it.
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
         _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SerialNumber, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::Acceptor;
@@ -35,6 +38,7 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name = Default::default();
         params.distinguished_name.push(DnType::CommonName, name);
         let pem = params.self_signed(&key).unwrap().pem();
@@ -50,6 +54,25 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
         Authority { issuer: Issuer::new(params, key), pem, name: name.to_owned() }
+    }
+
+    /// A list of certificates that it has revoked.
+    pub(super) fn revoke(&self, serials: &[u64]) -> String {
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2026, 2, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 
@@ -128,6 +151,23 @@ impl Folder {
     pub(super) fn plain(&self, text: &str) -> String {
         text.replace(&format!("{}/", self.0.path().display()), "")
     }
+}
+
+/// A client that believes everybody and shows this certificate to whoever asks, if any.
+pub(super) fn showing(
+    version: &'static SupportedProtocolVersion,
+    pair: Option<&(String, String)>,
+) -> Arc<ClientConfig> {
+    let verifier: Arc<Credulous> = Arc::default();
+    let builder = builder(version).dangerous().with_custom_certificate_verifier(verifier);
+    Arc::new(match pair {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let certificates = super::pem::certificates(certificate.as_bytes()).unwrap();
+            let key = super::pem::private_key(key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(certificates, key).unwrap()
+        }
+    })
 }
 
 /// What came of a handshake.

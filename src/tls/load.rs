@@ -17,8 +17,11 @@ use super::doors::Doors;
 use super::facts;
 use super::names::{Offer, covers};
 use super::pair::{Fault, Pair};
+use super::policies::{Lists, Policies, Policy};
 use super::sources::{self, Files};
-use crate::config::{Certificates, Config, FileSource, HostPattern, Origin, Problem, Problems};
+use crate::config::{
+    Certificates, ClientTrust, ClientTrusts, Config, FileSource, HostPattern, Origin, Problem, Problems,
+};
 
 /// How certificates are loaded.
 #[derive(Debug, Clone, Copy)]
@@ -76,12 +79,13 @@ impl Doors {
         let mut loader = Loader::new(config, load);
         Certificates::of(config).for_each(|certificates| loader.read(&certificates));
         loader.carry_over();
+        let policies = loader.policies();
         let Loader { offers, warnings, mut problems, .. } = loader;
         acme::look(config, load.manner, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
         }
-        match Doors::new(config, offers, load.past, load.now) {
+        match Doors::new(config, offers, policies, load.past, load.now) {
             Ok(mut doors) => {
                 doors.warnings = warnings;
                 Ok(doors)
@@ -101,15 +105,20 @@ impl Doors {
         let mut loader = Loader::new(config, Load { past: Some(self), now, manner: Manner::Renew });
         Certificates::of(config).for_each(|certificates| loader.read(&certificates));
         loader.carry_over();
+        let policies = loader.policies();
         let Loader { offers, faults, .. } = loader;
         let before = || self.offers.iter().map(|offer| &offer.pair);
         let mut fresh: Vec<Arc<Pair>> = offers.iter().map(|offer| Arc::clone(&offer.pair)).collect();
         fresh.retain(|pair| !before().any(|before| Arc::ptr_eq(before, pair)));
-        let changed = !fresh.is_empty() || offers.len() != self.offers.len() || self.is_outdated(now);
+        let known = |policy: &Arc<Policy>| self.policies.all().any(|known| Arc::ptr_eq(known, policy));
+        let changed = !fresh.is_empty()
+            || offers.len() != self.offers.len()
+            || !policies.all().all(known)
+            || self.is_outdated(now);
         // One with another OCSP response is the same certificate.
         let mut renewed = fresh;
         renewed.retain(|pair| !before().any(|before| before.certified.cert == pair.certified.cert));
-        Ok(Renewal { doors: Doors::new(config, offers, Some(self), now)?, changed, renewed, faults })
+        Ok(Renewal { doors: Doors::new(config, offers, policies, Some(self), now)?, changed, renewed, faults })
     }
 }
 
@@ -165,6 +174,52 @@ impl<'a> Loader<'a> {
     fn offer(&mut self, of: &Certificates<'_>, source: &FileSource, pair: Arc<Pair>) {
         let route = of.route.map(|route| route.name.clone());
         self.offers.push(Offer { pair, hosts: hosts(of), route, source: Some(source.clone()) });
+    }
+
+    /// What clients are asked for, by server name.
+    fn policies(&mut self) -> Policies {
+        let trusts = ClientTrusts::of(self.config);
+        let mut made: Vec<Arc<Policy>> = Vec::new();
+        let mut policy = |trust: &Option<ClientTrust<'_>>| {
+            let trust = trust.as_ref()?;
+            if let Some(known) = made.iter().find(|policy| policy.is_of(trust)) {
+                return Some(Arc::clone(known));
+            }
+            let policy = self.policy(trust)?;
+            made.push(Arc::clone(&policy));
+            Some(policy)
+        };
+        Policies {
+            exact: trusts.exact.iter().map(|(name, trust)| ((*name).into(), policy(trust))).collect(),
+            below: trusts.below.iter().map(|(parent, trust)| ((*parent).into(), policy(trust))).collect(),
+            anywhere: policy(&trusts.anywhere),
+        }
+    }
+
+    /// The policy of one trust: the one before where its files hold the same, or, while it
+    /// serves, where they can't be used.
+    fn policy(&mut self, trust: &ClientTrust<'_>) -> Option<Arc<Policy>> {
+        let past: Vec<&Arc<Policy>> = self.load.past.map_or_else(Vec::new, |past| past.policies.all().collect());
+        let mut warnings = Vec::new();
+        let credentials = self.config.credentials.as_deref();
+        let read = Lists::read(trust, credentials, self.load.now, |wrong| warnings.push(wrong));
+        for (source, why) in warnings {
+            let problem = trust.problem(source, why);
+            self.warnings.push(format!("{}: {}", problem.origin, problem.message));
+        }
+        let made =
+            read.and_then(|lists| match past.iter().find(|policy| policy.is_of(trust) && policy.wants(&lists)) {
+                Some(same) => Ok(Arc::clone(same)),
+                None => Policy::new(trust, lists).map(Arc::new),
+            });
+        match made {
+            Ok(policy) => Some(policy),
+            Err((source, why)) => {
+                self.problems.push(trust.problem(source, why.clone()));
+                self.faults.push(why);
+                past.into_iter().find(|policy| policy.is_of(trust)).cloned()
+            }
+        }
     }
 
     /// What was obtained stays until whoever obtains it says otherwise.

@@ -15,6 +15,8 @@
 //! | what a certificate says | `facts` |
 //! | what a PEM file holds | `pem` |
 //! | whether files have changed | `watch` |
+//! | whether clients are asked for certificates | `policies` |
+//! | who a client is by its certificate | `identity` |
 //! | OCSP responses | `ocsp` |
 //! | what an ACME server is shown | `challenges` |
 //! | what obtaining certificates takes | `acme` |
@@ -29,11 +31,13 @@ mod doors;
 mod facts;
 #[cfg(test)]
 mod fixture;
+mod identity;
 mod load;
 mod names;
 mod ocsp;
 mod pair;
 mod pem;
+mod policies;
 mod sources;
 mod watch;
 
@@ -41,6 +45,7 @@ pub use clients::Clients;
 pub use crypto::provider;
 pub use doors::Doors;
 pub use facts::Facts;
+pub use identity::Identity;
 pub use load::Renewal;
 pub use pair::Pair;
 pub use watch::Watch;

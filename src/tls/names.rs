@@ -113,6 +113,7 @@ pub(super) fn covers(pattern: &str, name: &str) -> bool {
         }
 }
 
-fn lower(name: &str) -> Cow<'_, str> {
+/// A name in lower case.
+pub(super) fn lower(name: &str) -> Cow<'_, str> {
     if name.bytes().any(|byte| byte.is_ascii_uppercase()) { name.to_ascii_lowercase().into() } else { name.into() }
 }

@@ -317,27 +317,16 @@ mod tests {
             // PKCS#8 wraps what PKCS#1 and SEC 1 call a private key.
             let PrivateKeyDer::Pkcs8(whole) = pem::private_key(key.as_bytes()).unwrap() else { panic!() };
             let inner = ocsp::tests::wrapped_key(whole.secret_pkcs8_der());
-            let lines: Vec<String> =
-                base64(&inner).as_bytes().chunks(64).map(|line| String::from_utf8(line.to_vec()).unwrap()).collect();
+            let lines: Vec<String> = data_encoding::BASE64
+                .encode(&inner)
+                .as_bytes()
+                .chunks(64)
+                .map(|line| String::from_utf8(line.to_vec()).unwrap())
+                .collect();
             let pem =
                 format!("-----BEGIN {name} PRIVATE KEY-----\n{}\n-----END {name} PRIVATE KEY-----\n", lines.join("\n"));
             folder.pair("b", &(leaf, pem));
             assert_eq!(read(&folder, "b.crt", "b.key").unwrap().0.facts.key, shown);
         }
-    }
-
-    fn base64(bytes: &[u8]) -> String {
-        const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut text = String::new();
-        for chunk in bytes.chunks(3) {
-            let mut word = [0; 4];
-            word[1..=chunk.len()].copy_from_slice(chunk);
-            let word = u32::from_be_bytes(word);
-            for place in 0..4 {
-                let letter = LETTERS[(word >> (18 - 6 * place)) as usize & 63];
-                text.push(if place <= chunk.len() { char::from(letter) } else { '=' });
-            }
-        }
-        text
     }
 }

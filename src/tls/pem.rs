@@ -1,7 +1,7 @@
 //! What a PEM file holds, or why it holds not what it should: one clause for an operator.
 
 use rustls::pki_types::pem::{Error, PemObject, SectionKind};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 /// Most certificates in one file: a chain has a handful.
 const CHAIN_LIMIT: usize = 32;
@@ -21,6 +21,14 @@ pub(super) fn bundle(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, Strin
     let certificates: Vec<_> =
         found.into_iter().filter_map(|(kind, der)| CertificateDer::from_pem(kind, der)).collect();
     if certificates.is_empty() { Err("holds no certificate".to_owned()) } else { Ok(certificates) }
+}
+
+/// The revocation lists, at least one.
+pub(super) fn revocation_lists(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let found = sections(bytes)?;
+    let lists: Vec<_> =
+        found.into_iter().filter_map(|(kind, der)| CertificateRevocationListDer::from_pem(kind, der)).collect();
+    if lists.is_empty() { Err("holds no revocation list".to_owned()) } else { Ok(lists) }
 }
 
 /// The one private key.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::doors::Doors;
 use super::load::{Renewal, now};
 use super::sources;
-use crate::config::{Certificates, Config};
+use crate::config::{Certificates, ClientTrusts, Config};
 
 /// What tells a file from what it was: device, inode, length, and time of change.
 type Stamp = (u64, u64, u64, i64, i64);
@@ -70,7 +70,11 @@ fn see(config: &Config) -> Vec<(PathBuf, Option<Stamp>)> {
         });
         files.chain(folders).collect::<Vec<_>>()
     });
-    files.map(|path| (stamp(&path), path)).map(|(stamp, path)| (path, stamp)).collect()
+    let trusts = ClientTrusts::of(config);
+    let trusts = trusts.exact.values().chain(trusts.below.values()).chain([&trusts.anywhere]).flatten();
+    let of_clients = trusts.flat_map(|trust| trust.authorities.iter().chain(trust.revoked));
+    let of_clients = of_clients.filter_map(|source| source.path(config.credentials.as_deref()));
+    files.chain(of_clients).map(|path| (stamp(&path), path)).map(|(stamp, path)| (path, stamp)).collect()
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

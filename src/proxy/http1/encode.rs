@@ -87,6 +87,9 @@ pub fn request_fields(out: &mut Vec<u8>, head: &RequestHead, forwarded: &Forward
     } else {
         forwarded.write(out, head);
     }
+    for lines in rewrite.certificate {
+        out.extend_from_slice(lines);
+    }
     field(out, b"X-Request-Id", forwarded.request_id);
     field(out, b"Via", via(head.version));
     if let Some(hops) = head.max_forwards {
@@ -302,11 +305,13 @@ pub fn phrase(status: u16) -> &'static str {
         307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         414 => "URI Too Long",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",

@@ -469,7 +469,7 @@ mod tests {
     async fn a_stream_under_way_is_bounded() {
         let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
         let worker = Worker::alone(Generation::build(1, config, &Default::default(), None));
-        let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into() };
+        let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into(), identity: None };
         let (near, far) = tokio::io::duplex(4096);
         let (client, server) = tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
         let ((mut send, driver), mut connection) = (client.unwrap(), server.unwrap());
