@@ -155,9 +155,10 @@ impl Config {
     }
 }
 
-/// The hosts of all routes that speak HTTP.
+/// The hosts of all routes that speak HTTP and bring no certificate of their own.
 fn hosts(config: &Config) -> impl Iterator<Item = (&RouteConfig, &HostPattern)> {
-    let routes = config.routes.iter().filter(|route| route.settings.mode == Mode::Http);
+    let own = |route: &RouteConfig| route.setting("TLS_CERTIFICATE").is_some_and(|setting| !setting.text.is_empty());
+    let routes = config.routes.iter().filter(move |route| route.settings.mode == Mode::Http && !own(route));
     routes.flat_map(|route| route.matcher.match_host.iter().map(move |host| (route, host)))
 }
 
@@ -219,6 +220,8 @@ mod tests {
         assert_eq!(auto.acme_names(), BTreeSet::from(["a.test".into(), "b.test".into()]));
         let warned: Vec<&str> = auto.warnings.iter().filter_map(|warning| warning.split('`').nth(3)).collect();
         assert_eq!(warned, ["*.c.test", "10.0.0.1"]);
+        let own = "MATCH_HOST=own.test\nTLS_CERTIFICATE=/own.pem\n";
+        assert_eq!(config("ACME=on\n", &[routes[0], own]).unwrap().acme_names(), auto.acme_names());
         let listed = config("ACME=on\nACME_NAMES=Z.test.,y.test\n", &routes).unwrap();
         assert_eq!(listed.acme_names(), BTreeSet::from(["y.test".into(), "z.test".into()]));
         assert!(listed.warnings.is_empty());

@@ -156,8 +156,9 @@ keys! {
             /// with `on` you agree to its terms of service. Each name has a certificate of its own,
             /// which `TLS_CERTIFICATE` need not name.
             "ACME", acme: bool = "off", "", switch();
-            /// The names. Without any, those are had that routes name whole in `MATCH_HOST`. Each
-            /// must lead here, from where the server stands.
+            /// The names. Without any, those are had that routes name whole in `MATCH_HOST`, but for
+            /// routes with a `TLS_CERTIFICATE` of their own. Each must lead here, from where the
+            /// server stands.
             "ACME_NAMES", acme_names: Vec<Box<str>> = "", "", matches(CertificateName, "names");
             /// Addresses that the server may write to.
             "ACME_EMAIL", acme_email: Vec<Box<str>> = "", "", matches(Email, "addresses");
