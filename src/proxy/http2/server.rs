@@ -252,13 +252,14 @@ impl Serving<'_> {
         let id = respond.stream_id().as_u32();
         let open = Open::new(&self.streams, id);
         let (worker, source) = (Rc::clone(&self.worker), Rc::clone(&self.source));
-        tokio::task::spawn_local(async move {
-            let streams = Rc::clone(&open.streams);
+        // In an allocation of its own: a task is moved about before it is begun.
+        let story = Box::pin(async move {
             if tell(&worker, &source, request, respond).await == Told::Reset {
-                streams.note_reset(id, worker.clock().millis());
+                open.streams.note_reset(id, worker.clock().millis());
             }
             drop(open);
         });
+        tokio::task::spawn_local(story);
     }
 
     fn is_to_leave(&self, now: u64) -> bool {

@@ -251,7 +251,14 @@ fn a_client_whose_window_stays_shut_is_given_up_as_a_slow_reader() {
         assert_eq!(client.reset(stream), frames::INTERNAL_ERROR);
     }
     daemon.record_of("client_slow_reader");
-    // One whose window opens has its answer.
+    client.expect_alive();
+}
+
+#[test]
+fn a_client_whose_window_opens_little_by_little_has_its_answer() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = Frames::with(daemon.address(), &[(4, 0)]);
     client.send(frames::ask(5));
     let (mut peer, _) = backend.take();
     peer.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody");

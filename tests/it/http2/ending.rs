@@ -65,7 +65,7 @@ fn a_client_that_does_not_hear_the_goodbye_holds_up_no_drain() {
 #[test]
 fn an_old_connection_ends_once_what_is_under_way_is_answered() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("MAX_CONNECTION_AGE", "200ms").start();
+    let daemon = before(&backend).set("MAX_CONNECTION_AGE", "1s").start();
     let mut client = Frames::connect(daemon.address());
     client.send(frames::ask(1));
     let (mut peer, _) = backend.take();
@@ -82,7 +82,7 @@ fn an_old_connection_ends_once_what_is_under_way_is_answered() {
 #[test]
 fn a_client_that_goes_on_after_the_goodbye_is_refused_in_the_end() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("MAX_CONNECTION_AGE", "100ms").start();
+    let daemon = before(&backend).set("MAX_CONNECTION_AGE", "1s").start();
     let mut client = Frames::connect(daemon.address());
     client.send(frames::ask(1));
     let (_peer, _) = backend.take();
@@ -134,7 +134,7 @@ fn a_client_that_says_goodbye_has_its_answers() {
 #[test]
 fn what_does_not_come_in_time_ends_the_connection() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("HEADER_TIMEOUT", "300ms").start();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "500ms").start();
     // The rest of the preface.
     let mut client = Frames::raw(daemon.address());
     client.send(&frames::PREFACE[..18]);
@@ -155,7 +155,7 @@ fn what_does_not_come_in_time_ends_the_connection() {
     // One that says nothing at all may do so for as long as it is idle.
     let mut client = Frames::connect(daemon.address());
     client.expect_alive();
-    assert!(client.until_silent(Duration::from_millis(600)).is_empty());
+    assert!(client.until_silent(Duration::from_millis(1000)).is_empty());
     client.expect_alive();
     backend.expect_none();
 }

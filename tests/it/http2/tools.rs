@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::backend::Backend;
+use crate::tls::secured::Secured;
 use crate::traffic::door::Setup;
 
 /// Runs a tool to its end; `None` where it is not installed, which `tests/run` sees to.
@@ -35,6 +36,18 @@ fn curl_sends_and_gets_with_prior_knowledge() {
     let post = [&get[..4], &["--data-binary", &data, "-H", "Expect: 100-continue", &url]].concat();
     let text = String::from_utf8(run("curl", &post).unwrap().stdout).unwrap();
     assert!(text.contains("\"body_bytes\": 300000") && text.ends_with("\n2 200"), "{text}");
+}
+
+#[test]
+fn curl_and_h2load_agree_on_it_with_tls() {
+    let secured = Secured::before("builtin:echo", |setup| setup.set("ACCESS_LOG", "off"));
+    let url = format!("https://{}/", secured.address);
+    let Some(output) = run("curl", &["-sSk", "-w", "\n%{http_version} %{response_code}", &url]) else { return };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with("\n2 200"), "{text}");
+    let Some(output) = run("h2load", &["-n", "2000", "-c", "4", "-m", "20", &url]) else { return };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("Application protocol: h2") && text.contains("status codes: 2000 2xx"), "{text}");
 }
 
 #[test]
