@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::backend::Backend;
 use crate::http2::client::{Client, request};
+use crate::tls::issued::Authority;
 use crate::tls::secured::{NAME, Secured};
 
 fn agreeing(secured: &Secured, protocols: &[&[u8]]) -> Arc<rustls::ClientConfig> {
@@ -42,6 +43,24 @@ fn clients_that_agree_on_it_speak_it_and_the_backend_is_told_how_they_came() {
     }
     let record = secured.daemon.record("/up");
     assert_eq!((&record["version"], &record["listener"]), (&"2".into(), &"https".into()));
+}
+
+/// Browsers use a connection for every host that its certificate names (RFC 9113 §9.1.1).
+#[test]
+fn a_connection_that_is_used_for_another_host_crosses_no_policy() {
+    let backend = Backend::new();
+    let secured = Secured::before(&backend.address, |setup| {
+        let ca = setup.path("ca.pem");
+        std::fs::write(&ca, &Authority::new().pem).unwrap();
+        setup.route("10-asks.env", &format!("MATCH_HOST=asks.test\nTLS_CLIENT_CA={}\n", ca.display()))
+    });
+    let client = Client::secured(secured.address, agreeing(&secured, &[b"h2"]), NAME);
+    let asked = http::Request::get("https://asks.test/private").body(()).unwrap();
+    client.send(asked, true).answer().assert_refusal(421, "misdirected");
+    let exchange = client.get("/here");
+    backend.take().0.answer("served");
+    assert_eq!(exchange.answer().text(), "served");
+    assert_eq!(secured.daemon.record("/private")["reason"], "misdirected");
 }
 
 #[test]
