@@ -234,6 +234,7 @@ impl<A: Authority> Acme<A> {
     /// How each name stands.
     pub(super) fn report(&self) -> impl Iterator<Item = Report<'_>> {
         let now = (self.clock)();
+        let paused = self.server.until.map_or(now, |until| now + until.saturating_duration_since(Instant::now()));
         self.names.iter().map(move |(name, entry)| {
             let ordering = matches!(&self.running, Some(Running::Order(under_way, ..)) if under_way == name);
             let state = match &entry.held {
@@ -247,7 +248,7 @@ impl<A: Authority> Acme<A> {
                 name,
                 state,
                 not_after: entry.held.as_ref().map(|held| held.life.not_after),
-                next: (!ordering).then(|| entry.due(now)),
+                next: (!ordering).then(|| entry.due(now).max(paused)),
                 error: error.or(self.server.error.as_deref()).or(self.standing_by()),
             }
         })

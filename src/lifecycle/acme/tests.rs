@@ -248,6 +248,9 @@ async fn a_server_that_is_away_is_waited_for_by_all_and_counts_against_none() {
     let news = run(&mut acme, Duration::from_secs(100)).await;
     // After 0, 5, 15, 35 and 75 seconds.
     assert_eq!(news, ["failed all"; 5]);
+    let next = acme.report().next().unwrap().next.unwrap();
+    let wait = next.duration_since(clock()).unwrap().as_secs();
+    assert!((30..80).contains(&wait), "the pause shows: {wait}");
     assert!(script.orders.borrow().iter().all(|(_, _, turn)| *turn == 1));
     assert!(script.notes.borrow().values().all(Option::is_none));
     run(&mut acme, 10 * DAY).await;
