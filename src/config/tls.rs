@@ -263,7 +263,8 @@ pub(super) fn client_contradictions(config: &Config, problems: &mut Problems) {
              same ones, or `off`",
             first.name
         );
-        match route.setting("TLS_CLIENT_CA").or_else(|| route.setting("TLS_CLIENT_CRL")) {
+        let own = |key| if route.is_default() { config.setting(key) } else { route.setting(key) };
+        match own("TLS_CLIENT_CA").or_else(|| own("TLS_CLIENT_CRL")) {
             Some(setting) => problems.push(setting.problem(message, None)),
             None => problems.push(Problem::new(route.origin.clone(), message)),
         }
@@ -276,5 +277,49 @@ pub(super) fn client_contradictions(config: &Config, problems: &mut Problems) {
             Some(setting) => problems.push(setting.problem(message.to_owned(), None)),
             None => problems.push(Problem::new(route.origin.clone(), message)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Text;
+    use std::path::Path;
+
+    /// Whom the name `name` of a handshake trusts, or where it is contradicted.
+    fn trusted(main: &str, routes: &[&str], name: &str) -> Result<Option<String>, String> {
+        let text = |name: String, text: &str| Text { path: Path::new(&name).into(), bytes: text.into() };
+        let files = routes.iter().enumerate().map(|(at, route)| text(format!("routes.d/r{at}.env"), route));
+        let config = Config::assemble(Some(text("config.env".into(), main)), files.collect(), &BTreeMap::new());
+        let config =
+            config.map_err(|problems| problems.iter().map(|one| one.origin.to_string()).collect::<String>())?;
+        let trusts = ClientTrusts::of(&config);
+        let below = name.split_once('.').and_then(|(_, parent)| trusts.below.get(parent));
+        let trust = trusts.exact.get(name).or(below).unwrap_or(&trusts.anywhere);
+        Ok(trust.map(|trust| trust.first().to_string()))
+    }
+
+    #[test]
+    fn a_name_trusts_what_the_routes_do_that_may_take_its_requests() {
+        let some = |name: &str| Ok(Some(name.to_owned()));
+        let (main, a) = ("TLS_CLIENT_CA=/2\n", "MATCH_HOST=a.test\nTLS_CLIENT_CA=/1\n");
+        assert_eq!(trusted("", &[], "a.test"), Ok(None));
+        assert_eq!(trusted(main, &[], "a.test"), some("/2"));
+        // A route that takes all of a host leaves nothing to others, one that takes a part does.
+        assert_eq!(trusted(main, &[a], "a.test"), some("/1"));
+        assert_eq!(trusted(main, &[a], "b.test"), some("/2"));
+        let part = format!("{a}MATCH_PATH=/x\n");
+        assert_eq!(trusted(main, &[&part], "a.test"), Err("config.env:1".to_owned()));
+        assert_eq!(trusted("", &[&part], "a.test"), some("/1"));
+        assert_eq!(trusted("", &[&part], "b.test"), Ok(None));
+        let off = "MATCH_HOST=a.test\nTLS_CLIENT_CA=off\n";
+        assert_eq!(trusted(main, &[off], "a.test"), Ok(None));
+        // What is below a host is closest to the longest pattern.
+        let (wide, deep) = ("MATCH_HOST=*.test\nTLS_CLIENT_CA=/1\n", "MATCH_HOST=*.a.test\nMATCH_PATH=/x\n");
+        assert_eq!(trusted("", &[wide, deep], "x.a.test"), some("/1"));
+        assert_eq!(trusted("", &[wide, off], "a.test"), Ok(None));
+        // Another list is another trust.
+        let listed = "MATCH_HOST=a.test\nMATCH_PATH=/y\nTLS_CLIENT_CA=/1\nTLS_CLIENT_CRL=/3\n";
+        assert_eq!(trusted("", &[&part, listed], "a.test"), Err("routes.d/r1.env:3".to_owned()));
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,8 +29,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How many times longer the pause is than a look took.
 const SHARE: u32 = 100;
 
-/// How many days before it expires a certificate is told of.
-const SOON: i64 = 14;
+/// How long before it expires a certificate is told of, in seconds: 14 days and the rest of one.
+const SOON: i64 = 15 * 86_400 - 1;
 
 /// How often it is told of again, in seconds.
 const AGAIN: i64 = 86_400;
@@ -39,8 +39,29 @@ const AGAIN: i64 = 86_400;
 #[derive(Debug)]
 pub(super) struct Certificates {
     stage: Stage,
-    /// By the file: when it was told of last, in seconds since 1970, and whether it had expired.
-    told: HashMap<PathBuf, (i64, bool)>,
+    told: Told,
+}
+
+/// By the file of a certificate: when it was told of last, in seconds since 1970, and whether
+/// it had expired.
+#[derive(Debug, Default)]
+struct Told(HashMap<PathBuf, (i64, bool)>);
+
+impl Told {
+    /// Whether a certificate is to be told of at `now` that is good until `not_after`: once a
+    /// day when little is left, and again when nothing is.
+    fn admits(&mut self, file: &Path, not_after: i64, now: i64) -> bool {
+        if not_after - now > SOON {
+            self.0.remove(file);
+            return false;
+        }
+        let expired = now > not_after;
+        if self.0.get(file).is_some_and(|(at, had)| now - at < AGAIN && *had == expired) {
+            return false;
+        }
+        self.0.insert(file.to_path_buf(), (now, expired));
+        true
+    }
 }
 
 #[derive(Debug)]
@@ -61,7 +82,7 @@ pub(super) struct Looked {
 
 impl Certificates {
     pub(super) fn new() -> Certificates {
-        Certificates { stage: Stage::Waiting(Watch::default(), Instant::now() + PAUSE), told: HashMap::new() }
+        Certificates { stage: Stage::Waiting(Watch::default(), Instant::now() + PAUSE), told: Told::default() }
     }
 
     /// The outcome of the next look at the files of `generation`. Nothing is lost when the
@@ -107,20 +128,13 @@ impl Certificates {
     /// obtained, whose renewal is `acme`'s to tell of.
     fn tell(&mut self, doors: &Doors) {
         let now = unix_now();
-        self.told.retain(|path, _| doors.named().any(|pair| pair.certificate == *path));
+        self.told.0.retain(|path, _| doors.named().any(|pair| pair.certificate == *path));
         for pair in doors.named() {
-            let (days, expired) = (pair.facts.days_left(now), now > pair.facts.not_after);
-            if days > SOON {
-                self.told.remove(&pair.certificate);
+            if !self.told.admits(&pair.certificate, pair.facts.not_after, now) {
                 continue;
             }
-            let news = self.told.get(&pair.certificate);
-            if news.is_some_and(|(at, had)| now - at < AGAIN && *had == expired) {
-                continue;
-            }
-            self.told.insert(pair.certificate.clone(), (now, expired));
-            let (names, file) = (pair.facts.covers(), pair.certificate.display());
-            if expired {
+            let (names, file, days) = (pair.facts.covers(), pair.certificate.display(), pair.facts.days_left(now));
+            if now > pair.facts.not_after {
                 error!(message_id = events::CERTIFICATE_EXPIRED, names, %file, "certificate expired");
             } else {
                 warn!(message_id = events::CERTIFICATE_EXPIRES, names, %file, days, "certificate expires soon");
@@ -156,7 +170,7 @@ impl Daemon {
         if self.generation.number > 1 && !credentials.is_empty() {
             info!(credentials, "credentials are those of the start; only a restart changes them");
         }
-        self.certificates.told.clear();
+        self.certificates.told.0.clear();
         self.certificates.tell(&self.generation.doors);
     }
 
@@ -205,4 +219,26 @@ fn credentials(config: &Config) -> Vec<String> {
 fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     i64::try_from(since).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AGAIN, Told};
+    use std::path::Path;
+
+    #[test]
+    fn a_certificate_is_told_of_once_a_day_from_fourteen_days_on_and_when_it_expires() {
+        let (mut told, file, end) = (Told::default(), Path::new("/a.crt"), 100 * AGAIN);
+        let mut hours = Vec::new();
+        // From twenty days before to two days after, hour by hour.
+        for now in (80 * AGAIN..102 * AGAIN).step_by(3_600) {
+            if told.admits(file, end, now) {
+                hours.push((now - end) / 3_600);
+            }
+        }
+        let days = (-14..=0).map(|day| day * 24 - 23);
+        assert_eq!(hours, days.chain([1, 25]).collect::<Vec<_>>());
+        // A new one begins anew.
+        assert!(!told.admits(file, end + 90 * AGAIN, 102 * AGAIN) && told.admits(file, end, 102 * AGAIN));
+    }
 }
