@@ -272,7 +272,7 @@ mod tests {
         run(&mut checker, Duration::from_secs(60)).await;
         let mut slots = vec![0; 600];
         for (_, at) in &*script.asked.borrow() {
-            slots[(*at - start).as_millis() as usize / 100] += 1;
+            slots[((*at - start).as_millis() as usize / 100).min(599)] += 1;
         }
         // Five in a tenth of a second on the average.
         assert!(slots.iter().all(|asked| *asked <= 20), "{slots:?}");
