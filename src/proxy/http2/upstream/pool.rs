@@ -184,6 +184,7 @@ impl Group {
             let connection = Rc::clone(driver.connection());
             group.expected.set(connection.most().max(1));
             group.rest(&connection);
+            group.mark(&connection);
             group.connections.borrow_mut().push(Rc::clone(&connection));
             drop(dialling);
             driver.run(|| group.changed()).await;
