@@ -194,9 +194,13 @@ impl<'a> Exchange<'a> {
 }
 
 impl Answering<'_> {
-    /// The next piece of the body, whose window is opened again; `None` at its end.
+    /// The next piece of the body, whose window is opened again; `None` at its end, which may
+    /// come in a frame of its own.
     pub fn piece(&mut self) -> Option<Result<Bytes, h2::Error>> {
-        let piece = self.client.wait(self.body.data());
+        let mut piece = self.client.wait(self.body.data());
+        while matches!(&piece, Some(Ok(piece)) if piece.is_empty()) {
+            piece = self.client.wait(self.body.data());
+        }
         if let Some(Ok(piece)) = &piece {
             let _ = self.body.flow_control().release_capacity(piece.len());
         }
