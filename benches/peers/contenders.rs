@@ -3,10 +3,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+
+use crate::rig::secure::NAME;
 
 /// Who.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub struct Contender {
 pub struct Duty {
     /// Relaying bytes unread, instead of HTTP.
     pub tcp: bool,
+    /// Clients come by TLS.
+    pub tls: bool,
     /// Threads or processes.
     pub workers: usize,
     /// Bodies are large.
@@ -71,6 +76,8 @@ impl Kind {
     /// Whether it can do this at all.
     pub fn can(&self, duty: Duty) -> bool {
         match self {
+            // Nobody else has TLS, and nothing is spliced behind it.
+            Kind::Relay | Kind::SocketProxyd | Kind::HaproxySplice if duty.tls => false,
             Kind::SocketProxyd => duty.tcp && duty.workers == 1,
             Kind::Relay => duty.workers == 1,
             // For small answers these are its best.
@@ -87,12 +94,17 @@ impl Kind {
     /// When a file can't be written.
     pub fn command(&self, duty: Duty, address: SocketAddr, backend: SocketAddr, folder: &Path) -> Result<Command> {
         let file = folder.join("configuration");
+        let secured = if duty.tls { Some(certify(folder)?) } else { None };
         Ok(match self {
             Kind::Doorward(binary) => {
                 fs::write(&file, "")?;
                 let mut command = Command::new(binary);
                 command.arg("--config").arg(&file);
                 command.env("PROXY_ADDRESS", address.to_string()).env("BACKEND_ADDRESS", backend.to_string());
+                if let Some(pair) = &secured {
+                    command.env("PROXY_ADDRESS", "127.0.0.1:0").env("PROXY_TLS_ADDRESS", address.to_string());
+                    command.env("TLS_CERTIFICATE", pair).env("TLS_PRIVATE_KEY", pair);
+                }
                 command.env("WORKERS", duty.workers.to_string());
                 command.env("MODE", if duty.tcp { "tcp" } else { "http" });
                 command
@@ -104,7 +116,7 @@ impl Kind {
                 command
             }
             Kind::Haproxy | Kind::HaproxySplice => {
-                fs::write(&file, haproxy(duty, address, backend, *self == Kind::HaproxySplice))?;
+                fs::write(&file, haproxy(duty, address, backend, folder, *self == Kind::HaproxySplice))?;
                 let mut command = Command::new("/usr/sbin/haproxy");
                 command.arg("-db").arg("-f").arg(&file);
                 command
@@ -148,6 +160,15 @@ impl Kind {
     }
 }
 
+/// A certificate with a P-256 key, and that key, in one file; the same for all.
+fn certify(folder: &Path) -> Result<PathBuf> {
+    let issued = rcgen::generate_simple_self_signed([NAME.to_owned()])?;
+    let path = folder.join("pair.pem");
+    fs::write(&path, format!("{}{}", issued.cert.pem(), issued.signing_key.serialize_pem()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    Ok(path)
+}
+
 fn nginx(duty: Duty, address: SocketAddr, backend: SocketAddr, folder: &Path, buffered: bool) -> String {
     let folder = folder.display();
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
@@ -174,19 +195,27 @@ fn nginx(duty: Duty, address: SocketAddr, backend: SocketAddr, folder: &Path, bu
              client_body_buffer_size 128k;\n"
         }
     };
+    // Tickets are on when nothing is said.
+    let tls = match duty.tls {
+        false => String::new(),
+        true => format!(
+            " ssl; ssl_certificate {folder}/pair.pem; ssl_certificate_key {folder}/pair.pem; ssl_protocols TLSv1.2 TLSv1.3"
+        ),
+    };
     format!(
         "{main}{events}http {{\n\
          access_log off; keepalive_requests 1000000000; keepalive_timeout 75s;\n\
          client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;\n\
          uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n{buffers}\
          upstream backend {{ server {backend}; keepalive 512; keepalive_requests 1000000000; }}\n\
-         server {{ listen {address} backlog=4096; location / {{\n\
+         server {{ listen {address} backlog=4096{tls}; location / {{\n\
          proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
          proxy_set_header Host $host; }} }} }}\n"
     )
 }
 
-fn haproxy(duty: Duty, address: SocketAddr, backend: SocketAddr, splice: bool) -> String {
+fn haproxy(duty: Duty, address: SocketAddr, backend: SocketAddr, folder: &Path, splice: bool) -> String {
+    let tls = if duty.tls { format!(" ssl crt {}/pair.pem", folder.display()) } else { String::new() };
     let workers = duty.workers;
     let mode = if duty.tcp { "tcp" } else { "http\n http-reuse always" };
     // It wants as many descriptors as it might ever need at once, or does not start; but
@@ -200,7 +229,7 @@ fn haproxy(duty: Duty, address: SocketAddr, backend: SocketAddr, splice: bool) -
     format!(
         "global\n nbthread {workers}\n maxconn {clients}\n{pipes}\
          defaults\n mode {mode}\n{splice} timeout connect 5s\n timeout client 75s\n timeout server 75s\n\
-         frontend front\n bind {address} backlog 4096\n default_backend back\n\
+         frontend front\n bind {address} backlog 4096{tls}\n default_backend back\n\
          backend back\n server one {backend}\n"
     )
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::contenders::Duty;
 use crate::rig::content::Exchange;
 use crate::rig::load::{Pace, Plan};
+use crate::rig::secure::Secure;
 
 /// A workload.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,7 @@ pub struct Workload {
     pub quick: bool,
     exchange: Exchange,
     keep: bool,
+    secure: Option<Secure>,
     pace: Pace,
     connections: usize,
     workers: usize,
@@ -39,6 +41,7 @@ const SATURATED: Workload = Workload {
     quick: true,
     exchange: Exchange::Small,
     keep: true,
+    secure: None,
     pace: Pace::Saturated,
     connections: 64,
     workers: 1,
@@ -82,6 +85,40 @@ pub const ALL: &[Workload] = &[
         ..SATURATED
     },
     Workload {
+        name: "tls-full",
+        title: "TLS: full handshake (P-256, X25519) and small GET on each connection",
+        quick: false,
+        keep: false,
+        secure: Some(Secure::Full),
+        connections: 16,
+        ..SATURATED
+    },
+    Workload {
+        name: "tls-resumed",
+        title: "TLS: resumed handshake and small GET on each connection",
+        quick: false,
+        keep: false,
+        secure: Some(Secure::Resumed),
+        connections: 16,
+        ..SATURATED
+    },
+    Workload {
+        name: "tls-get",
+        title: "TLS: small GET, keep-alive, saturated",
+        quick: false,
+        secure: Some(Secure::Full),
+        ..SATURATED
+    },
+    Workload {
+        name: "tls-1m",
+        title: "TLS: 1 MiB answer, keep-alive",
+        quick: false,
+        secure: Some(Secure::Full),
+        exchange: Exchange::Mib1,
+        connections: 16,
+        ..SATURATED
+    },
+    Workload {
         name: "tcp-bulk",
         title: "TCP: bulk, four connections",
         quick: false,
@@ -113,6 +150,7 @@ impl Workload {
             exchange: self.exchange,
             connections: self.connections,
             keep: self.keep,
+            secure: self.secure,
             pace: self.pace,
             warm: Duration::from_millis(warm),
             time: Duration::from_millis(time),
@@ -123,6 +161,7 @@ impl Workload {
     pub fn duty(&self) -> Duty {
         Duty {
             tcp: self.exchange.is_plain(),
+            tls: self.secure.is_some(),
             workers: self.workers,
             bodies: self.exchange.upload() + self.exchange.download() > 8192,
             clients: self.connections,

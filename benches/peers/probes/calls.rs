@@ -37,6 +37,7 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
         let plan = Plan {
             exchange: Exchange::Small,
             connections: 64,
+            secure: None,
             keep,
             pace: Pace::Saturated,
             warm: Duration::from_millis(200),
@@ -46,7 +47,7 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
         let mut counts = Vec::new();
         // The load stands still while strace begins and ends, and so does the proxy soon:
         // what was half done at the beginning makes up for what is half done at the end.
-        let outcome = bench.with(contender, 1, plan.connections, |rig, running| {
+        let outcome = bench.with(contender, false, 1, plan.connections, |rig, running| {
             rig.run(&plan, running.address, &mut || {
                 match trace.take() {
                     None => trace = Some(Trace::start(running.pid())?),

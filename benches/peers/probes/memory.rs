@@ -10,6 +10,7 @@ use crate::contenders::Contender;
 use crate::process::Running;
 use crate::rig::Rig;
 use crate::rig::load::Plan;
+use crate::rig::secure::Secure;
 use crate::usage::Memory;
 
 /// Connections.
@@ -26,10 +27,20 @@ const LOOKS: usize = 20;
 
 /// Both ways to open them, each with a fresh process.
 pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
+    each(bench, contender, None)
+}
+
+/// The same over TLS.
+pub fn look_secured(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
+    each(bench, contender, Some(Secure::Full))
+}
+
+fn each(bench: &mut Bench, contender: &Contender, secure: Option<Secure>) -> Result<Vec<String>> {
     let mut cells = Vec::new();
     let mut whole = 0.0;
     for at_once in [GENTLE, CLIENTS] {
-        let (before, after) = bench.with(contender, 1, CLIENTS, |rig, running| hold(rig, running, at_once))?;
+        let (before, after) =
+            bench.with(contender, secure.is_some(), 1, CLIENTS, |rig, running| hold(rig, running, secure, at_once))?;
         let each = |after: f64, before: f64| format!("{:.2}", (after - before) / CLIENTS as f64 / 1024.0);
         cells.push(each(after.resident, before.resident));
         cells.push(each(after.proportional, before.proportional));
@@ -41,8 +52,8 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
 }
 
 /// Memory with one connection, and with all of them once it no longer changes.
-fn hold(rig: &mut Rig, running: &Running, at_once: usize) -> Result<(Memory, Memory)> {
-    rig.begin(&Plan::once(), running.address)?;
+fn hold(rig: &mut Rig, running: &Running, secure: Option<Secure>, at_once: usize) -> Result<(Memory, Memory)> {
+    rig.begin(&Plan::once(secure), running.address)?;
     // What the first connection alone needs is there for all.
     rig.gather(1, 1)?;
     let before = Memory::of(running.pid())?;

@@ -48,6 +48,21 @@ pub const ALL: &[Probe] = &[
         look: memory::look,
     },
     Probe {
+        name: "tls-memory",
+        title: "9,000 idle TLS connections, each after one request: KiB for each",
+        head: &[
+            "",
+            "RSS, opened gently",
+            "PSS",
+            "at the peak",
+            "RSS, opened in one burst",
+            "PSS",
+            "at the peak",
+            "MiB in all",
+        ],
+        look: memory::look_secured,
+    },
+    Probe {
         name: "calls",
         title: "system calls, saturated",
         head: &["", "for a small GET, keep-alive", "which", "for a one-request connection", "which"],
@@ -85,11 +100,12 @@ impl Bench<'_> {
     fn with<T>(
         &mut self,
         contender: &Contender,
+        tls: bool,
         workers: usize,
         clients: usize,
         work: impl FnOnce(&mut Rig, &Running) -> Result<T>,
     ) -> Result<T> {
-        let duty = Duty { tcp: false, workers, bodies: false, clients };
+        let duty = Duty { tcp: false, tls, workers, bodies: false, clients };
         let (its, ours) = self.place.of(workers);
         let running = Running::start(contender, duty, self.rig.address(), its, ours)?;
         let result = work(&mut self.rig, &running);
@@ -109,7 +125,8 @@ pub fn run(options: &Options, contenders: &[Contender], place: &Place) -> Result
         let mut rows = vec![probe.head.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>()];
         let mut problems = Vec::new();
         for contender in contenders {
-            let duty = Duty { tcp: false, workers: probe.workers(), bodies: false, clients: 1 };
+            let tls = probe.name == "tls-memory";
+            let duty = Duty { tcp: false, tls, workers: probe.workers(), bodies: false, clients: 1 };
             if !contender.kind.can(duty) {
                 continue;
             }

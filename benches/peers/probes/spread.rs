@@ -39,8 +39,8 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
 
 /// The largest distance of a worker's share from the even one, in percent of that.
 fn uneven(bench: &mut Bench, contender: &Contender, workers: usize, at_once: usize) -> Result<f64> {
-    let counts = bench.with(contender, workers, CLIENTS, |rig, running| {
-        rig.begin(&Plan::once(), running.address)?;
+    let counts = bench.with(contender, false, workers, CLIENTS, |rig, running| {
+        rig.begin(&Plan::once(None), running.address)?;
         for _ in 0..CLIENTS / at_once {
             rig.gather(at_once, at_once)?;
         }

@@ -1,5 +1,6 @@
 //! One connection of the load: writes a request, checks every byte of the answer.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::content::{Exchange, LARGEST_HEAD, Length, Text, split_head};
+use super::secure::{Secure, Tls};
 
 /// What all connections of a run send and expect.
 pub struct Script {
@@ -39,6 +41,7 @@ pub struct Client {
     sent: usize,
     partial: Vec<u8>,
     state: State,
+    tls: Option<Box<Tls>>,
 }
 
 enum State {
@@ -60,8 +63,14 @@ pub enum Step {
 impl Client {
     /// A connection on which nothing has been asked yet. Unless it `checks`, it counts
     /// the bytes of bodies only.
-    pub fn new(since: Instant, checks: bool) -> Client {
-        Client { since, received: 0, checks, sent: 0, partial: Vec::new(), state: State::Idle }
+    pub fn new(since: Instant, checks: bool, tls: Option<Tls>) -> Client {
+        let tls = tls.map(Box::new);
+        Client { since, received: 0, checks, sent: 0, partial: Vec::new(), state: State::Idle, tls }
+    }
+
+    /// Whether it is secured in this way, or not to be.
+    pub fn is(&self, secure: Option<Secure>) -> bool {
+        self.tls.as_ref().zip(secure).is_none_or(|(tls, secure)| tls.is(secure))
     }
 
     /// Whether an answer is awaited.
@@ -81,6 +90,17 @@ impl Client {
     }
 
     fn send(&mut self, fd: &OwnedFd, script: &Script) -> Result<(), String> {
+        if let Some(tls) = &mut self.tls {
+            // Before the connection stands there is nothing to send on.
+            let rest = script.request.get(self.sent..).unwrap_or_default();
+            self.sent = script.request.len();
+            return match tls.send(fd, rest) {
+                Err(error) if error.kind() != io::ErrorKind::NotConnected => {
+                    Err(format!("a request could not be written: {error}"))
+                }
+                _ => Ok(()),
+            };
+        }
         while let Some(rest) = script.request.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match send(fd, rest, SendFlags::NOSIGNAL) {
                 Ok(sent) => self.sent += sent,
@@ -116,7 +136,15 @@ impl Client {
         // Without a look at them, bytes need not be copied.
         let how = if self.checks { RecvFlags::empty() } else { RecvFlags::TRUNC };
         loop {
-            let read = match recv(fd, &mut *scratch, how) {
+            let outcome = match &mut self.tls {
+                None => recv(fd, &mut *scratch, how).map(|(_, read)| ((), read)),
+                Some(tls) => match tls.read(fd, scratch) {
+                    Ok(read) => Ok(((), read)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Errno::AGAIN),
+                    Err(error) => return Err(format!("a connection failed: {error}")),
+                },
+            };
+            let read = match outcome {
                 Ok((_, 0)) => return Err(self.cut()),
                 Ok((_, read)) => read,
                 Err(Errno::AGAIN) => return Ok(Step::Wait),
@@ -129,7 +157,7 @@ impl Client {
                 self.state = State::Closing;
                 return Ok(Step::Wait);
             }
-            if read < scratch.len() && !closed {
+            if read < scratch.len() && !closed && self.tls.is_none() {
                 return Ok(Step::Wait);
             }
         }

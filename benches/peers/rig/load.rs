@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::client::Script;
 use super::content::{Content, Exchange};
 use super::histogram::Histogram;
+use super::secure::Secure;
 
 /// How the load asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Plan {
     pub connections: usize,
     /// Whether a connection is kept for the next request.
     pub keep: bool,
+    /// How connections are secured, if they are.
+    pub secure: Option<Secure>,
     /// How the load asks.
     pub pace: Pace,
     /// Time before the measured one.
@@ -40,8 +43,9 @@ pub struct Plan {
 
 impl Plan {
     /// A small GET on each connection that [`super::Rig::gather`] opens.
-    pub fn once() -> Plan {
+    pub fn once(secure: Option<Secure>) -> Plan {
         Plan {
+            secure,
             exchange: Exchange::Small,
             connections: 0,
             keep: true,
@@ -78,6 +82,10 @@ pub struct Load {
     pub keep: bool,
     /// As in the plan.
     pub pace: Pace,
+    /// As in the plan.
+    pub secure: Option<Secure>,
+    /// Answers on connections that were secured in another way.
+    pub otherwise: u64,
     /// When the next request is due, at a fixed rate.
     pub due: Instant,
     /// Due times that wait for a connection.
@@ -112,6 +120,8 @@ impl Load {
             target,
             keep: plan.keep,
             pace: plan.pace,
+            secure: plan.secure,
+            otherwise: 0,
             due: Instant::now(),
             late: VecDeque::new(),
             idle: VecDeque::new(),

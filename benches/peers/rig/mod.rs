@@ -9,11 +9,15 @@ pub mod client;
 pub mod content;
 pub mod histogram;
 pub mod load;
+pub mod secure;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -27,6 +31,8 @@ use backend::Backend;
 use client::{Client, Step};
 use content::Content;
 use load::{Load, Outcome, Pace, Plan};
+use rustls::ClientConfig;
+use secure::{Secure, Tls};
 
 /// Bytes read at once.
 const SCRATCH: usize = 256 * 1024;
@@ -55,6 +61,8 @@ pub struct Rig {
     accepted: u64,
     now: Instant,
     load: Option<Load>,
+    /// A client's side of TLS for each proxy, so that it can resume.
+    secured: HashMap<(SocketAddr, Secure), Arc<ClientConfig>>,
 }
 
 /// A place for a connection. The number tells late events of an earlier one apart.
@@ -100,6 +108,7 @@ impl Rig {
             accepted: 0,
             now: Instant::now(),
             load: None,
+            secured: HashMap::new(),
         };
         rig.watch(door, Role::Door)?;
         Ok(rig)
@@ -194,11 +203,15 @@ impl Rig {
         let load = self.load()?;
         load.measuring = false;
         load.asking = false;
-        let (answered, received) = (load.answered, load.received);
+        let (answered, received, otherwise) = (load.answered, load.received, load.otherwise);
         let latencies = std::mem::take(&mut load.latencies);
         self.last_answers()?;
         if answered == 0 && received == 0 {
             bail!("no answer in {time:?}");
+        }
+        // A connection that is kept made its handshake long before.
+        if !plan.keep && otherwise * 20 > answered {
+            bail!("{otherwise} of {answered} handshakes were not {:?}", plan.secure);
         }
         if let Pace::Rate(rate) = plan.pace {
             let held = answered as f64 / time.as_secs_f64();
@@ -325,6 +338,7 @@ impl Rig {
                     Ok(Step::Wait) => Ok(()),
                     Ok(Step::Answered) => {
                         if load.measuring {
+                            load.otherwise += u64::from(!client.is(load.secure));
                             load.answered += 1;
                             load.latencies.record(self.now.saturating_duration_since(client.since));
                         }
@@ -382,8 +396,20 @@ impl Rig {
         let since = Instant::now();
         let load = self.load()?;
         let (target, pace) = (load.target, load.pace);
-        let client = Client::new(since, !load.script.is_bulk() || load.opened % CHECKED == 0);
+        let checks = !load.script.is_bulk() || load.opened % CHECKED == 0;
+        let secure = load.secure;
         load.opened += 1;
+        let tls = match secure {
+            None => None,
+            Some(secure) => {
+                let config = match self.secured.entry((target, secure)) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(vacant) => vacant.insert(secure.config()?),
+                };
+                Some(Tls::new(config)?)
+            }
+        };
+        let client = Client::new(since, checks, tls);
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         match connect(&fd, &target) {

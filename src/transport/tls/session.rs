@@ -152,6 +152,25 @@ impl Session {
         [&inner.rest, &inner.spill, &inner.out].iter().map(|bytes| bytes.capacity()).sum()
     }
 
+    /// Has new keys used from here on, and asks the peer for the same.
+    #[cfg(test)]
+    pub(super) fn refresh(&self) -> Result<(), rustls::Error> {
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        let Side::Client(client) = &mut inner.side else { return Ok(()) };
+        loop {
+            match client.process_tls_records(&mut []).state? {
+                rustls::unbuffered::ConnectionState::TransmitTlsData(data) => data.done(),
+                rustls::unbuffered::ConnectionState::WriteTraffic(traffic) => break traffic.refresh_traffic_keys()?,
+                state => return Err(rustls::Error::General(format!("{state:?}"))),
+            }
+        }
+        while inner.common().wants_write() {
+            inner.step(&mut [], &mut [], None);
+        }
+        Ok(())
+    }
+
     /// Goes on with the handshake. What our side says last of it may be left to go out with
     /// the first data.
     ///

@@ -487,3 +487,64 @@ async fn a_connection_that_waits_holds_no_bytes() {
     assert!(polled(|cx| far.poll_read(cx, &mut [0; 64])).is_pending());
     assert_eq!(far.tls().unwrap().footprint(), 9);
 }
+
+#[tokio::test]
+async fn no_bytes_of_a_client_are_too_strange() {
+    let authority = Authority::new();
+    let server = Arc::new(authority.server("door.test", &[&TLS12, &TLS13]));
+    // A hello, and then a record of a connection that stands, each changed at one place or cut.
+    let (near, far) = tcp();
+    let hello = async {
+        let mut hello = vec![0; 4096];
+        let n = poll_fn(|cx| far.poll_read(cx, &mut hello)).await.unwrap();
+        hello.truncate(n);
+        hello
+    };
+    let client = authority.client().into();
+    let hello = tokio::select! {
+        _ = connect(near, client, name("door.test")) => panic!("nobody has answered"),
+        hello = hello => hello,
+    };
+    for at in (0..hello.len()).step_by(13).chain(0..12) {
+        let mut strange = hello.clone();
+        strange[at] ^= 0x55;
+        for bytes in [&strange[..], &hello[..at]] {
+            let (near, far) = tcp();
+            if !bytes.is_empty() {
+                write(&near, bytes).await;
+            }
+            near.shutdown_write().unwrap();
+            let server = Arc::clone(&server);
+            // A byte of the client's random number changes nothing, but it never goes on.
+            assert!(accept(far, |_| Ok(server)).await.is_err(), "at {at}");
+        }
+    }
+    let (near, far) = usual().await;
+    write(&near, b"sound").await;
+    assert_eq!(read(&far).await.unwrap(), b"sound");
+    for kind in [0, 19, 20, 21, 22, 23, 24, 25, 128, 255] {
+        let (near, far) = usual().await;
+        let record = [kind, 3, 3, 0, 3, kind, 0, kind];
+        poll_fn(|cx| near.poll_send(cx, &[IoSlice::new(&record)], &mut false)).await.unwrap();
+        near.end().unwrap();
+        assert!(read(&far).await.is_err(), "kind {kind}");
+    }
+}
+
+#[tokio::test]
+async fn key_updates_without_end_are_a_fault() {
+    let (near, far) = usual().await;
+    for _ in 0..40 {
+        let session = near.tls().unwrap();
+        session.refresh().unwrap();
+        poll_fn(|cx| near.poll_flush(cx, &mut false)).await.unwrap();
+    }
+    assert_eq!(fault(&read(&far).await.unwrap_err()), Fault::Protocol);
+    // A few are nothing: what comes after them is read.
+    let (near, far) = usual().await;
+    near.tls().unwrap().refresh().unwrap();
+    write(&near, b"anew").await;
+    assert_eq!(read(&far).await.unwrap(), b"anew");
+    write(&far, b"answer").await;
+    assert_eq!(read(&near).await.unwrap(), b"answer");
+}
