@@ -92,10 +92,11 @@ impl Route {
         }
     }
 
-    /// What it changes of responses.
+    /// What it changes of responses to requests that came by TLS, or not.
     #[must_use]
-    pub fn response_edits(&self) -> Option<&FieldEdits> {
-        self.rewrites.as_ref().and_then(|rewrites| rewrites.response.as_ref())
+    pub fn response_edits(&self, secure: bool) -> Option<&FieldEdits> {
+        let rewrites = self.rewrites.as_ref()?;
+        rewrites.secure_response.as_ref().filter(|_| secure).or(rewrites.response.as_ref())
     }
 
     /// Its backends with how they are checked.

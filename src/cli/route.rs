@@ -10,7 +10,7 @@ use super::{CONFIGURATION, USAGE, complain, say, table};
 use crate::config::{Config, HostPattern, KEYS, Mode, Request, RouteConfig, Scope, SentPath, Setting, load};
 use crate::proxy::head::{Method, RequestHead};
 use crate::proxy::http1::parse;
-use crate::proxy::rewrite::{Rewrite, redirected};
+use crate::proxy::rewrite::{Rewrite, redirected, unchanged};
 use crate::routing::{Answer, Hit, Rewrites, Rule, Table};
 use crate::telemetry::Reason;
 use crate::transport::buffer::Buffer;
@@ -87,6 +87,7 @@ fn outcome(text: &str, head: &RequestHead, listener: &str, config: &Config) -> S
     rows.extend(list("ahead of", others(&hits, config)));
     rows.push(row("leads to", leads_to(route)));
     rows.extend(over_tls(config, route).map(|how| row("over TLS", how)));
+    rows.extend(to_https(head, route));
     rows.extend(passed_on(head, &path, route));
     parts.extend(taken(config, route, rows));
     parts.join("\n")
@@ -110,6 +111,13 @@ fn passed_on(head: &RequestHead, path: &SentPath<'_>, route: &RouteConfig) -> Op
         None => "",
     };
     Some(row("sent on", format!("{}{why}", String::from_utf8_lossy(&sent))))
+}
+
+/// Where clients are sent that come without TLS.
+fn to_https(head: &RequestHead, route: &RouteConfig) -> Option<[String; 2]> {
+    let redirect = Rewrites::of(&route.settings)?.https?;
+    let to = unchanged(&redirect, head).unwrap_or_else(|reason| reason.to_string());
+    Some(row("without TLS", format!("{} {to}", redirect.status)))
 }
 
 /// The facts of a route, and what is set for it.

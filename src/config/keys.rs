@@ -18,6 +18,7 @@ use super::balance::{Algorithm, Balance, CookieName};
 use super::files::{FileForm, FileSource};
 use super::headers::{Header, HeaderName, Headers, Of, same_name};
 use super::health::{Check, HealthCheck, HostField, Statuses};
+use super::https::{Hsts, RedirectPort};
 use super::key::{Key, Scope, keys};
 use super::patterns::{Host, HostPattern, ListenerName, Path, PathPattern};
 use super::peers::{PeerForm, PeerPattern};
@@ -426,6 +427,14 @@ keys! {
             /// `{host}` is without its port, `{path}` is what would be sent on, and `{query}`
             /// brings its question mark. A URL without a host stays on the one that was asked.
             "REDIRECT", redirect: Option<Redirect> = "off", "", RedirectForm;
+            /// Sends clients that come without TLS to `https://`, by a redirect with status 308: to its own
+            /// port with `on`, else to this one. Not those for whom a peer in `TRUSTED_PROXIES` says that
+            /// they came by TLS, and never the requests of an ACME server.
+            "HTTPS_REDIRECT", https_redirect: Option<u16> = "off", "", RedirectPort;
+            /// How long a browser that came by TLS is to come by nothing else, as in `365d` or
+            /// `365d,includeSubDomains`: `Strict-Transport-Security` in answers by TLS that have none
+            /// from the backend. Begin with `1h`, since nothing takes it back; `0` has browsers forget it.
+            "HSTS", hsts: Option<Box<str>> = "off", "seconds", Hsts;
             /// Fields that a backend gets in place of those of the same name that the client
             /// sent, as in `"X-Env: test | X-Via: door"`. Names are compared without case, and
             /// `_` counts as `-`.

@@ -18,6 +18,7 @@ mod check;
 mod files;
 mod headers;
 mod health;
+mod https;
 mod key;
 mod keys;
 mod load;

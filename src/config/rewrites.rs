@@ -14,6 +14,8 @@ const KEYS: &[&str] = &[
     "STRIP_PREFIX",
     "BACKEND_HOST",
     "REDIRECT",
+    "HTTPS_REDIRECT",
+    "HSTS",
     "SET_REQUEST_HEADERS",
     "REMOVE_REQUEST_HEADERS",
     "SET_RESPONSE_HEADERS",

@@ -11,7 +11,7 @@ use super::client::{Client, Own};
 use super::grpc;
 use super::head::RequestHead;
 use super::http1::encode::phrase;
-use super::rewrite::redirected;
+use super::rewrite::{redirected, unchanged};
 use super::story::{After, Course};
 use super::worker::{Worker, response_cut};
 use crate::config::{Header, SentPath, same_name};
@@ -71,6 +71,22 @@ impl Ours<'_> {
     ) -> Result<After, Reason> {
         let Some(routing::Answer::Redirect(redirect)) = &rewrites.answer else { return Err(Reason::NoRoute) };
         let location = redirected(redirect, rewrites, self.head, path)?;
+        course.status = redirect.status;
+        let last = self.is_last(client);
+        let fields = vec![("Location", location.as_str()), ("X-Request-Id", self.request_id.as_str())];
+        queue(client, redirect.status, fields, "", self.edits, last);
+        Ok(sent(client, last, self.timer).await)
+    }
+
+    /// Sends a client that came without TLS to the same URL by TLS.
+    pub async fn to_https<C: Client>(
+        &self,
+        client: &mut C,
+        rewrites: &Rewrites,
+        course: &mut Course<'_>,
+    ) -> Result<After, Reason> {
+        let redirect = rewrites.https.as_ref().ok_or(Reason::Internal)?;
+        let location = unchanged(redirect, self.head)?;
         course.status = redirect.status;
         let last = self.is_last(client);
         let fields = vec![("Location", location.as_str()), ("X-Request-Id", self.request_id.as_str())];
@@ -172,7 +188,8 @@ fn queue<'a, C: Client>(
     edits: Option<&'a FieldEdits>,
     last: bool,
 ) {
-    for Header { name, value } in edits.map(FieldEdits::set).unwrap_or_default() {
+    let set = edits.map(FieldEdits::set).unwrap_or_default();
+    for Header { name, value } in set.iter().chain(edits.and_then(FieldEdits::missing)) {
         if !fields.iter().any(|(known, _)| same_name(known.as_bytes(), name.as_bytes())) {
             fields.push((name, value));
         }

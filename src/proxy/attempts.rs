@@ -31,6 +31,7 @@ use crate::balance::load::Lease;
 use crate::balance::pool::{Affinity, Tried};
 use crate::balance::retry::{self, Allowance, Failed, Progress, Retry, Step};
 use crate::config::{BackendProtocol, Balance};
+use crate::routing::FieldEdits;
 use crate::state::Route;
 use crate::telemetry::Text;
 use crate::telemetry::{Reason, Side};
@@ -49,6 +50,8 @@ pub(super) struct Asked<'a> {
     pub route: &'a Route,
     /// What is sent on in place of what came.
     pub rewrite: Rewrite<'a>,
+    /// What becomes of the response's fields.
+    pub edits: Option<&'a FieldEdits>,
     pub request_id: &'a Text<64>,
     /// What the peer says of others is kept.
     pub trusted: bool,
@@ -110,6 +113,7 @@ impl<'a> Asked<'a> {
                     let mut exchange =
                         Exchange::new(client, &mut connection, self.head, self.route, self.timer, bounds, self.worker)
                             .timed_by(&lease);
+                    exchange.edits = self.edits;
                     let outcome = loop {
                         let outcome = exchange.run().await;
                         course.bytes_in = course.bytes_in.max(exchange.bytes_in());

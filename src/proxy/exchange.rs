@@ -137,7 +137,7 @@ pub struct Exchange<'a, C> {
     /// The client waits for leave to send its body (RFC 9110 §10.1.1).
     asks: bool,
     /// What the route changes of the response.
-    edits: Option<&'a FieldEdits>,
+    pub edits: Option<&'a FieldEdits>,
     /// The final status, once its head has come.
     pub status: u16,
     /// Whom to tell how long that took.
@@ -196,7 +196,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             upstream,
             head,
             settings: &route.settings,
-            edits: route.response_edits(),
+            edits: None,
             timer,
             bounds,
             worker,

@@ -79,7 +79,7 @@ impl<'a> Asked<'a> {
     /// Takes the answer into memory, if all of it has come by now.
     pub fn take_in(&self, kept: &mut Kept<'a>) {
         let Some(Connected { connection, .. }) = &mut kept.connected else { return };
-        for name in self.route.response_edits().into_iter().flat_map(FieldEdits::dropped) {
+        for name in self.edits.into_iter().flat_map(FieldEdits::dropped) {
             connection.withhold(name.as_bytes());
         }
         let Some(body) = connection.take_whole(MOST) else { return };
@@ -126,6 +126,7 @@ impl<'a> Asked<'a> {
                 let connection = &mut connected.connection;
                 let mut exchange =
                     Exchange::new(client, connection, self.head, self.route, self.timer, bounds, self.worker);
+                exchange.edits = self.edits;
                 exchange.resume(&head);
                 let outcome = exchange.run().await;
                 course.status = exchange.status;
@@ -152,7 +153,7 @@ impl<'a> Asked<'a> {
         client.forgo();
         let last = self.worker.is_draining() || !client.is_read() || client.is_old(now);
         course.status = head.status;
-        client.answer(head, self.route.response_edits(), last);
+        client.answer(head, self.edits, last);
         let mut relay = Relay::default();
         let sent = poll_fn(|cx| match relay.turn(cx, &mut whole, client) {
             Turn::Done => Poll::Ready(Ok(())),

@@ -53,6 +53,22 @@ impl Origin {
         };
         Self { client, trusted: true }
     }
+
+    /// Whether a trusted peer says that the client came by TLS, to the last of those that say
+    /// anything.
+    #[must_use]
+    pub fn came_by_tls(&self, kind: Forwarding, fields: &Fields) -> bool {
+        if !self.trusted {
+            return false;
+        }
+        if kind == Forwarding::Rfc7239 {
+            let last = fields.values(Known::Forwarded).last().unwrap_or_default().to_ascii_lowercase();
+            return last
+                .split(|byte| b",; ".contains(byte))
+                .any(|part| matches!(part, b"proto=https" | b"proto=\"https\""));
+        }
+        fields.values(Known::XForwardedProto).last().is_some_and(|value| value.eq_ignore_ascii_case(b"https"))
+    }
 }
 
 /// The first of `nodes`, which come from the right, that is not trusted; else the last

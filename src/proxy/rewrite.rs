@@ -85,6 +85,16 @@ pub fn redirected(
     location(redirect, head.authority(), path, query).ok_or(Reason::BadRequest)
 }
 
+/// Where a request is redirected to with the path that the client sent, as it is.
+///
+/// # Errors
+/// [`Reason::BadRequest`] when no host was asked for, or none which a URL could have.
+pub fn unchanged(redirect: &Redirect, head: &RequestHead) -> Result<String, Reason> {
+    let target = head.target();
+    let query = memchr::memchr(b'?', target).and_then(|at| target.get(at + 1..));
+    location(redirect, head.authority(), head.path(), query).ok_or(Reason::BadRequest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::forwarded::tests::head;

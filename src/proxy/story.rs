@@ -107,7 +107,9 @@ pub async fn story<C: Client>(
     let whose = route.or(generation.routes().last().map(|last| &**last));
     let kind = whose.map_or(Forwarding::Off, |route| route.settings.forwarded);
     let origin = Origin::of(source.peer, &generation.config.daemon.trusted_proxies, kind, &head.fields);
-    let edits = route.and_then(Route::response_edits);
+    let secure = route.is_some_and(|route| route.rewrites.is_some())
+        && (source.is_secure() || origin.came_by_tls(kind, &head.fields));
+    let edits = route.and_then(|route| route.response_edits(secure));
     let ours = Ours { worker, head, timer, edits, request_id: &request_id };
     let proof = proof(worker, head);
     let admitted = mutual::admit(&generation, source, head, route);
@@ -117,6 +119,9 @@ pub async fn story<C: Client>(
         None => Err(Reason::NoRoute),
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
         Some(_) if head.max_forwards == Some(0) => Ok(Box::pin(ours.allow(client, &mut course)).await),
+        Some(Route { rewrites: Some(rewrites), .. }) if rewrites.https.is_some() && !secure => {
+            Box::pin(ours.to_https(client, rewrites, &mut course)).await
+        }
         Some(Route { rewrites: Some(rewrites), .. }) if rewrites.answer.is_some() => {
             Box::pin(ours.alone(client, rewrites, &path, &mut course)).await
         }
@@ -124,8 +129,18 @@ pub async fn story<C: Client>(
             let trusted = origin.trusted;
             let rewrite = Rewrite::of(&path, route.rewrites.as_deref()).certified(mutual::lines(source, route));
             let affinity = affinity::of(route, &origin.client, head);
-            let request =
-                Asked { worker, source, head, timer, route, rewrite, request_id: &request_id, trusted, affinity };
+            let request = Asked {
+                worker,
+                source,
+                head,
+                timer,
+                route,
+                rewrite,
+                edits,
+                request_id: &request_id,
+                trusted,
+                affinity,
+            };
             request.serve(client, &mut course).await
         }
     };
@@ -223,7 +238,7 @@ impl<'a> Asked<'a> {
         let counters = self.worker.counters();
         course.tunnel = true;
         course.status = 101;
-        client.switch(head, self.route.response_edits());
+        client.switch(head, self.edits);
         upstream.connection.become_tunnel();
         counters.tunnels.add(1);
         counters.tunnels_open.add(1);

@@ -13,6 +13,8 @@ use crate::config::{
 /// What a route changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rewrites {
+    /// Where those are sent that came without TLS.
+    pub https: Option<Redirect>,
     /// Requests are answered without asking a backend.
     pub answer: Option<Answer>,
     /// In normal form, the longest first.
@@ -23,6 +25,8 @@ pub struct Rewrites {
     pub request: Option<FieldEdits>,
     /// What becomes of a response's fields.
     pub response: Option<FieldEdits>,
+    /// What does where the request came by TLS, if that is anything else.
+    pub secure_response: Option<FieldEdits>,
 }
 
 /// An answer that needs no backend.
@@ -46,18 +50,26 @@ impl Rewrites {
             None if settings.backend_address.is_empty() => Some(Answer::NotFound),
             None => None,
         };
+        let response = FieldEdits::of(&settings.set_response_headers, &settings.remove_response_headers);
         let rewrites = Self {
+            https: settings.https_redirect.map(to_https),
             answer,
             prefixes: prefixes.into(),
             host: settings.backend_host.clone(),
             request: FieldEdits::of(&settings.set_request_headers, &settings.remove_request_headers),
-            response: FieldEdits::of(&settings.set_response_headers, &settings.remove_response_headers),
+            secure_response: settings.hsts.as_ref().map(|value| {
+                let edits = response.clone().unwrap_or_else(|| FieldEdits::new(&[], &[]));
+                edits.with_missing("Strict-Transport-Security", value)
+            }),
+            response,
         };
         let nothing = rewrites.answer.is_none()
+            && rewrites.https.is_none()
             && rewrites.prefixes.is_empty()
             && rewrites.host == BackendHost::Client
             && rewrites.request.is_none()
-            && rewrites.response.is_none();
+            && rewrites.response.is_none()
+            && rewrites.secure_response.is_none();
         (!nothing).then(|| Box::new(rewrites))
     }
 
@@ -71,7 +83,15 @@ impl Rewrites {
         }
         let mut rewrites = rewrites.unwrap_or_else(|| {
             let host = settings.backend_host.clone();
-            Box::new(Self { answer: None, prefixes: [].into(), host, request: None, response: None })
+            Box::new(Self {
+                https: None,
+                answer: None,
+                prefixes: [].into(),
+                host,
+                request: None,
+                response: None,
+                secure_response: None,
+            })
         });
         let request = rewrites.request.get_or_insert_with(FieldEdits::default);
         request.dropped = request.dropped.iter().cloned().chain(names.iter().map(|name| (*name).into())).collect();
@@ -86,6 +106,15 @@ impl Rewrites {
     }
 }
 
+/// The same URL by TLS, at this port.
+fn to_https(port: u16) -> Redirect {
+    let mut pieces = vec![Piece::Text("https://".to_owned()), Piece::Host];
+    pieces.extend((port != 443).then(|| Piece::Text(format!(":{port}"))));
+    pieces.extend([Piece::Path, Piece::Query('?')]);
+    let target = if port == 443 { String::new() } else { format!(":{port}") };
+    Redirect { status: 308, target: format!("https://{{host}}{target}{{path}}{{query}}"), pieces }
+}
+
 /// Fields to set and to remove.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FieldEdits {
@@ -94,24 +123,42 @@ pub struct FieldEdits {
     set: Box<[Header]>,
     /// The fields set, as lines of HTTP/1.
     lines: Box<[u8]>,
+    /// One that is set where there is none of its name.
+    missing: Option<Header>,
 }
 
 impl FieldEdits {
     fn of(set: &[Header], removed: &[String]) -> Option<Self> {
-        if set.is_empty() && removed.is_empty() {
-            return None;
-        }
+        (!set.is_empty() || !removed.is_empty()).then(|| Self::new(set, removed))
+    }
+
+    fn new(set: &[Header], removed: &[String]) -> Self {
         let mut lines = String::new();
         for Header { name, value } in set {
             // Writing into a string can't fail.
             let _ = write!(lines, "{name}: {value}\r\n");
         }
         let names = removed.iter().chain(set.iter().map(|header| &header.name));
-        Some(Self {
+        Self {
             dropped: names.map(|name| name.as_str().into()).collect(),
             set: set.into(),
             lines: lines.into_bytes().into(),
-        })
+            missing: None,
+        }
+    }
+
+    /// The same, and a field that is set where there is none of its name. One that is dropped
+    /// is set in another way or not at all.
+    fn with_missing(mut self, name: &str, value: &str) -> Self {
+        let missing = Header { name: name.to_owned(), value: value.to_owned() };
+        self.missing = (!self.drops(name.as_bytes())).then_some(missing);
+        self
+    }
+
+    /// A field that is to be set where there is none of its name.
+    #[must_use]
+    pub fn missing(&self) -> Option<&Header> {
+        self.missing.as_ref()
     }
 
     /// Whether a field of this name that came does not go on.

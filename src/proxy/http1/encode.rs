@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::config::{Header, same_name};
 use crate::proxy::client::Own;
 use crate::proxy::forwarded::Forwarded;
 use crate::proxy::head::{Field, Fields, Framing, Known, Method, RequestHead, ResponseHead, Version, list};
@@ -270,6 +271,12 @@ fn edited(out: &mut Vec<u8>, fields: &Fields, edits: Option<&FieldEdits>, ours: 
         Some(edits) => {
             copy(out, fields, |field| ours(field) || edits.drops(field.name.of(fields.bytes())));
             out.extend_from_slice(edits.lines());
+            if let Some(Header { name, value }) = edits.missing() {
+                let same = |field: &Field| !field.hop && same_name(field.name.of(fields.bytes()), name.as_bytes());
+                if !fields.iter().any(same) {
+                    self::field(out, name.as_bytes(), value.as_bytes());
+                }
+            }
         }
     }
 }

@@ -116,6 +116,11 @@ pub fn set(map: &mut HeaderMap, edits: Option<&FieldEdits>) {
     for header in edits.map(FieldEdits::set).unwrap_or_default() {
         state(map, header.name.as_bytes(), header.value.as_bytes());
     }
+    if let Some(header) = edits.and_then(FieldEdits::missing) {
+        if !map.contains_key(header.name.as_str()) {
+            state(map, header.name.as_bytes(), header.value.as_bytes());
+        }
+    }
 }
 
 /// Fields that stand as lines of HTTP/1, each with its end.
