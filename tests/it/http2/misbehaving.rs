@@ -17,7 +17,7 @@ const MAX_CONCURRENT_STREAMS: u16 = 3;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
 /// How long it may take until something is found out by waiting.
-const SHORT: &str = "200ms";
+const SHORT: &str = "1s";
 
 fn before(backend: &Backend) -> Setup {
     Setup::new()

@@ -264,8 +264,8 @@ fn health_checks_speak_http_2_too() {
     let server = Server::new();
     let silent = Backend::new();
     let backends = format!("{}, {}", server.address, silent.address);
-    let setup = before(backends).set("HEALTH_CHECK", "/health").set("HEALTH_INTERVAL", "100ms");
-    let daemon = setup.set("HEALTH_TIMEOUT", "100ms").start();
+    let setup = before(backends).set("HEALTH_CHECK", "/health").set("HEALTH_INTERVAL", "500ms");
+    let daemon = setup.set("HEALTH_TIMEOUT", "500ms").start();
     daemon.wait("one passes and one fails", |status| {
         status["backends"][0]["state"] == "up" && status["backends"][1]["state"] != "up"
     });
