@@ -189,7 +189,10 @@ impl Server {
         match order.poll_ready(&POLLING).await {
             Ok(OrderStatus::Ready) => {}
             Ok(_) => return Err(self.refused(why_invalid(&mut order, None).await)),
-            Err(Error::Api(problem)) => return Err(self.refused(why_invalid(&mut order, Some(problem)).await)),
+            // What is wrong with the order, and not with a question after it.
+            Err(Error::Api(problem)) if order.state().error.is_some() => {
+                return Err(self.refused(why_invalid(&mut order, Some(problem)).await));
+            }
             Err(error) => return Err(failed(error)),
         }
         drop(published);
