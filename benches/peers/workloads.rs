@@ -99,7 +99,8 @@ pub const ALL: &[Workload] = &[
         quick: false,
         keep: false,
         secure: Some(Secure::Resumed),
-        connections: 16,
+        // As many tickets of one server are kept at once.
+        connections: 8,
         ..SATURATED
     },
     Workload {

@@ -145,6 +145,8 @@ impl Client {
                 },
             };
             let read = match outcome {
+                // TLS says that it ends before the connection does.
+                Ok((_, 0)) if self.tls.is_some() && matches!(self.state, State::Closing) => return Ok(Step::Answered),
                 Ok((_, 0)) => return Err(self.cut()),
                 Ok((_, read)) => read,
                 Err(Errno::AGAIN) => return Ok(Step::Wait),

@@ -113,6 +113,22 @@ fn those_who_stall_hold_neither_memory_nor_the_others_up() {
 }
 
 #[test]
+fn a_connection_that_is_idle_holds_little() {
+    let secured = Secured::before("builtin:echo", |setup| setup.set("WORKERS", 1));
+    let idle = |_| {
+        let mut client = secured.connect();
+        client.get("/");
+        assert!(client.response().0.starts_with("HTTP/1.1 200 "));
+        client
+    };
+    let _warm: Vec<Client> = (0..20).map(idle).collect();
+    let before = secured.daemon.memory();
+    let _idle: Vec<Client> = (0..300).map(idle).collect();
+    let each = secured.daemon.memory().saturating_sub(before) / 300;
+    assert!(each <= 16 * 1024, "{each} bytes");
+}
+
+#[test]
 fn beyond_the_line_there_is_no_waiting() {
     let secured = Secured::before("builtin:echo", |setup| setup.set("MAX_TLS_HANDSHAKES", 1).set("WORKERS", 1));
     let hello = hello(&secured.client, NAME);
