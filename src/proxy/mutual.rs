@@ -38,7 +38,9 @@ fn examine(generation: &Generation, source: &Source, head: &RequestHead, route: 
     if source.is_secure() && !generation.doors.meets(head.authority(), identity) {
         return Err(Reason::Misdirected);
     }
-    let wanted = route.is_some_and(|route| !route.settings.tls_client_ca.is_empty());
+    // Who is only sent on to TLS is asked there.
+    let sent_on = |route: &Route| !source.is_secure() && route.settings.https_redirect.is_some();
+    let wanted = route.is_some_and(|route| !route.settings.tls_client_ca.is_empty() && !sent_on(route));
     let certified = || identity.is_some_and(|identity| identity.is_certified(unix_now()));
     if wanted && !certified() { Err(Reason::ClientCertificateRequired) } else { Ok(()) }
 }

@@ -116,6 +116,10 @@ fn a_route_wants_a_certificate_and_another_connection_where_the_policy_is_anothe
     let mut plain = scene.daemon.connect();
     plain.send("GET /4 HTTP/1.1\r\nHost: a.test\r\n\r\n");
     assert!(plain.response().head.line.starts_with("HTTP/1.1 403 "));
+    // But where it could.
+    scene.daemon.reload("HTTPS_REDIRECT=on");
+    plain.send("GET /6 HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    assert!(plain.response().head.line.starts_with("HTTP/1.1 308 "));
     // A certificate that is revoked, or another authority's, ends the handshake.
     let stranger = Authority::new().issue(&["client.test"], 5, 90);
     for config in [scene.client(Some(66)), Arc::new(scene.authority.client_showing(Some(&stranger)))] {
