@@ -412,6 +412,11 @@ impl Rig {
         let client = Client::new(since, checks, tls);
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        if secure.is_some() {
+            // The end of the handshake and the request are two writes: the second would wait
+            // for the kernel's late acknowledgement of the first.
+            sockopt::set_tcp_nodelay(&fd, true)?;
+        }
         match connect(&fd, &target) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => bail!("the proxy took no connection: {error}"),
