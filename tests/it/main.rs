@@ -7,6 +7,8 @@ mod backend; // backends that do as a test says, and addresses that take nobody 
 #[cfg(test)]
 mod balance; // simulated: what each algorithm makes of slow, dead and returning backends
 #[cfg(test)]
+mod clients; // a scanner and a browser in front of it, where tests/run has installed them
+#[cfg(test)]
 mod config; // check, explain, generated documents, precedence of settings
 #[cfg(test)]
 mod daemon; // starts the binary as systemd would: descriptors, a notify socket, signals
