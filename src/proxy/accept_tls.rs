@@ -73,7 +73,8 @@ pub async fn accept_tls(worker: &Worker, io: Stream, source: &mut Source, mode: 
                 return Poll::Ready(Some(accepted));
             }
             std::task::ready!(timer.poll(cx));
-            if due >= ends || worker.shared().handshakes.queued() > 0 {
+            // Nor does one that stalls keep a stop waiting: it is no request.
+            if due >= ends || worker.shared().handshakes.queued() > 0 || worker.is_draining() {
                 return Poll::Ready(None);
             }
             due = ends.min(after(&timer, PRESSED));

@@ -15,7 +15,8 @@ use super::story::Source;
 use crate::state::{Generation, Route};
 use crate::telemetry::Reason;
 
-/// Whether a request is served, as far as the certificate of its client is concerned.
+/// Whether a request is served, as far as the certificate of its client is concerned. One that
+/// is only sent on to TLS (`sent_on`) is asked for it there.
 ///
 /// # Errors
 /// [`Reason::Misdirected`] and [`Reason::ClientCertificateRequired`].
@@ -25,11 +26,12 @@ pub fn admit(
     source: &Source,
     head: &RequestHead,
     route: Option<&Route>,
+    sent_on: bool,
 ) -> Result<(), Reason> {
     if source.identity.is_none() && !generation.doors.asks() {
         return Ok(());
     }
-    examine(generation, source, head, route)
+    examine(generation, source, head, route.filter(|_| !sent_on))
 }
 
 fn examine(generation: &Generation, source: &Source, head: &RequestHead, route: Option<&Route>) -> Result<(), Reason> {
@@ -38,9 +40,7 @@ fn examine(generation: &Generation, source: &Source, head: &RequestHead, route: 
     if source.is_secure() && !generation.doors.meets(head.authority(), identity) {
         return Err(Reason::Misdirected);
     }
-    // Who is only sent on to TLS is asked there.
-    let sent_on = |route: &Route| !source.is_secure() && route.settings.https_redirect.is_some();
-    let wanted = route.is_some_and(|route| !route.settings.tls_client_ca.is_empty() && !sent_on(route));
+    let wanted = route.is_some_and(|route| !route.settings.tls_client_ca.is_empty());
     let certified = || identity.is_some_and(|identity| identity.is_certified(unix_now()));
     if wanted && !certified() { Err(Reason::ClientCertificateRequired) } else { Ok(()) }
 }

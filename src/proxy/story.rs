@@ -112,14 +112,16 @@ pub async fn story<C: Client>(
     let edits = route.and_then(|route| route.response_edits(secure));
     let ours = Ours { worker, head, timer, edits, request_id: &request_id };
     let proof = proof(worker, head);
-    let admitted = mutual::admit(&generation, source, head, route);
+    let to_https =
+        route.and_then(|route| route.rewrites.as_deref()).filter(|rewrites| rewrites.https.is_some() && !secure);
+    let admitted = mutual::admit(&generation, source, head, route, to_https.is_some());
     let outcome = match route {
         _ if proof.is_some() => Ok(Box::pin(ours.prove(client, proof.as_deref(), &mut course)).await),
         _ if admitted.is_err() => admitted.map(|()| After::GoOn),
         None => Err(Reason::NoRoute),
         Some(_) if head.method == Method::Trace => Err(Reason::MethodRefused),
         Some(_) if head.max_forwards == Some(0) => Ok(Box::pin(ours.allow(client, &mut course)).await),
-        Some(Route { rewrites: Some(rewrites), .. }) if rewrites.https.is_some() && !secure => {
+        Some(Route { rewrites: Some(rewrites), .. }) if to_https.is_some() => {
             Box::pin(ours.to_https(client, rewrites, &mut course)).await
         }
         Some(Route { rewrites: Some(rewrites), .. }) if rewrites.answer.is_some() => {

@@ -120,6 +120,10 @@ fn a_route_wants_a_certificate_and_another_connection_where_the_policy_is_anothe
     scene.daemon.reload("HTTPS_REDIRECT=on");
     plain.send("GET /6 HTTP/1.1\r\nHost: a.test\r\n\r\n");
     assert!(plain.response().head.line.starts_with("HTTP/1.1 308 "));
+    // Who has come by TLS to a proxy before us is not sent on, and so is not let in either.
+    scene.daemon.reload("TRUSTED_PROXIES=127.0.0.1");
+    plain.send("GET /7 HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-Proto: https\r\n\r\n");
+    assert!(plain.response().head.line.starts_with("HTTP/1.1 403 "));
     // A certificate that is revoked, or another authority's, ends the handshake.
     let stranger = Authority::new().issue(&["client.test"], 5, 90);
     for config in [scene.client(Some(66)), Arc::new(scene.authority.client_showing(Some(&stranger)))] {
