@@ -79,6 +79,10 @@ fn files(config: &Config, doors: &Doors) -> Vec<PathBuf> {
 fn meaning(config: &Config, doors: &Doors, clients: &Clients) -> String {
     let mut parts = vec![read(config)];
     let warnings = config.warnings.iter().chain(doors.warnings()).chain(clients.warnings());
+    // Certificates that are credentials were not examined, and are not lacking.
+    let named = config.routes.iter().any(|route| !route.settings.tls_certificate.is_empty());
+    let lack = doors.lack(config).filter(|_| !named && !config.daemon.proxy_tls_address.is_empty());
+    let warnings = warnings.map(String::as_str).chain(lack);
     parts.extend(warnings.map(|warning| format!("warning: {warning}")));
     parts.push(format!("\nlistens on\n{}", listening(config)));
     if !doors.is_empty() {

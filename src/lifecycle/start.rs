@@ -210,9 +210,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
 
 /// What is allowed and yet seems unmeant. `listens` says whether somebody does for TLS.
 pub(super) fn warn_of(config: &Config, certificates: &tls::Doors, clients: &tls::Clients, listens: bool) {
-    // Where they are to be obtained they are on their way.
-    if listens && certificates.is_empty() && !config.daemon.acme {
-        let warning = "there is no certificate, so TLS clients are refused; set TLS_CERTIFICATE and TLS_PRIVATE_KEY";
+    if let Some(warning) = certificates.lack(config).filter(|_| listens) {
         warn!(message_id = events::CONFIG_WARNING, warning, "configuration deserves a look");
     }
     if config.daemon.acme && !listens {

@@ -182,6 +182,15 @@ impl Doors {
         self.offers.is_empty()
     }
 
+    /// What an operator who has TLS spoken is to be told: that there is no certificate. Where
+    /// they are to be obtained they are on their way.
+    #[must_use]
+    pub fn lack(&self, config: &Config) -> Option<&'static str> {
+        (self.is_empty() && !config.daemon.acme).then_some(
+            "there is no certificate, so TLS clients are refused; set TLS_CERTIFICATE and TLS_PRIVATE_KEY, or ACME=on",
+        )
+    }
+
     /// The certificates, those of `config.env` first.
     pub fn pairs(&self) -> impl Iterator<Item = &Pair> {
         self.offers.iter().map(|offer| &*offer.pair)

@@ -63,6 +63,15 @@ fn check_says_what_is_wrong_with_certificates_or_what_they_are_for() {
     ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
+    // TLS without a certificate is not what anybody means.
+    for (more, told) in [("", true), ("ACME=on\nACME_NAMES=a.example\n", false), ("TLS_CERTIFICATE=seen.pem\n", false)]
+    {
+        set(&format!("PROXY_TLS_ADDRESS=127.0.0.1:0\n{more}"));
+        let output = doorward(path, &[], &["check", "--config", "config.env"]);
+        let said = stdout(&output);
+        assert_eq!(said.contains("warning: there is no certificate, so TLS clients are refused"), told, "{said}");
+        assert_eq!(output.status.code(), Some(0), "{more}");
+    }
     // The service sees its credentials, or is told that there are none.
     issued::write(&path.join("credentials"), "x", &authority.issue(&["c.example"], 3, 90));
     set("TLS_CERTIFICATE=x.crt\nTLS_PRIVATE_KEY=x.key\n");
