@@ -353,10 +353,12 @@ fn tunnels_and_relayed_connections_count() {
     assert_eq!(waiting.response().status(), 200);
 
     let daemon = limited(&backend.address, 1).set("MODE", "tcp").start();
-    let (mut one, mut two) = (daemon.connect(), daemon.connect());
+    let mut one = daemon.connect();
     one.send("one");
     let mut first = backend.accept();
     first.expect("one");
+    // Not before: each has a connection to the backend from the start, and workers race.
+    let mut two = daemon.connect();
     two.send("two");
     wait_waiting(&daemon, 1);
     drop(first);

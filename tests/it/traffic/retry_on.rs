@@ -305,7 +305,8 @@ fn what_a_backend_asks_for_is_waited_for_up_to_the_cap() {
     let since = Instant::now();
     peer.send(busy("1"));
     let (mut peer, _) = second.take();
-    assert!(since.elapsed() >= Duration::from_secs(1), "{:?}", since.elapsed());
+    // A worker's clock counts whole milliseconds.
+    assert!(since.elapsed() >= Duration::from_millis(999), "{:?}", since.elapsed());
     peer.answer_last("second");
     assert_eq!(client.response().text(), "second");
 

@@ -173,7 +173,8 @@ fn a_wait_for_a_permit_ends_in_time() {
     let (_client, _peer) = open(&daemon, &backend);
     let mut second = daemon.connect();
     assert!(second.expect_gone().is_empty());
-    assert!(daemon.record_of("queue_timeout")["queue_us"].as_u64().unwrap() >= 100_000);
+    // A worker's clock counts whole milliseconds.
+    assert!(daemon.record_of("queue_timeout")["queue_us"].as_u64().unwrap() >= 99_000);
     backend.expect_none();
 }
 
