@@ -139,8 +139,8 @@ const LISTS: &[List] = &[
             (
                 "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
                 "Sockets that systemd passes, see sd_listen_fds(3). The one named `admin` takes `reload` and \
-                 `status`; on those named `https` clients speak TLS; `metrics` and `status` are reserved; every other \
-                 name is a listener.",
+                 `status`; on those named `https` clients speak TLS; `metrics` and `status` are reserved; \
+                 `ticket-keys` is what an earlier process has left; every other name is a listener.",
             ),
             ("NOTIFY_SOCKET, WATCHDOG_USEC", "As in sd_notify(3) and sd_watchdog_enabled(3)."),
         ],
@@ -166,6 +166,11 @@ const NOTES: &[&str] = &[
     "For TLS there is `doorward-https.socket` (port 443), which is not enabled: `systemctl enable \
      doorward-https.socket`, then `systemctl restart doorward.service`. Without systemd, `PROXY_TLS_ADDRESS` says where \
      TLS is spoken.",
+    "TLS sessions are resumed by tickets, which a restart, a crash or an upgrade does not end: systemd keeps their \
+     keys in its descriptor store (`FileDescriptorStoreMax=`, `ticket-keys`), in memory and never in a file. A key seals \
+     tickets for six hours and opens them for twelve; who steals one can read what was recorded of sessions of TLS 1.2 \
+     meanwhile, not of TLS 1.3. Stopping the service has systemd forget them, so `systemctl stop doorward.service` and \
+     then `start` have new ones at once. Without systemd they live as long as the process.",
     "Stopping `doorward.service` alone keeps the socket open, so that the next client starts it again. Stopping \
      `doorward.socket` closes the door and stops the daemon.",
     "The log is in the journal: `journalctl -u doorward` shows it, `journalctl -u doorward STATUS=502` what failed so, \

@@ -10,7 +10,7 @@ use super::normal::{SentPath, normal_host};
 use super::values::{Form, Wrong};
 
 /// Listener names that a route can't match: they stand for other services.
-pub const RESERVED_LISTENERS: &[&str] = &["admin", "metrics", "status"];
+pub const RESERVED_LISTENERS: &[&str] = &["admin", "metrics", "status", "ticket-keys"];
 
 /// A host that a route matches, in normal form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -185,7 +185,7 @@ mod tests {
         for text in ["", "api", "=api", "/a?b", "/a#b", "/a*", "/a b", "/ä", "~/a"] {
             assert!(Path.parse(text).is_err(), "{text}");
         }
-        for text in ["", "a:b", "ä", "a b", "admin", "metrics"] {
+        for text in ["", "a:b", "ä", "a b", "admin", "metrics", "ticket-keys"] {
             assert!(ListenerName.parse(text).is_err(), "{text}");
         }
     }

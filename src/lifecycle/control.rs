@@ -31,6 +31,7 @@ use super::notify::Notifier;
 use super::reload::{self, Reload};
 use super::resolver::{Resolution, Resolver};
 use super::status::Pulse;
+use super::tickets::Tickets;
 use super::watchdog::{Verdict, Watchdog};
 use crate::admin::Question;
 use crate::admin::protocol::{Answer, Command, ListenerStatus};
@@ -124,6 +125,7 @@ pub(super) struct Daemon {
     pub(super) ledger: Ledger,
     pub(super) acme: Acme<AcmeNetwork>,
     pub(super) certificates: Certificates,
+    pub(super) tickets: Tickets,
 }
 
 impl Daemon {
@@ -214,6 +216,7 @@ impl Daemon {
     fn tick(&mut self, notifier: &mut Notifier) {
         self.ledger.second(&self.generation, self.workers.millis());
         self.look_at_backends();
+        self.tickets.keep(!self.generation.doors.is_empty(), notifier);
         self.pulse.take(self.workers.snapshot());
         let line = self.live_line();
         notifier.status(&line);

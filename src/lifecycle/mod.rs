@@ -15,6 +15,7 @@
 //! | a backend to check | `checker` |
 //! | a backend that falls or returns | `backends` |
 //! | a certificate that is due | `acme` |
+//! | keys of session tickets that are due | `tickets` |
 //! | a thread that stands still | `watchdog` |
 //! | `systemctl status`, `doorward status` | `status` |
 
@@ -42,6 +43,7 @@ mod reload;
 mod resolver;
 mod start;
 mod status;
+mod tickets;
 mod watchdog;
 
 /// How long the end of the process waits for the log to be written.

@@ -13,12 +13,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::io;
-use std::os::linux::net::SocketAddrExt as _;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr};
 use sd_notify::NotifyState;
 use tracing::{debug, warn};
 
@@ -29,14 +32,21 @@ const KEPT: usize = 16;
 #[derive(Debug, Default)]
 pub struct Notifier {
     line: Option<Line>,
-    kept: VecDeque<String>,
+    kept: VecDeque<Message>,
     status: String,
 }
 
 #[derive(Debug)]
 struct Line {
     socket: UnixDatagram,
-    manager: SocketAddr,
+    manager: SocketAddrUnix,
+}
+
+/// A message, and the descriptor that goes with it.
+#[derive(Debug)]
+struct Message {
+    text: String,
+    descriptor: Option<OwnedFd>,
 }
 
 impl Notifier {
@@ -51,8 +61,8 @@ impl Notifier {
             return Ok(Notifier::default());
         };
         let manager = match name.as_bytes() {
-            [b'/', ..] => SocketAddr::from_pathname(name)?,
-            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            [b'/', ..] => SocketAddrUnix::new(name.as_bytes())?,
+            [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
             _ => {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
@@ -111,18 +121,37 @@ impl Notifier {
         self.send(&[NotifyState::Watchdog]);
     }
 
+    /// Has the manager keep `descriptor` by this name, in place of what it has by it, and
+    /// pass it to the next process. It does so only as far as `FileDescriptorStoreMax=` allows.
+    pub fn store(&mut self, name: &str, descriptor: OwnedFd) {
+        self.forget(name);
+        let name = format!("FDNAME={name}");
+        let states = ["FDSTORE=1", &name, "FDPOLL=0"].map(NotifyState::Custom);
+        self.send_with(&states, Some(descriptor));
+    }
+
+    /// Has the manager keep nothing by this name.
+    pub fn forget(&mut self, name: &str) {
+        let name = format!("FDNAME={name}");
+        self.send(&["FDSTOREREMOVE=1", &name].map(NotifyState::Custom));
+    }
+
     fn send(&mut self, states: &[NotifyState<'_>]) {
+        self.send_with(states, None);
+    }
+
+    fn send_with(&mut self, states: &[NotifyState<'_>], descriptor: Option<OwnedFd>) {
         if self.line.is_none() {
             return;
         }
-        let mut message = String::new();
+        let mut text = String::new();
         for state in states {
-            let _ = writeln!(message, "{}", one_line(state));
+            let _ = writeln!(text, "{}", one_line(state));
         }
         if self.kept.len() >= KEPT {
             self.kept.pop_front();
         }
-        self.kept.push_back(message);
+        self.kept.push_back(Message { text, descriptor });
         self.flush();
     }
 
@@ -130,15 +159,28 @@ impl Notifier {
     fn flush(&mut self) -> bool {
         let Some(line) = &self.line else { return true };
         while let Some(message) = self.kept.front() {
-            match line.socket.send_to_addr(message.as_bytes(), &line.manager) {
+            match line.send(message) {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(Errno::AGAIN) => return false,
                 // The manager is gone or restarts: the next message finds it again.
                 Err(error) => debug!(%error, "service manager not reachable"),
             }
             self.kept.pop_front();
         }
         true
+    }
+}
+
+impl Line {
+    fn send(&self, message: &Message) -> Result<usize, Errno> {
+        let descriptor = message.descriptor.as_ref().map(|descriptor| [descriptor.as_fd()]);
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut beside = SendAncillaryBuffer::new(&mut room);
+        if let Some(descriptor) = &descriptor {
+            beside.push(SendAncillaryMessage::ScmRights(descriptor));
+        }
+        let text = [IoSlice::new(message.text.as_bytes())];
+        sendmsg_addr(&self.socket, &self.manager, &text, &mut beside, SendFlags::empty())
     }
 }
 
@@ -153,6 +195,9 @@ fn micros(duration: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::SocketAddr;
+
     use super::*;
 
     type TestResult = Result<(), Box<dyn std::error::Error>>;

@@ -68,7 +68,7 @@ impl Loaded {
     /// Reads both. Certificates that `past` has are kept where what is new has expired.
     fn read(request: &config::Request, doors: &tls::Doors, clients: &tls::Clients) -> Result<Loaded, Problems> {
         let config = config::load(request)?;
-        let doors = tls::Doors::load(&config, Some(doors));
+        let doors = tls::Doors::load(&config, doors.keys(), Some(doors));
         let (doors, clients) = Problems::join(doors, tls::Clients::load(&config, Some(clients)))?;
         Ok(Loaded { config, doors, clients })
     }

@@ -26,6 +26,7 @@ use super::doors::{Doors, list};
 use super::lookup::Lookups;
 use super::notify::Notifier;
 use super::resolver::Resolver;
+use super::tickets::Tickets;
 use super::watchdog::Watchdog;
 use super::{names, reload, status};
 use crate::admin::{self, protocol::ListenerStatus};
@@ -123,10 +124,11 @@ pub(super) struct Parts {
 
 /// Starts everything; the daemon that comes out accepts and has said READY=1.
 pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemon, Refusal> {
-    let Parts { request, passed, config, signals, log } = parts;
+    let Parts { request, mut passed, config, signals, log } = parts;
     let began = Instant::now();
     let config = config.map_err(Refusal::Configuration)?;
-    let loaded = Problems::join(tls::Doors::load(&config, None), tls::Clients::load(&config, None));
+    let tickets = Tickets::recover(passed.as_mut().ok().and_then(|passed| passed.ticket_keys.take()));
+    let loaded = Problems::join(tls::Doors::load(&config, tickets.keys(), None), tls::Clients::load(&config, None));
     let (certificates, clients) = loaded.map_err(Refusal::Configuration)?;
     let doors = Doors::open(passed?, &config, &request.environment)?;
     info!(
@@ -193,12 +195,14 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         ledger,
         acme,
         certificates: Certificates::new(),
+        tickets,
     };
     daemon.watch_backends();
     let config = Arc::clone(&daemon.generation.config);
     daemon.watch_certificates(&config);
     daemon.acme.know(kept);
     daemon.tell_of_certificates();
+    daemon.tickets.keep(!daemon.generation.doors.is_empty(), notifier);
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");
     if !notifier.connected() && io::stderr().is_terminal() {

@@ -81,6 +81,8 @@ events! {
     CERTIFICATE_EXPIRES = "5e69ed2782f24491a2568b593e429295" ["names" "file" "days"];
     /// A certificate has expired and is shown all the same.
     CERTIFICATE_EXPIRED = "5cf3f24cff2a4b21b240eca785774f3d" ["names" "file"];
+    /// What an earlier process has left of the keys of session tickets can't be used.
+    TICKET_KEYS_UNUSABLE = "a259c0d2ee55e48498aafa7b20f682fc" ["error"];
     /// A certificate was obtained from an ACME server.
     ACME_OBTAINED = "7057c35fe7cb478e935428ff9d406662" ["name" "not_after"];
     /// A certificate can't be obtained for now.

@@ -60,6 +60,8 @@ pub(super) fn look(config: &Config, manner: Manner, problems: &mut Problems) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::doors::Doors;
     use super::super::fixture::{Authority, Folder, NOW, Wish};
     use super::super::load::Load;
@@ -73,7 +75,7 @@ mod tests {
         folder.write("none", b"?\n");
         let load = |lines: &str, manner| {
             let main = format!("ACME=on\nACME_NAMES=a.test\nACME_EAB_KEY_ID=kid\n{lines}");
-            let load = Load { past: None, now: NOW, manner };
+            let load = Load { keys: &Arc::default(), past: None, now: NOW, manner };
             Doors::load_with(&folder.config(&main, &[]), load)
                 .map(drop)
                 .map_err(|problems| folder.plain(&problems.to_string()))

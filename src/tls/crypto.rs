@@ -1,4 +1,4 @@
-//! Suites, groups and session tickets: what all of doorward's TLS has in common.
+//! Suites and groups: what all of doorward's TLS has in common.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,8 +10,8 @@ use rustls::crypto::aws_lc_rs::cipher_suite::{
     TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, TLS13_AES_128_GCM_SHA256,
     TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
+use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
-use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
@@ -47,15 +47,6 @@ pub fn provider() -> Arc<CryptoProvider> {
 pub(super) fn sha256(bytes: &[u8]) -> Option<Vec<u8>> {
     let suite = TLS13_AES_128_GCM_SHA256.tls13()?;
     Some(suite.common.hash_provider.hash(bytes).as_ref().to_vec())
-}
-
-/// What seals session tickets. Tickets of one can't be opened by another, so that each
-/// policy on client certificates has its own; its keys change every six hours.
-///
-/// # Errors
-/// The system has no randomness.
-pub(super) fn ticketer() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
-    Ticketer::new()
 }
 
 /// A server's side of TLS.

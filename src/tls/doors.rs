@@ -3,8 +3,8 @@
 //! Everything that takes time is done when it is built (`load`); workers only look things up.
 //!
 //! A session that a client resumes must not lead it past what a full handshake would have
-//! asked of it. So tickets are sealed apart for each policy on client certificates, and
-//! rustls resumes only for the server name that the session was made for.
+//! asked of it. So tickets are sealed apart for each policy on client certificates
+//! ([`super::tickets`]), and rustls resumes only for the server name that the session was made for.
 
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use super::load::now;
 use super::names::{Names, Offer};
 use super::pair::Pair;
 use super::policies::{Policies, Policy};
+use super::tickets::TicketKeys;
 use crate::config::{Config, Mode, UnknownName, normal_host};
 
 /// What is offered by ALPN where requests of HTTP are spoken.
@@ -33,6 +34,8 @@ pub struct Doors {
     /// By the number of the policy; empty without certificates.
     serving: FxHashMap<u64, Serving>,
     pub(super) policies: Policies,
+    /// What seals tickets, in all processes and generations.
+    pub(super) keys: Arc<TicketKeys>,
     /// Whether there is any policy that asks.
     asks: bool,
     refuses_unknown: bool,
@@ -44,7 +47,6 @@ pub struct Doors {
 /// A server's side of TLS for a policy, once for each thing that is spoken behind it.
 #[derive(Debug)]
 struct Serving {
-    policy: Arc<Policy>,
     http: Arc<ServerConfig>,
     tcp: Arc<ServerConfig>,
 }
@@ -56,7 +58,7 @@ impl Serving {
         let mut http = tcp.clone();
         let offered = PROTOCOLS.iter().filter(|protocol| http2 || **protocol != b"h2");
         http.alpn_protocols = offered.map(|protocol| protocol.to_vec()).collect();
-        Ok(Serving { policy: Arc::clone(policy), http: Arc::new(http), tcp: Arc::new(tcp) })
+        Ok(Serving { http: Arc::new(http), tcp: Arc::new(tcp) })
     }
 }
 
@@ -64,21 +66,18 @@ impl Doors {
     /// The doors with these certificates at `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// The system has no randomness, or rustls lacks what is asked of it.
+    /// rustls lacks what is asked of it.
     pub(super) fn new(
         config: &Config,
         offers: Vec<Offer>,
         policies: Policies,
-        past: Option<&Doors>,
+        keys: &Arc<TicketKeys>,
         now: i64,
     ) -> Result<Doors, rustls::Error> {
         let names = Arc::new(Names::new(&offers, now));
         let mut serving = FxHashMap::default();
         if !offers.is_empty() {
-            // Tickets that were given out before a reload are good after it.
-            let nothing = past.and_then(|past| past.serving.get(&0)).map(|serving| Arc::clone(&serving.policy));
-            let nothing = nothing.map_or_else(|| Policy::nothing().map(Arc::new), Ok)?;
-            for policy in policies.all().chain([&nothing]) {
+            for policy in policies.all().chain([&Arc::new(Policy::nothing(keys))]) {
                 serving.insert(policy.number, Serving::new(policy, &names, config.daemon.http2)?);
             }
         }
@@ -89,6 +88,7 @@ impl Doors {
             names,
             serving,
             policies,
+            keys: Arc::clone(keys),
             asks,
             refuses_unknown: config.daemon.tls_unknown_name == UnknownName::Refuse,
             warnings: Vec::new(),
@@ -100,12 +100,12 @@ impl Doors {
     /// an ACME server issues them. Those that the configuration names come before them.
     ///
     /// # Errors
-    /// The system has no randomness, or rustls lacks what is asked of it.
+    /// rustls lacks what is asked of it.
     pub fn with_obtained(&self, config: &Config, pairs: Vec<Arc<Pair>>) -> Result<Doors, rustls::Error> {
         let mut offers = self.offers.clone();
         offers.retain(|offer| offer.source.is_some());
         offers.extend(pairs.into_iter().map(Offer::obtained));
-        let doors = Doors::new(config, offers, self.policies.clone(), Some(self), now())?;
+        let doors = Doors::new(config, offers, self.policies.clone(), &self.keys, now())?;
         Ok(Doors { warnings: self.warnings.clone(), ..doors })
     }
 
@@ -176,6 +176,12 @@ impl Doors {
         self.policy(host) == identity.map_or(0, Identity::policy)
     }
 
+    /// What seals tickets here.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<TicketKeys> {
+        &self.keys
+    }
+
     /// Whether there is no certificate.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -210,7 +216,7 @@ impl Doors {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Authority, Credulous, Folder, NOW, Wish, client, credulous, meet};
+    use super::super::fixture::{Authority, Credulous, Folder, NOW, Wish, client, credulous, keys, meet};
     use super::super::load::{Load, Manner};
     use super::*;
     use crate::config::Problems;
@@ -220,7 +226,8 @@ mod tests {
     const REFUSED: AlertDescription = AlertDescription::UnrecognisedName;
 
     fn load(folder: &Folder, main: &str, routes: &[&str], past: Option<&Doors>) -> Result<Doors, Problems> {
-        Doors::load_with(&folder.config(main, routes), Load { past, now: NOW, manner: Manner::Serve })
+        let keys = past.map_or_else(keys, |past| Arc::clone(&past.keys));
+        Doors::load_with(&folder.config(main, routes), Load { keys: &keys, past, now: NOW, manner: Manner::Serve })
     }
 
     fn warnings(folder: &Folder, doors: &Doors) -> Vec<String> {
@@ -354,7 +361,7 @@ mod tests {
         folder.pair("a", &wish(1, 2024, 2026));
         let expired = load(&folder, main, &[], None).unwrap();
         assert_eq!(seen(&expired), 1);
-        let load_to = Load { past: None, now: NOW, manner: Manner::Examine };
+        let load_to = Load { keys: &keys(), past: None, now: NOW, manner: Manner::Examine };
         let examined = Doors::load_with(&folder.config(main, &[]), load_to).unwrap();
         let told = "config.env:1: `TLS_CERTIFICATE`: `a.crt` (a.test) expired on 2026-01-01";
         assert_eq!(warnings(&folder, &examined), [told]);

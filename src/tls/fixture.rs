@@ -20,11 +20,18 @@ use rustls::{
     ServerConnection, SignatureScheme, SupportedProtocolVersion, WantsVerifier,
 };
 
-use super::{Doors, crypto};
+use super::{Doors, TicketKeys, crypto, tickets};
 use crate::config::{Config, Mode, Text};
 
 /// 2026-11-25, on which all tests of certificates take place.
 pub(super) const NOW: i64 = 1_795_564_800;
+
+/// Keys of tickets, as a daemon has them that was just started.
+pub(super) fn keys() -> Arc<TicketKeys> {
+    let keys = TicketKeys::default();
+    keys.rotate(tickets::now()).unwrap();
+    Arc::new(keys)
+}
 
 /// A certificate authority.
 pub(super) struct Authority {

@@ -19,6 +19,7 @@ use super::names::{Offer, covers};
 use super::pair::{Fault, Pair};
 use super::policies::{Lists, Policies, Policy};
 use super::sources::{self, Files};
+use super::tickets::TicketKeys;
 use crate::config::{
     Certificates, ClientTrust, ClientTrusts, Config, FileSource, HostPattern, Origin, Problem, Problems,
 };
@@ -26,6 +27,8 @@ use crate::config::{
 /// How certificates are loaded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load<'a> {
+    /// What seals tickets.
+    pub(super) keys: &'a Arc<TicketKeys>,
     /// The doors that there were before.
     pub(super) past: Option<&'a Doors>,
     /// Seconds since 1970.
@@ -59,12 +62,13 @@ pub struct Renewal {
 
 impl Doors {
     /// Reads all that `config` names. What the files of the `past` held is kept where it is
-    /// better than what they hold now.
+    /// better than what they hold now. Tickets that were sealed by these `keys` before are
+    /// good.
     ///
     /// # Errors
     /// Everything that is wrong with any of them.
-    pub fn load(config: &Config, past: Option<&Doors>) -> Result<Doors, Problems> {
-        Doors::load_with(config, Load { past, now: now(), manner: Manner::Serve })
+    pub fn load(config: &Config, keys: &Arc<TicketKeys>, past: Option<&Doors>) -> Result<Doors, Problems> {
+        Doors::load_with(config, Load { keys, past, now: now(), manner: Manner::Serve })
     }
 
     /// The same, to see what is wrong, by somebody who may not see the service's credentials.
@@ -72,7 +76,8 @@ impl Doors {
     /// # Errors
     /// Everything that is wrong with any of them.
     pub fn examine(config: &Config) -> Result<Doors, Problems> {
-        Doors::load_with(config, Load { past: None, now: now(), manner: Manner::Examine })
+        let keys = &Arc::default();
+        Doors::load_with(config, Load { keys, past: None, now: now(), manner: Manner::Examine })
     }
 
     pub(super) fn load_with(config: &Config, load: Load<'_>) -> Result<Doors, Problems> {
@@ -85,7 +90,7 @@ impl Doors {
         if !problems.is_empty() {
             return Err(problems);
         }
-        match Doors::new(config, offers, policies, load.past, load.now) {
+        match Doors::new(config, offers, policies, load.keys, load.now) {
             Ok(mut doors) => {
                 doors.warnings = warnings;
                 Ok(doors)
@@ -100,9 +105,9 @@ impl Doors {
     /// Reads the files anew from which these were loaded, and what there is besides by now.
     ///
     /// # Errors
-    /// The system has no randomness, or rustls lacks what is asked of it.
+    /// rustls lacks what is asked of it.
     pub(super) fn renew(&self, config: &Config, now: i64) -> Result<Renewal, rustls::Error> {
-        let mut loader = Loader::new(config, Load { past: Some(self), now, manner: Manner::Renew });
+        let mut loader = Loader::new(config, Load { keys: &self.keys, past: Some(self), now, manner: Manner::Renew });
         Certificates::of(config).for_each(|certificates| loader.read(&certificates));
         loader.carry_over();
         let policies = loader.policies();
@@ -118,7 +123,7 @@ impl Doors {
         // One with another OCSP response is the same certificate.
         let mut renewed = fresh;
         renewed.retain(|pair| !before().any(|before| before.certified.cert == pair.certified.cert));
-        Ok(Renewal { doors: Doors::new(config, offers, policies, Some(self), now)?, changed, renewed, faults })
+        Ok(Renewal { doors: Doors::new(config, offers, policies, &self.keys, now)?, changed, renewed, faults })
     }
 }
 
@@ -210,7 +215,7 @@ impl<'a> Loader<'a> {
         let made =
             read.and_then(|lists| match past.iter().find(|policy| policy.is_of(trust) && policy.wants(&lists)) {
                 Some(same) => Ok(Arc::clone(same)),
-                None => Policy::new(trust, lists).map(Arc::new),
+                None => Policy::new(trust, lists, self.load.keys).map(Arc::new),
             });
         match made {
             Ok(policy) => Some(policy),

@@ -21,7 +21,8 @@
 //! | what an ACME server is shown | `challenges` |
 //! | what obtaining certificates takes | `acme` |
 //! | with what trust and identity backends are spoken to | `clients` |
-//! | suites, groups, session tickets | `crypto` |
+//! | what sessions are resumed by | `tickets` |
+//! | suites and groups | `crypto` |
 
 pub mod acme;
 pub mod challenges;
@@ -39,6 +40,7 @@ mod pair;
 mod pem;
 mod policies;
 mod sources;
+pub mod tickets;
 mod watch;
 
 pub use clients::Clients;
@@ -48,4 +50,5 @@ pub use facts::Facts;
 pub use identity::Identity;
 pub use load::Renewal;
 pub use pair::Pair;
+pub use tickets::TicketKeys;
 pub use watch::Watch;

@@ -7,13 +7,15 @@
 //!
 //! What a client has shown counts for the policy that it was shown under. So policies have
 //! numbers, which a reload keeps as long as authorities and lists are the same ones; a
-//! session is resumed under one policy only, since each has tickets of its own. An authority
-//! that is no longer trusted, or a longer list, so ends what was known of clients before.
+//! session is resumed only where authorities and lists are the same, also by another process,
+//! since tickets are sealed for these. An authority that is no longer trusted, or a longer
+//! list, so ends what was known of clients before.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aws_lc_rs::digest::{Context, SHA256};
 use rustc_hash::FxHashMap;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -24,6 +26,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::X509Version;
 
 use super::names::lower;
+use super::tickets::{TicketKeys, Tickets, Trusted};
 use super::{crypto, facts, pem};
 use crate::config::{self, ClientTrust, FileSource};
 
@@ -84,20 +87,34 @@ impl Lists {
         }
         Ok(lists)
     }
+
+    /// A digest that no other lists have.
+    fn digest(&self) -> Trusted {
+        let mut digest = Context::new(&SHA256);
+        let mut add = |kind: u8, der: &[u8]| {
+            digest.update(&[kind]);
+            digest.update(&der.len().to_be_bytes());
+            digest.update(der);
+        };
+        self.authorities.iter().for_each(|authority| add(b'a', authority));
+        self.revoked.iter().for_each(|list| add(b'r', list));
+        let mut trusted = Trusted::default();
+        // It has as many bytes.
+        trusted.iter_mut().zip(digest.finish().as_ref()).for_each(|(to, from)| *to = *from);
+        trusted
+    }
 }
 
 impl Policy {
     /// The one that asks for nothing.
-    ///
-    /// # Errors
-    /// The system has no randomness.
-    pub(super) fn nothing() -> Result<Policy, rustls::Error> {
-        let (sources, lists) = Default::default();
-        Ok(Policy { number: 0, verifier: Arc::new(NoClientAuth), ticketer: crypto::ticketer()?, sources, lists })
+    pub(super) fn nothing(keys: &Arc<TicketKeys>) -> Policy {
+        let (sources, lists): (_, Lists) = Default::default();
+        let ticketer = Tickets::sealed_by(keys, lists.digest());
+        Policy { number: 0, verifier: Arc::new(NoClientAuth), ticketer, sources, lists }
     }
 
     /// One that asks for what these lists want.
-    pub(super) fn new<'a>(trust: &ClientTrust<'a>, lists: Lists) -> Result<Policy, Wrong<'a>> {
+    pub(super) fn new<'a>(trust: &ClientTrust<'a>, lists: Lists, keys: &Arc<TicketKeys>) -> Result<Policy, Wrong<'a>> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let cant =
             |error: &dyn std::fmt::Display| (trust.first(), format!("`{}` can't be used: {error}", trust.first()));
@@ -108,7 +125,7 @@ impl Policy {
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto::provider());
         let builder = builder.allow_unauthenticated().with_crls(lists.revoked.iter().cloned());
         let verifier = builder.build().map_err(|error| cant(&error))?;
-        let ticketer = crypto::ticketer().map_err(|error| cant(&error))?;
+        let ticketer = Tickets::sealed_by(keys, lists.digest());
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let sources = (trust.authorities.to_vec(), trust.revoked.to_vec());
         Ok(Policy { number, verifier, ticketer, sources, lists })
@@ -178,16 +195,27 @@ fn next_update(list: &CertificateRevocationListDer<'_>) -> Result<Option<i64>, S
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Authority, Folder, Met, NOW, Wish, meet, showing};
+    use super::super::fixture::{Authority, Folder, Met, NOW, Wish, keys, meet, showing};
     use super::super::load::{Load, Manner};
-    use super::super::{Doors, Identity};
+    use super::super::{Doors, Identity, tickets};
     use super::*;
     use crate::config::{ClientFields, Mode, Problems};
     use rustls::AlertDescription;
     use rustls::version::{TLS12, TLS13};
 
     fn load(folder: &Folder, main: &str, routes: &[&str], past: Option<&Doors>) -> Result<Doors, Problems> {
-        Doors::load_with(&folder.config(main, routes), Load { past, now: NOW, manner: Manner::Serve })
+        let keys = past.map_or_else(keys, |past| Arc::clone(&past.keys));
+        load_by(&keys, folder, main, routes, past)
+    }
+
+    fn load_by(
+        keys: &Arc<TicketKeys>,
+        folder: &Folder,
+        main: &str,
+        routes: &[&str],
+        past: Option<&Doors>,
+    ) -> Result<Doors, Problems> {
+        Doors::load_with(&folder.config(main, routes), Load { keys, past, now: NOW, manner: Manner::Serve })
     }
 
     /// The certificate of a client, good for as long as tests may be run.
@@ -280,6 +308,41 @@ mod tests {
             assert!(!stricter.meets(Some(b"a.test"), Some(&before)));
             assert_eq!(meet(&stricter, &client, "a.test").unwrap_err(), AlertDescription::CertificateRevoked);
             folder.write("crl.pem", authority.revoke(&[66]));
+        }
+    }
+
+    #[test]
+    fn a_session_leads_to_the_same_trust_in_another_process_and_to_no_other() {
+        let (folder, authority, other) = scene();
+        let route = |host, ca| format!("MATCH_HOST={host}\nTLS_CLIENT_CA=DIR/{ca}.pem\nTLS_CLIENT_CRL=DIR/crl.pem\n");
+        let ours = &route("a.test", "ca")[..];
+        let lists = [authority.revoke(&[66]), authority.revoke(&[66, 67])];
+        for version in [&TLS13, &TLS12] {
+            let client = showing(version, Some(&of_client(5, &authority)));
+            let keys = keys();
+            // Nothing is known of the process before but its keys.
+            let resumed = |routes: &[&str]| {
+                let keys = TicketKeys::from_bytes(&keys.to_bytes(), tickets::now()).unwrap();
+                let doors = load_by(&Arc::new(keys), &folder, MAIN, routes, None).unwrap();
+                meet(&doors, &client, "a.test").map(|met| met.resumed())
+            };
+            folder.write("crl.pem", &lists[0]);
+            assert_eq!(resumed(&[ours]), Ok(false));
+            assert_eq!(resumed(&[ours]), Ok(true));
+            assert_eq!(resumed(&[&route("z.test", "other"), ours]), Ok(true), "whichever number it has");
+            folder.write("moved.pem", &authority.pem);
+            assert_eq!(resumed(&[&route("a.test", "moved")]), Ok(true), "wherever its files are");
+            folder.write("crl.pem", &lists[1]);
+            assert_eq!(resumed(&[ours]), Ok(false), "another list");
+            folder.write("crl.pem", &lists[0]);
+            assert_eq!(resumed(&[ours]), Ok(false));
+            folder.write("both.pem", format!("{}{}", authority.pem, other.pem));
+            assert_eq!(resumed(&[&route("a.test", "both")]), Ok(false), "another authority");
+            assert_eq!(resumed(&[]), Ok(false), "nobody is asked");
+            assert_eq!(resumed(&[]), Ok(true));
+            assert_eq!(resumed(&[ours]), Ok(false), "everybody is asked");
+            let foreign = resumed(&[&route("a.test", "other")]);
+            assert_eq!(foreign, Err(AlertDescription::UnknownCA));
         }
     }
 

@@ -84,6 +84,8 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::fixture::{Authority, Folder, NOW, Wish};
     use super::super::load::{Load, Manner};
     use super::*;
@@ -102,7 +104,7 @@ mod tests {
             let (folder, authority) = (Folder::new(), Authority::new("ca"));
             folder.pair("a", &Wish { serial: 1, ..Wish::of(&["a.test"]) }.by(&authority));
             let config = folder.config("TLS_CERTIFICATE=DIR\n", &[]);
-            let load = Load { past: None, now: NOW, manner: Manner::Serve };
+            let load = Load { keys: &Arc::default(), past: None, now: NOW, manner: Manner::Serve };
             let doors = Doors::load_with(&config, load).unwrap();
             Scene { folder, authority, config, watch: Watch::default(), doors }
         }

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -106,7 +108,7 @@ impl Setting {
             hearer.locked().1 = true;
             hearer.more.notify_all();
         });
-        Daemon { child, notify, said, heard: Vec::new(), folder: self.folder }
+        Daemon { child, notify, said, heard: Vec::new(), stored: BTreeMap::new(), folder: self.folder }
     }
 }
 
@@ -138,6 +140,8 @@ pub struct Daemon {
     said: Arc<Said>,
     /// Everything that the notify socket has brought so far.
     pub heard: Vec<String>,
+    /// What it has had stored, by its name, as systemd would.
+    pub stored: BTreeMap<String, OwnedFd>,
     pub folder: TempDir,
 }
 
@@ -173,9 +177,29 @@ impl Daemon {
 
     fn next_message(&mut self, patience: Duration) -> Option<String> {
         self.notify.set_read_timeout(Some(patience)).unwrap();
+        self.receive()
+    }
+
+    fn receive(&mut self) -> Option<String> {
         let mut bytes = [0; 8192];
-        let length = self.notify.recv(&mut bytes).ok()?;
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut beside = RecvAncillaryBuffer::new(&mut room);
+        let text = &mut [IoSliceMut::new(&mut bytes)];
+        let length = recvmsg(&self.notify, text, &mut beside, RecvFlags::CMSG_CLOEXEC).ok()?.bytes;
+        let descriptor = beside.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
         let message = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        if let Some(name) = message.lines().find_map(|line| line.strip_prefix("FDNAME=")) {
+            if message.contains("FDSTOREREMOVE=1\n") {
+                self.stored.remove(name);
+            }
+            if message.contains("FDSTORE=1\n") {
+                // One name stands for several where nobody takes the first back.
+                assert!(self.stored.insert(name.to_owned(), descriptor.unwrap()).is_none(), "{name} is there twice");
+            }
+        }
         self.heard.push(message.clone());
         Some(message)
     }
@@ -183,10 +207,7 @@ impl Daemon {
     /// Everything that has been notified by now.
     pub fn all_heard(&mut self) -> &[String] {
         self.notify.set_nonblocking(true).unwrap();
-        let mut bytes = [0; 8192];
-        while let Ok(length) = self.notify.recv(&mut bytes) {
-            self.heard.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
-        }
+        while self.receive().is_some() {}
         self.notify.set_nonblocking(false).unwrap();
         &self.heard
     }

@@ -26,7 +26,7 @@ mod bind;
 mod passed;
 
 pub use bind::{Bound, SocketFile, admin_path, bind, bind_admin};
-pub use passed::{Passed, passed};
+pub use passed::{Left, Passed, passed};
 
 /// The name of a listener for plain traffic, and of the sockets of `PROXY_ADDRESS`.
 pub const HTTP: &str = "http";
@@ -36,6 +36,10 @@ pub const HTTPS: &str = "https";
 
 /// The name of the admin socket's descriptor.
 pub const ADMIN: &str = "admin";
+
+/// The name of a descriptor on which nobody listens: what an earlier process has left of the
+/// keys of session tickets.
+pub const TICKET_KEYS: &str = "ticket-keys";
 
 /// A listening socket and the name that routes match on.
 #[derive(Debug)]

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::sync::Arc;
 
 use listenfd::ListenFd;
 use rustix::net::{AddressFamily, SocketType};
 use socket2::SockRef;
 
-use super::{ADMIN, HTTP, ListenError, Listener, Socket, inherit};
+use super::{ADMIN, HTTP, ListenError, Listener, Socket, TICKET_KEYS, inherit};
 
 /// Names that a later version gives a meaning to; refused rather than misread.
 const RESERVED: [&str; 2] = ["metrics", "status"];
@@ -28,7 +28,13 @@ pub struct Passed {
     pub traffic: Vec<Listener>,
     /// The admin socket.
     pub admin: Option<UnixListener>,
+    /// What an earlier process has left by the name [`TICKET_KEYS`].
+    pub ticket_keys: Option<Left>,
 }
+
+/// A socket that an earlier process has left in the service manager's descriptor store, or
+/// what is there instead. Nothing that is found there keeps a daemon from its work.
+pub type Left = Result<UnixDatagram, String>;
 
 /// Takes every descriptor that the service manager passed, by its name.
 ///
@@ -63,6 +69,12 @@ pub fn passed(environment: &BTreeMap<OsString, OsString>) -> Result<Passed, List
     for (index, given) in names.iter().enumerate() {
         let number = FIRST_DESCRIPTOR + index;
         let name = if implied.as_deref() == Some(given.as_str()) { HTTP } else { given.as_str() };
+        if name == TICKET_KEYS {
+            let left = descriptors.take_unix_datagram(index).ok().flatten().ok_or("no datagram socket");
+            let left = left.and_then(|left| if passed.ticket_keys.is_none() { Ok(left) } else { Err("several") });
+            passed.ticket_keys = Some(left.map_err(str::to_owned));
+            continue;
+        }
         if RESERVED.contains(&name) {
             faults.push(format!(
                 "descriptor {number}: the name `{name}` is reserved for a later version; \

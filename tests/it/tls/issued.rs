@@ -41,6 +41,13 @@ impl Authority {
         ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
     }
 
+    /// The same that speaks this version alone.
+    pub fn client_of(&self, version: &'static rustls::SupportedProtocolVersion) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        ClientConfig::builder_with_protocol_versions(&[version]).with_root_certificates(roots).with_no_client_auth()
+    }
+
     /// The same, and shows this certificate to whoever asks for one.
     pub fn client_showing(&self, pair: Option<&(String, String)>) -> ClientConfig {
         let mut roots = RootCertStore::empty();

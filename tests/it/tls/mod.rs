@@ -9,4 +9,5 @@ mod insist; // clients that are kept on TLS
 pub mod issued; // certificates made for a test
 mod mutual; // clients that show certificates, and those that should
 pub mod secured; // the daemon with a certificate, and clients that speak TLS
-mod serving; // requests and connections that come by TLS
+mod serving;
+mod tickets; // sessions that are resumed in another process // requests and connections that come by TLS

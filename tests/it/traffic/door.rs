@@ -190,6 +190,17 @@ impl Daemon {
         self.process.all_heard()
     }
 
+    /// Waits until systemd is told something that has this part.
+    pub fn hear(&mut self, part: &str) -> String {
+        self.process.hear(part)
+    }
+
+    /// What systemd has stored by this name by now.
+    pub fn stored(&mut self, name: &str) -> Option<OwnedFd> {
+        self.process.all_heard();
+        self.process.stored.get(name).map(|stored| stored.try_clone().unwrap())
+    }
+
     /// Puts a file into `routes.d`, for the next reload.
     pub fn put_route(&self, name: &str, text: &str) {
         let folder = self.admin.with_file_name("routes.d");
