@@ -86,8 +86,8 @@ keys! {
             /// backlog. `auto` works it out from the limit of open files.
             "MAX_CONNECTIONS", max_connections: Auto<usize> = "auto", "connections",
                 AutoOr(Int { min: 1, max: 10_000_000 });
-            /// TLS handshakes under way at once, from a client's first byte on. Further clients wait
-            /// for their turn with only their first bytes read, ten times as many at most and within
+            /// TLS handshakes under way at once, from a client's whole hello on. Further clients wait
+            /// for their turn with nothing but that read, ten times as many at most and within
             /// `TLS_HANDSHAKE_TIMEOUT`; while some do, a client that keeps its handshake waiting
             /// has a second for it.
             "MAX_TLS_HANDSHAKES", max_tls_handshakes: usize = "1024", "handshakes",

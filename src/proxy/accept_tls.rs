@@ -1,14 +1,15 @@
 //! Accept, for TLS: makes the handshake with a client, on the worker that is to serve it.
 //!
 //! What a client makes us do and hold grows with what it does itself. One that says nothing
-//! costs no more than in clear: no buffer, no slot. Its first bytes get it one of
-//! `MAX_TLS_HANDSHAKES` slots, which bound the half-open sessions of the whole daemon, each
-//! of some 10 KiB, and the signatures that are made for them. Who finds none waits in line,
+//! costs no more than in clear: no buffer, no slot. Half a hello costs as many bytes as it has,
+//! like half a request's head: 17 KiB at most, for each connection. The whole one gets a client
+//! one of `MAX_TLS_HANDSHAKES` slots, which bound the half-open sessions of the whole daemon,
+//! each of some 10 KiB, and the signatures that are made for them. Who finds none waits in line,
 //! with those bytes and nothing else, before any cryptography: a burst of honest clients is
 //! served a little later, and nobody has to come again. Beyond ten times as many there is no
 //! waiting.
 //!
-//! Slots could be held by clients that begin a handshake and never go on. So while anybody
+//! Slots could be held by clients that say hello and never go on. So while anybody
 //! is in line, a handshake has [`PRESSED`] and not `TLS_HANDSHAKE_TIMEOUT`: more than any
 //! honest client needs, and the slots come round every second.
 //!
@@ -167,7 +168,7 @@ impl Refusal {
     }
 }
 
-/// Waits for a client's first bytes. `None`: none came before the worker's drain ended it.
+/// Waits for a client's hello. `None`: it did not come before the worker's drain ended it.
 async fn greeting(worker: &Worker, io: &Stream, timer: &Timer, ends: u64) -> Option<Result<Greeting, Refusal>> {
     let mut greeting = pin!(tls::greeting(io));
     let mut drains = false;

@@ -41,6 +41,11 @@ pub const SEALS: u64 = 6 * 3_600;
 /// How long it opens them: twelve hours from when it was made, in seconds.
 pub const OPENS: u64 = 2 * SEALS;
 
+/// Bytes of a session that a ticket is given out for, at most. The certificates that a client has
+/// shown are a part of it, and a hello with too large a ticket would be refused: so a client
+/// with that many makes full handshakes.
+const SESSION_MOST: usize = 8 * 1024;
+
 /// The keys that this allows at a time.
 const KEYS: usize = 2;
 
@@ -202,6 +207,9 @@ impl TicketKeys {
     }
 
     fn seal(&self, trusted: &Trusted, plain: &[u8]) -> Option<Vec<u8>> {
+        if plain.len() > SESSION_MOST {
+            return None;
+        }
         let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
         keys.first()?.seal(trusted, plain).ok()
     }
@@ -339,6 +347,8 @@ mod tests {
         assert!(!opens(&self::keys(0), &ticket, 0), "a key that is unknown");
         let empty = keys.seal(&NOBODY, &[]).unwrap();
         assert_eq!(keys.open(&NOBODY, &empty, 0), Some(Vec::new()));
+        assert!(keys.seal(&NOBODY, &[0; SESSION_MOST]).is_some());
+        assert!(keys.seal(&NOBODY, &[0; SESSION_MOST + 1]).is_none());
     }
 
     #[test]

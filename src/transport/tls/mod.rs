@@ -36,6 +36,7 @@
 //! handshake with its first request; otherwise before anything is waited for.
 
 pub mod fault;
+mod hello;
 mod records;
 mod session;
 
@@ -51,13 +52,10 @@ use rustls::{AlertDescription, ClientConfig, ServerConfig};
 pub use fault::{Fault, Missing, Rejected, fault};
 pub use session::Session;
 
+use hello::Outline;
 use session::Side;
 
 use super::stream::Stream;
-
-/// Bytes of a client's hello, at most. Those of browsers with hybrid keys and a ticket have
-/// 2 to 3 KiB; a ticket that holds a client's certificates may double that.
-const HELLO_MOST: usize = 32 * 1024;
 
 /// A client that no connection was made with.
 #[derive(Debug, thiserror::Error)]
@@ -69,26 +67,31 @@ pub struct Refused {
     pub stream: Stream,
 }
 
-/// The first bytes of a client, which begin as a hello does. Nothing but them is held for it.
+/// The hello of a client, as its bytes. Nothing but them is held for it, and of a hello that is
+/// not whole no more than has come: 17 KiB at most.
 #[derive(Debug)]
 pub struct Greeting(Vec<u8>);
 
-/// Waits for a client's first bytes. Takes as long as the client does: the caller has the
-/// timer.
+/// Waits for a client's whole hello, in however many records and pieces it comes. Takes as long
+/// as the client does: the caller has the timer.
 ///
 /// # Errors
 /// Why there can't be a handshake. Nothing was said to the client.
 pub async fn greeting(stream: &Stream) -> Result<Greeting, Fault> {
     let mut came = Vec::new();
-    receive(stream, &mut came).await?;
-    match came.first() {
-        Some(&HANDSHAKE) => Ok(Greeting(came)),
-        Some(b'A'..=b'Z') => Err(Fault::PlainHttp),
-        _ => Err(Fault::NotTls),
+    let mut outline = Outline::default();
+    loop {
+        receive(stream, &mut came).await?;
+        match came.first() {
+            Some(&HANDSHAKE) if outline.is_whole(&came)? => return Ok(Greeting(came)),
+            Some(&HANDSHAKE) => {}
+            Some(b'A'..=b'Z') => return Err(Fault::PlainHttp),
+            _ => return Err(Fault::NotTls),
+        }
     }
 }
 
-/// Makes a handshake with a client that has begun it, by the configuration that `choose` has
+/// Makes a handshake with a client whose hello is there, by the configuration that `choose` has
 /// for its hello, or refuses it with an alert. Takes as long as the client does.
 ///
 /// # Errors
@@ -160,7 +163,7 @@ const ALERT: u8 = 21;
 /// The level of an alert that ends the connection (RFC 8446 §6).
 const FATAL: u8 = 2;
 
-/// Reads the hello, all of which is then in `came`.
+/// Reads the hello, which is in `came` unless there is something wrong with it.
 async fn hello(io: &Stream, came: &mut Vec<u8>) -> Result<Accepted, Fault> {
     let mut acceptor = Acceptor::default();
     let mut seen = 0;
@@ -191,15 +194,17 @@ fn tell(io: &Stream, bytes: &[u8]) {
 
 /// Reads more of a hello.
 async fn receive(io: &Stream, came: &mut Vec<u8>) -> Result<(), Fault> {
-    if came.len() >= HELLO_MOST {
+    if came.len() >= hello::MOST {
         return Err(Fault::Protocol);
     }
     poll_fn(|cx| {
         // On the stack, so that a client that is waited for has no room taken.
         let mut bytes = [0; 4096];
-        io.poll_recv(cx, &mut bytes).map(|read| match read {
+        let room = bytes.len().min(hello::MOST - came.len());
+        io.poll_recv(cx, bytes.get_mut(..room).unwrap_or_default()).map(|read| match read {
             Ok(0) => Err(Fault::Ended),
             Ok(n) => {
+                came.reserve_exact(n);
                 came.extend_from_slice(bytes.get(..n).unwrap_or_default());
                 Ok(())
             }

@@ -140,6 +140,60 @@ fn beyond_the_line_there_is_no_waiting() {
 }
 
 #[test]
+fn half_a_hello_holds_nobody_up_and_little_memory() {
+    let secured = Secured::before("builtin:echo", |setup| {
+        setup.set("MAX_TLS_HANDSHAKES", 2).set("TLS_HANDSHAKE_TIMEOUT", "60s").set("WORKERS", 1)
+    });
+    secured.connect().get("/");
+    let hello = hello(&secured.client, NAME);
+    let before = secured.daemon.memory();
+    // All but the last byte, and one byte alone.
+    let halves: Vec<TcpStream> =
+        (0..200).map(|n| half_open(&secured, &hello[..if n % 2 == 0 { hello.len() - 1 } else { 1 }])).collect();
+    secured.daemon.wait("all are there", |status| status["connections"].as_u64() >= Some(200));
+    for _ in 0..20 {
+        let mut client = secured.connect();
+        client.get("/");
+        assert!(client.response().0.starts_with("HTTP/1.1 200 "));
+        let status = secured.daemon.status();
+        assert_eq!((&status["tls"]["waiting"], &status["tls"]["under_way"]), (&0.into(), &0.into()));
+    }
+    let held = secured.daemon.memory().saturating_sub(before);
+    assert!(held < 200 * 16 * 1024, "{held} bytes");
+    assert_eq!(secured.counted("handshakes"), 21);
+    drop(halves);
+    secured.wait_failed("tls_handshake_left", 200);
+}
+
+#[test]
+fn a_hello_may_come_in_pieces_and_in_many_records() {
+    let secured = Secured::before("builtin:echo", |setup| setup.set("MAX_TLS_HANDSHAKES", 1));
+    let hello = hello(&secured.client, NAME);
+    let (header, message) = hello.split_at(5);
+    let in_records = |each: usize| -> Vec<u8> {
+        let record = |content: &[u8]| {
+            let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+            [&header[..3], &length, content].concat()
+        };
+        message.chunks(each).flat_map(record).collect()
+    };
+    for (bytes, pace) in [(hello.clone(), 1), (in_records(1), 4_000), (in_records(100), 7), (in_records(3), 1)] {
+        let mut socket = connect(secured.address);
+        socket.set_nodelay(true).unwrap();
+        bytes.chunks(pace).for_each(|piece| socket.write_all(piece).unwrap());
+        let mut answer = [0; 6];
+        socket.read_exact(&mut answer).unwrap();
+        assert_eq!((answer[0], answer[5]), (22, 2), "a hello, of records of a handshake");
+    }
+    // One that is too long is not waited for.
+    for bytes in [[&[22, 3, 1, 0, 4, 1, 0, 64, 0][..], &[0; 100]].concat(), vec![22, 3, 1, 0, 4, 1, 255, 255, 255]] {
+        let mut refused = Peer::tcp(half_open(&secured, &bytes));
+        refused.expect_gone();
+    }
+    secured.wait_failed("tls_protocol_error", 2);
+}
+
+#[test]
 fn names_that_are_not_known_are_served_or_refused_as_configured() {
     let secured = Secured::before("builtin:echo", |setup| setup);
     let ask = |name| {
