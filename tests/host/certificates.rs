@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SerialNumber};
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::doorward::{ask_at, configure, drop_in, log, main_pid, restart_with};
+use crate::doorward::{ask_at, configure, drop_in, log, main_pid, restart_with, show};
 use crate::host::Host;
 use crate::http::Target;
 use crate::load::Load;
@@ -16,6 +16,7 @@ use crate::wait::{SOON, wait_for};
 crate::stories!(install:
     a_certificate_is_renewed_under_load_without_a_reload_and_by_the_hook_of_certbot,
     an_encrypted_credential_is_a_key,
+    a_session_survives_restarts_and_crashes_and_no_stop,
 );
 
 /// An authority that the clients of a test trust.
@@ -135,5 +136,48 @@ fn an_encrypted_credential_is_a_key(host: &Host) -> Result<()> {
     ensure!(told.contains("only a restart changes them"), "{told}");
     restart_with(host, "TLS_CERTIFICATE=/etc/doorward/site.pem\nTLS_PRIVATE_KEY=site.key\n")?;
     ensure!(ask_at(host, &authority.target(), "/")?.status == 200);
+    Ok(())
+}
+
+/// Makes a handshake; then checks how many the daemon counts since its start, and of resumed
+/// ones.
+fn meet(host: &Host, authority: &Authority, handshakes: u32, resumed: u32) -> Result<()> {
+    ensure!(ask_at(host, &authority.target(), "/")?.status == 200);
+    let status = host.say("doorward status")?;
+    let wanted = format!("{handshakes} handshakes, {resumed} resumed");
+    ensure!(status.contains(&wanted), "should be {wanted}:\n{status}");
+    Ok(())
+}
+
+fn a_session_survives_restarts_and_crashes_and_no_stop(host: &Host) -> Result<()> {
+    let authority = Authority::new()?;
+    let (certificate, key) = authority.issue(1, 30)?;
+    host.put("/etc/doorward/tls/site.crt", certificate)?;
+    host.put("/etc/doorward/tls/site.key", key)?;
+    host.say("chgrp -R doorward /etc/doorward/tls && chmod 0640 /etc/doorward/tls/site.key")?;
+    configure(host, "TLS_CERTIFICATE=/etc/doorward/tls\nBACKEND_ADDRESS=builtin:echo\n")?;
+    listen(host)?;
+    meet(host, &authority, 1, 0)?;
+    meet(host, &authority, 2, 1)?;
+    // More than once, since what was stored for the first has to be there for the next.
+    for _ in 0..2 {
+        host.say("systemctl restart doorward.service")?;
+        meet(host, &authority, 1, 1)?;
+        let pid = main_pid(host)?;
+        host.say("systemctl kill -s KILL doorward.service")?;
+        wait_for("the daemon to be started again", SOON, || Ok(![0, pid].contains(&main_pid(host)?)))?;
+        meet(host, &authority, 1, 1)?;
+    }
+    ensure!(show(host, "doorward.service", "NFileDescriptorStore")? == "1");
+    // An operator who wants new keys has them so.
+    host.say("systemctl stop doorward.service && systemctl start doorward.service")?;
+    meet(host, &authority, 1, 0)?;
+    meet(host, &authority, 2, 1)?;
+    // Where there is no TLS any more, nothing is kept for it.
+    configure(host, "BACKEND_ADDRESS=builtin:echo\n")?;
+    host.say("systemctl reload doorward.service")?;
+    wait_for("the keys to be forgotten", SOON, || Ok(show(host, "doorward.service", "NFileDescriptorStore")? == "0"))?;
+    let told = log(host)?;
+    ensure!(!told.contains("stored ticket keys can't be used"), "{told}");
     Ok(())
 }
