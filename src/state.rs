@@ -73,8 +73,6 @@ pub struct Route {
     pub cookie: Arc<str>,
     /// How they are checked.
     check: Option<Arc<Check>>,
-    /// With what trust those of them are spoken to that speak TLS.
-    client: Option<Arc<ClientConfig>>,
 }
 
 impl Route {
@@ -88,7 +86,6 @@ impl Route {
             budget: Arc::clone(&self.budget),
             cookie: Arc::clone(&self.cookie),
             check: self.check.clone(),
-            client: self.client.clone(),
         }
     }
 
@@ -142,8 +139,7 @@ impl Generation {
             .enumerate()
             .map(|(index, (route, check))| {
                 let settings = &route.settings;
-                let client = clients.of_route(index).cloned();
-                let pool = pool(&mut registry, settings, directory, check.as_ref(), client.as_ref());
+                let pool = pool(&mut registry, settings, directory, check.as_ref(), clients.of_route(index));
                 let cookie = match &settings.sticky_cookie {
                     Auto::Is(name) => name.as_ref().into(),
                     Auto::Auto if settings.balance == Balance::Sticky => cookie(*SECRET, &route.name),
@@ -154,7 +150,7 @@ impl Generation {
                 let budget = known.map_or_else(|| budget(&config.daemon), |known| Arc::clone(known));
                 let rewrites = Rewrites::without(settings, guarded).map(Arc::from);
                 let (name, settings) = (route.name.as_str().into(), Arc::new(settings.clone()));
-                Arc::new(Route { name, settings, rewrites, pool, budget, cookie, check, client })
+                Arc::new(Route { name, settings, rewrites, pool, budget, cookie, check })
             })
             .collect();
         let table = Arc::new(Table::new(&config.routes));
@@ -170,19 +166,29 @@ impl Generation {
     /// The same configuration where `directory` leads now.
     #[must_use]
     pub fn moved(&self, directory: &Directory, departed: &Departed) -> Self {
+        self.trusting(Arc::clone(&self.clients), directory, departed)
+    }
+
+    /// The same configuration where `directory` leads now, with these `clients` of the same
+    /// routes. A backend that is trusted otherwise is another one.
+    #[must_use]
+    pub fn trusting(&self, clients: impl Into<Arc<Clients>>, directory: &Directory, departed: &Departed) -> Self {
+        let clients = clients.into();
         let past = Past { generation: self, departed };
         let mut registry = Registry::new(self.routes.iter().map(|route| route.check.clone()), Some(past));
-        let moved = |route: &Arc<Route>| {
-            let (check, client) = (route.check.as_ref(), route.client.as_ref());
+        let changed = |(index, route): (usize, &Arc<Route>)| {
+            let (check, client) = (route.check.as_ref(), clients.of_route(index));
             let pool = pool(&mut registry, &route.settings, directory, check, client);
-            if pool.same(&route.pool) { Arc::clone(route) } else { Arc::new(route.with(pool)) }
+            let same = clients.is_as(&self.clients, index) && pool.same(&route.pool);
+            if same { Arc::clone(route) } else { Arc::new(route.with(pool)) }
         };
+        let routes = self.routes.iter().enumerate().map(changed).collect();
         Self {
             number: self.number,
             config: Arc::clone(&self.config),
             doors: Arc::clone(&self.doors),
-            clients: Arc::clone(&self.clients),
-            routes: self.routes.iter().map(moved).collect(),
+            clients,
+            routes,
             table: Arc::clone(&self.table),
         }
     }

@@ -113,6 +113,8 @@ pub struct Status {
     pub failing_open: Vec<String>,
     /// The certificates that TLS clients are shown.
     pub certificates: Vec<CertificateStatus>,
+    /// Those that backends are shown.
+    pub backend_certificates: Vec<CertificateStatus>,
     /// Names that certificates are had for by ACME.
     pub automatic: Vec<AutomaticStatus>,
     /// Log records dropped since the start, for want of room or of a reader.
@@ -175,6 +177,8 @@ pub struct BackendStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CertificateStatus {
+    /// Whose it is, as a distinguished name.
+    pub subject: String,
     /// The hosts and addresses that it is for.
     pub names: Vec<String>,
     /// Who signed it, as a distinguished name.

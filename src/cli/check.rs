@@ -10,7 +10,7 @@ use crate::config::{
 };
 use crate::routing::{Rule, Table};
 use crate::telemetry::Reason;
-use crate::tls::{Clients, Doors};
+use crate::tls::{Clients, Doors, Pair};
 use crate::transport::listeners;
 
 /// Prints the problems of the configuration on standard error, or its meaning on standard output.
@@ -85,8 +85,13 @@ fn meaning(config: &Config, doors: &Doors, clients: &Clients) -> String {
     let warnings = warnings.map(String::as_str).chain(lack);
     parts.extend(warnings.map(|warning| format!("warning: {warning}")));
     parts.push(format!("\nlistens on\n{}", listening(config)));
-    if !doors.is_empty() {
-        parts.push(format!("\ncertificates\n{}", certificates(doors)));
+    let of_backends: Vec<&Pair> = clients.identities().map(|pair| &**pair).collect();
+    for (shown, pairs) in
+        [("certificates", doors.pairs().collect()), ("certificates that backends are shown", of_backends)]
+    {
+        if !pairs.is_empty() {
+            parts.push(format!("\n{shown}\n{}", certificates(&pairs)));
+        }
     }
     let names: Vec<String> = config.acme_names().into_iter().map(String::from).collect();
     if !names.is_empty() {
@@ -137,11 +142,11 @@ fn listening(config: &Config) -> String {
 }
 
 /// Each certificate with what it is for, its key, its time, and those that follow it.
-fn certificates(doors: &Doors) -> String {
+fn certificates(pairs: &[&Pair]) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let rows: Vec<[String; 4]> = doors
-        .pairs()
+    let rows: Vec<[String; 4]> = pairs
+        .iter()
         .map(|pair| {
             let facts = &pair.facts;
             let left = match facts.days_left(now) {

@@ -207,9 +207,13 @@ fn page(status: &Status, now: u64) -> String {
         format!("\nlisteners\n{}", table("  ", &listeners)),
         format!("\nbackends\n{}", table("  ", &backends)),
     ];
-    if !status.certificates.is_empty() {
-        let rows: Vec<[String; 4]> = status.certificates.iter().map(certificate).collect();
-        parts.push(format!("\ncertificates\n{}", table("  ", &rows)));
+    for (shown, certificates) in
+        [("certificates", &status.certificates), ("certificates that backends are shown", &status.backend_certificates)]
+    {
+        if !certificates.is_empty() {
+            let rows: Vec<[String; 4]> = certificates.iter().map(certificate).collect();
+            parts.push(format!("\n{shown}\n{}", table("  ", &rows)));
+        }
     }
     if !status.automatic.is_empty() {
         let rows: Vec<[String; 2]> =
@@ -263,7 +267,7 @@ fn certificate(certificate: &CertificateStatus) -> [String; 4] {
         1 => "1 day left".to_owned(),
         days => format!("{days} days left"),
     };
-    let names = certificate.names.join(", ");
+    let names = if certificate.names.is_empty() { certificate.subject.clone() } else { certificate.names.join(", ") };
     let (issuer, file) = (&certificate.issuer, certificate.file.display());
     [names, format!("{}, {left}", certificate.key), format!("signed by {issuer}"), file.to_string()]
 }
@@ -376,12 +380,21 @@ mod tests {
             }),
             failing_open: vec!["api".to_owned()],
             certificates: vec![CertificateStatus {
+                subject: "CN=a".to_owned(),
                 names: vec!["a.test".to_owned(), "*.a.test".to_owned()],
                 issuer: "CN=ca".to_owned(),
                 key: "P-256".to_owned(),
                 not_after: 90_000,
                 days_left: 1,
                 file: "/tls/a.crt".into(),
+            }],
+            backend_certificates: vec![CertificateStatus {
+                subject: "CN=door".to_owned(),
+                issuer: "CN=ca".to_owned(),
+                key: "P-256".to_owned(),
+                days_left: 30,
+                file: "/tls/door.crt".into(),
+                ..CertificateStatus::default()
             }],
             reload: Some(ReloadStatus {
                 ok: false,
@@ -414,6 +427,8 @@ mod tests {
              \x20 of an older daemon  up\n\
              \ncertificates\n\
              \x20 a.test, *.a.test  P-256, 1 day left  signed by CN=ca  /tls/a.crt\n\
+             \ncertificates that backends are shown\n\
+             \x20 CN=door  P-256, 30 days left  signed by CN=ca  /tls/door.crt\n\
              \nno backend is left; all that take connections are used on: api"
         );
     }

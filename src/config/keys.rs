@@ -308,7 +308,8 @@ keys! {
             /// `auto` means the host of its address.
             "BACKEND_TLS_NAME", backend_tls_name: Auto<TlsName<'static>> = "auto", "", AutoOr(ServerName);
             /// The certificate that backends are shown when they demand one, with those that lead to
-            /// its root. A file that was renewed is taken up by a reload.
+            /// its root. Files that change are taken up by themselves, as those of `BACKEND_TLS_CA`
+            /// are.
             "BACKEND_TLS_CERTIFICATE", backend_tls_certificate: Option<FileSource> = "off", "", FileOrOff;
             /// Its private key in PEM, not encrypted; `off` where the same file holds both.
             "BACKEND_TLS_PRIVATE_KEY", backend_tls_private_key: Option<FileSource> = "off", "", FileOrOff;

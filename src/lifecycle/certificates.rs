@@ -1,7 +1,7 @@
 //! Certificates: renewed without a reload, and told of before they expire.
 //!
-//! Their files are looked at every few seconds, on a thread of the blocking pool. What is new
-//! becomes a generation of the same configuration and number, as with names that lead
+//! The files of those that clients are shown, and of all that TLS to backends goes by, are looked
+//! at every few seconds, on a thread of the blocking pool. What is new becomes a generation of the same configuration and number, as with names that lead
 //! elsewhere: nobody asked for it, systemd hears nothing, and connections stay as they are.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::config::{Config, FileSource};
 use crate::proxy::workers::WorkerDied;
 use crate::state::Generation;
 use crate::telemetry::events;
-use crate::tls::{Doors, Pair, Renewal, Watch};
+use crate::tls::{Clients, Doors, Pair, Renewal, Watch};
 
 /// The shortest pause between two looks at the files.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -67,7 +67,7 @@ impl Told {
 #[derive(Debug)]
 enum Stage {
     Waiting(Watch, Instant),
-    Looking(JoinHandle<(Watch, Option<Renewal>)>, Arc<Doors>, Instant),
+    Looking(JoinHandle<(Watch, Option<Renewal>)>, Before, Instant),
     /// The last look panicked, so nobody looks any more.
     Over,
 }
@@ -76,8 +76,17 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Looked {
     renewal: Option<Renewal>,
-    /// What was there when it began.
-    before: Arc<Doors>,
+    before: Before,
+}
+
+/// What was there when a look began.
+#[derive(Debug, Clone)]
+struct Before(Arc<Doors>, Arc<Clients>);
+
+impl Before {
+    fn is_of(&self, generation: &Generation) -> bool {
+        Arc::ptr_eq(&self.0, &generation.doors) && Arc::ptr_eq(&self.1, &generation.clients)
+    }
 }
 
 impl Certificates {
@@ -90,21 +99,22 @@ impl Certificates {
     pub(super) async fn looked(&mut self, generation: &Generation) -> Looked {
         loop {
             match &mut self.stage {
-                Stage::Waiting(_, _) if generation.doors.is_empty() => pending().await,
+                Stage::Waiting(_, _) if generation.doors.is_empty() && generation.clients.is_empty() => pending().await,
                 Stage::Waiting(watch, until) => {
                     sleep_until(*until).await;
                     let mut watch = std::mem::take(watch);
-                    let (config, doors) = (Arc::clone(&generation.config), Arc::clone(&generation.doors));
-                    let before = Arc::clone(&doors);
+                    let config = Arc::clone(&generation.config);
+                    let before = Before(Arc::clone(&generation.doors), Arc::clone(&generation.clients));
+                    let Before(doors, clients) = before.clone();
                     let look = tokio::task::spawn_blocking(move || {
-                        let renewal = watch.look(&config, &doors);
+                        let renewal = watch.look(&config, &doors, &clients);
                         (watch, renewal)
                     });
                     self.stage = Stage::Looking(look, before, Instant::now());
                 }
                 Stage::Looking(look, before, began) => {
                     let looked = look.await;
-                    let (before, pause) = (Arc::clone(before), PAUSE.max(began.elapsed().saturating_mul(SHARE)));
+                    let (before, pause) = (before.clone(), PAUSE.max(began.elapsed().saturating_mul(SHARE)));
                     let Ok((watch, renewal)) = looked else {
                         self.stage = Stage::Over;
                         continue;
@@ -126,10 +136,12 @@ impl Certificates {
 
     /// Tells of each certificate that expires soon or has, once a day; not of those that were
     /// obtained, whose renewal is `acme`'s to tell of.
-    fn tell(&mut self, doors: &Doors) {
+    fn tell(&mut self, generation: &Generation) {
         let now = unix_now();
-        self.told.0.retain(|path, _| doors.named().any(|pair| pair.certificate == *path));
-        for pair in doors.named() {
+        let of_backends = generation.clients.identities().map(|pair| &**pair);
+        let pairs: Vec<&Pair> = generation.doors.named().chain(of_backends).collect();
+        self.told.0.retain(|path, _| pairs.iter().any(|pair| pair.certificate == *path));
+        for pair in pairs {
             if !self.told.admits(&pair.certificate, pair.facts.not_after, now) {
                 continue;
             }
@@ -147,19 +159,32 @@ impl Daemon {
     /// Has new connections meet the certificates that are new.
     pub(super) async fn certificates_looked(&mut self, looked: Looked) -> Result<(), WorkerDied> {
         let Looked { renewal, before } = looked;
-        if !Arc::ptr_eq(&before, &self.generation.doors) {
+        if !before.is_of(&self.generation) {
             // A reload was faster; what was found may be older than what it brought.
             self.certificates.forget();
-        } else if let Some(Renewal { doors, changed, renewed, faults }) = renewal {
+        } else if let Some(Renewal { doors, changed, clients, renewed, faults }) = renewal {
             for error in faults {
                 warn!(message_id = events::CERTIFICATE_NOT_RENEWED, error, "certificate not renewed");
             }
-            if changed {
-                renewed.iter().for_each(|pair| tell_of_renewed(pair));
-                self.take_up(self.generation.renewed(doors)).await?;
+            let doors = changed.then_some(doors);
+            let before = Arc::clone(&self.generation);
+            let next = match clients {
+                Some(clients) => {
+                    let next = self.generation.trusting(clients, &self.resolver.directory(), &self.departed);
+                    Some(match doors {
+                        Some(doors) => next.with_doors(doors),
+                        None => next,
+                    })
+                }
+                None => doors.map(|doors| self.generation.renewed(doors)),
+            };
+            if let Some(next) = next {
+                self.take_up(next).await?;
             }
+            renewed.iter().for_each(|pair| tell_of_renewed(pair));
+            tell_of_backends(&before, &self.generation);
         }
-        self.certificates.tell(&self.generation.doors);
+        self.certificates.tell(&self.generation);
         Ok(())
     }
 
@@ -171,27 +196,41 @@ impl Daemon {
             info!(credentials, "credentials are those of the start; only a restart changes them");
         }
         self.certificates.told.0.clear();
-        self.certificates.tell(&self.generation.doors);
+        self.certificates.tell(&self.generation);
     }
 
-    /// The certificates that serve.
+    /// The certificates that clients are shown.
     pub(super) fn certificates(&self) -> Vec<CertificateStatus> {
-        let now = unix_now();
-        let status = |pair: &Pair| CertificateStatus {
-            names: pair
-                .facts
-                .names
-                .iter()
-                .cloned()
-                .chain(pair.facts.addresses.iter().map(ToString::to_string))
-                .collect(),
-            issuer: pair.facts.issuer.clone(),
-            key: pair.facts.key.clone(),
-            not_after: pair.facts.not_after,
-            days_left: pair.facts.days_left(now),
-            file: pair.certificate.clone(),
-        };
         self.generation.doors.pairs().map(status).collect()
+    }
+
+    /// Those that backends are shown.
+    pub(super) fn backend_certificates(&self) -> Vec<CertificateStatus> {
+        self.generation.clients.identities().map(|pair| status(pair)).collect()
+    }
+}
+
+fn status(pair: &Pair) -> CertificateStatus {
+    let facts = &pair.facts;
+    let names = facts.names.iter().cloned().chain(facts.addresses.iter().map(ToString::to_string));
+    CertificateStatus {
+        subject: facts.subject.clone(),
+        names: names.collect(),
+        issuer: facts.issuer.clone(),
+        key: facts.key.clone(),
+        not_after: facts.not_after,
+        days_left: facts.days_left(unix_now()),
+        file: pair.certificate.clone(),
+    }
+}
+
+/// Tells which routes go by other files towards their backends than before.
+fn tell_of_backends(before: &Generation, after: &Generation) {
+    let routes = after.routes().iter().enumerate();
+    let changed = routes.filter(|(at, _)| !after.clients.is_as(&before.clients, *at));
+    let routes = list(changed.map(|(_, route)| &*route.name));
+    if !routes.is_empty() {
+        info!(message_id = events::BACKEND_TLS_RENEWED, routes, "files of TLS to backends taken up");
     }
 }
 

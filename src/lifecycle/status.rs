@@ -124,6 +124,7 @@ impl Daemon {
             backends: backends.collect(),
             failing_open,
             certificates: self.certificates(),
+            backend_certificates: self.backend_certificates(),
             automatic: self.certificate_status(),
             log_dropped: self.log.dropped(),
             reload: self.reload.last().cloned(),

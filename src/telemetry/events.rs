@@ -77,6 +77,8 @@ events! {
     CERTIFICATE_RENEWED = "000c87a9371840e795486766428bd88c" ["names" "file" "days"];
     /// The files of a certificate have changed and can't be used; the old one stays.
     CERTIFICATE_NOT_RENEWED = "21dc649c4d5a43a1a27bab022f2246ef" ["error"];
+    /// Files have changed by which backends are verified, or which they are shown.
+    BACKEND_TLS_RENEWED = "5ee96a09ff4bcd14f1b91103ab870fd1" ["routes"];
     /// A certificate expires within 14 days.
     CERTIFICATE_EXPIRES = "5e69ed2782f24491a2568b593e429295" ["names" "file" "days"];
     /// A certificate has expired and is shown all the same.

@@ -4,28 +4,22 @@
 //! a reload: endpoints are known by it, so their connections and sessions stay good. One
 //! whose files did change is another one, and what was verified by the old one carries no
 //! further request.
+//!
+//! Files that change while the daemon serves are taken up as those of certificates are that
+//! clients are shown ([`super::watch`]): what can't be used leaves what was there before. The
+//! authorities of the host are read with the configuration only.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::sign::SingleCertAndKey;
-use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::ClientConfig;
 
+use super::facts;
 use super::load::now;
 use super::pair::{Fault, Pair};
-use super::{crypto, pem};
-use crate::config::{self, BackendTls, Config, FileSource, Origin, Problem, Problems};
-
-/// What is spoken inside, where that is HTTP.
-///
-/// Source: RFC 7301 §6.
-const HTTP1: &[u8] = b"http/1.1";
+use super::trust::{self, Authorities, Trust};
+use crate::config::{BackendTls, Config, FileSource, Origin, Problem, Problems};
 
 /// The clients of a configuration.
 #[derive(Debug, Default)]
@@ -43,17 +37,6 @@ struct Client {
     http: bool,
     config: Arc<ClientConfig>,
 }
-
-/// Who vouches for backends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Trust {
-    /// These certificates' owners.
-    Authorities(Authorities),
-    /// Nobody.
-    Anybody,
-}
-
-type Authorities = Arc<[CertificateDer<'static>]>;
 
 impl Client {
     fn is(&self, trust: &Trust, identity: Option<&Arc<Pair>>, http: bool) -> bool {
@@ -75,6 +58,22 @@ impl Clients {
         Clients::load_with(config, past, true)
     }
 
+    /// Reads the files anew from which these were loaded. What can't be used of them is kept
+    /// as it is, route by route, and nothing that is valid at `now` makes room for what is not.
+    pub(super) fn renew(&self, config: &Config, now: i64) -> Renewed {
+        let mut reader = Reader::new(config, Some(self), true);
+        reader.serving = Some((self, now));
+        let clients = reader.each(config);
+        let faults = reader.problems.iter().map(|problem| format!("{}: {}", problem.origin, problem.message));
+        let clients = Clients { by_route: clients, warnings: self.warnings.clone() };
+        let identities = clients.identities().filter(|pair| !self.identities().any(|known| known.same(pair)));
+        Renewed {
+            faults: faults.collect(),
+            identities: identities.cloned().collect(),
+            clients: (!clients.same(self)).then_some(clients),
+        }
+    }
+
     /// The same, to see what is wrong: by somebody who may not see the service's credentials.
     ///
     /// # Errors
@@ -84,17 +83,8 @@ impl Clients {
     }
 
     fn load_with(config: &Config, past: Option<&Clients>, serves: bool) -> Result<Clients, Problems> {
-        let mut reader = Reader {
-            credentials: config.credentials.as_deref(),
-            serves,
-            authorities: HashMap::new(),
-            identities: HashMap::new(),
-            known: past.map(Clients::each).unwrap_or_default(),
-            problems: Problems::default(),
-            warnings: Vec::new(),
-        };
-        let client = |route| BackendTls::of(config, route).and_then(|tls| reader.client(&tls));
-        let by_route = config.routes.iter().map(client).collect();
+        let mut reader = Reader::new(config, past, serves);
+        let by_route = reader.each(config);
         let Reader { problems, warnings, .. } = reader;
         if problems.is_empty() { Ok(Clients { by_route, warnings }) } else { Err(problems) }
     }
@@ -111,6 +101,37 @@ impl Clients {
         &self.warnings
     }
 
+    /// Whether no backend is spoken to over TLS.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_route.iter().all(Option::is_none)
+    }
+
+    /// The certificates that backends are shown, each once.
+    pub fn identities(&self) -> impl Iterator<Item = &Arc<Pair>> {
+        let mut seen: Vec<&Arc<Pair>> = Vec::new();
+        let each = self.by_route.iter().flatten().filter_map(|client| client.identity.as_ref());
+        each.filter(move |pair| {
+            let is_new = !seen.iter().any(|known| Arc::ptr_eq(known, pair) || known.same(pair));
+            seen.extend(is_new.then_some(*pair));
+            is_new
+        })
+    }
+
+    /// Whether a route, by its place among all, goes by the same as in `other`.
+    #[must_use]
+    pub fn is_as(&self, other: &Clients, route: usize) -> bool {
+        match (self.of_route(route), other.of_route(route)) {
+            (Some(mine), Some(other)) => Arc::ptr_eq(mine, other),
+            (mine, other) => mine.is_none() && other.is_none(),
+        }
+    }
+
+    fn same(&self, other: &Clients) -> bool {
+        let routes = self.by_route.len();
+        routes == other.by_route.len() && (0..routes).all(|route| self.is_as(other, route))
+    }
+
     fn each(&self) -> Vec<Arc<Client>> {
         let mut each: Vec<Arc<Client>> = Vec::new();
         for client in self.by_route.iter().flatten() {
@@ -122,11 +143,34 @@ impl Clients {
     }
 }
 
+/// What a look at changed files has led to.
+#[derive(Debug, Default)]
+pub(super) struct Renewed {
+    /// The clients from now on; none if nothing has changed.
+    pub(super) clients: Option<Clients>,
+    /// The certificates that are new.
+    pub(super) identities: Vec<Arc<Pair>>,
+    /// What is wrong with the files, so that what was there before stays.
+    pub(super) faults: Vec<String>,
+}
+
+/// The files that `config` names for it; not those of the host.
+pub(super) fn files(config: &Config) -> impl Iterator<Item = PathBuf> {
+    let tls = config.routes.iter().filter_map(|route| BackendTls::of(config, route));
+    let sources = tls.flat_map(|tls| {
+        let authorities = tls.authorities.iter().filter(move |_| tls.verify);
+        authorities.chain(tls.certificate).chain(tls.key)
+    });
+    sources.filter_map(|source| source.path(config.credentials.as_deref()))
+}
+
 /// Reads what one route after another names, each file once. `None` where that is wrong,
 /// which is noted, or can't be seen.
 struct Reader<'a> {
     credentials: Option<&'a Path>,
     serves: bool,
+    /// While it serves, what stays where files can't be used, and the time.
+    serving: Option<(&'a Clients, i64)>,
     authorities: HashMap<&'a [FileSource], Option<Authorities>>,
     identities: HashMap<(&'a FileSource, Option<&'a FileSource>), Option<Arc<Pair>>>,
     known: Vec<Arc<Client>>,
@@ -135,9 +179,40 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn client(&mut self, tls: &BackendTls<'a>) -> Option<Arc<Client>> {
-        let identity = tls.certificate.map(|certificate| self.identity(tls, certificate));
-        let trust = if tls.verify { Trust::Authorities(self.authorities(tls)?) } else { Trust::Anybody };
+    fn new(config: &'a Config, past: Option<&Clients>, serves: bool) -> Reader<'a> {
+        Reader {
+            credentials: config.credentials.as_deref(),
+            serves,
+            serving: None,
+            authorities: HashMap::new(),
+            identities: HashMap::new(),
+            known: past.map(Clients::each).unwrap_or_default(),
+            problems: Problems::default(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The client of each route.
+    fn each(&mut self, config: &'a Config) -> Box<[Option<Arc<Client>>]> {
+        let client = |(route, of)| BackendTls::of(config, of).and_then(|tls| self.client(route, &tls));
+        config.routes.iter().enumerate().map(client).collect()
+    }
+
+    fn client(&mut self, route: usize, tls: &BackendTls<'a>) -> Option<Arc<Client>> {
+        let before = self.serving.and_then(|(before, _)| before.by_route.get(route)?.as_ref());
+        let identity = match tls.certificate {
+            Some(certificate) => {
+                let identity = self.identity(tls, certificate);
+                Some(self.better(tls, identity, before.and_then(|before| before.identity.as_ref())))
+            }
+            None => None,
+        };
+        let trust = match before.map(|before| &before.trust) {
+            Some(Trust::Authorities(host)) if tls.authorities.is_empty() => Some(Trust::Authorities(Arc::clone(host))),
+            _ if !tls.verify => Some(Trust::Anybody),
+            before => self.authorities(tls).map(Trust::Authorities).or(before.cloned()),
+        };
+        let trust = trust?;
         let identity = match identity {
             Some(identity) => Some(identity?),
             None => None,
@@ -146,7 +221,7 @@ impl<'a> Reader<'a> {
         if let Some(known) = self.known.iter().find(same) {
             return Some(Arc::clone(known));
         }
-        match assemble(&trust, identity.as_deref(), tls.http) {
+        match trust::assemble(&trust, identity.as_deref(), tls.http) {
             Ok(config) => {
                 let client = Arc::new(Client { trust, identity, http: tls.http, config: Arc::new(config) });
                 self.known.push(Arc::clone(&client));
@@ -159,6 +234,27 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Of what a certificate's files hold and the one before, what is shown.
+    fn better(
+        &mut self,
+        tls: &BackendTls<'a>,
+        identity: Option<Arc<Pair>>,
+        before: Option<&Arc<Pair>>,
+    ) -> Option<Arc<Pair>> {
+        let (Some(before), Some((_, now))) = (before, self.serving) else { return identity };
+        let Some(identity) = identity else { return Some(Arc::clone(before)) };
+        match identity.facts.invalid(now).filter(|_| before.facts.is_valid(now)) {
+            None => Some(identity),
+            Some(why) => {
+                let until = facts::day(before.facts.not_after);
+                let why =
+                    format!("`{}` {why}; the one before it serves on, until {until}", identity.certificate.display());
+                self.problems.push(tls.problem("BACKEND_TLS_CERTIFICATE", tls.certificate, why));
+                Some(Arc::clone(before))
+            }
+        }
+    }
+
     /// Who vouches for the backends of a route.
     fn authorities(&mut self, tls: &BackendTls<'a>) -> Option<Authorities> {
         if let Some(known) = self.authorities.get(tls.authorities) {
@@ -166,12 +262,12 @@ impl<'a> Reader<'a> {
         }
         let of_ca = |part: Option<&FileSource>, why| tls.problem("BACKEND_TLS_CA", part, why);
         let authorities = if tls.authorities.is_empty() {
-            of_host().map_err(|why| self.problems.push(of_ca(None, why))).ok()
+            trust::of_host().map_err(|why| self.problems.push(of_ca(None, why))).ok()
         } else {
             let mut all = Some(Vec::new());
             for file in tls.authorities {
                 let of_file = match self.path(file, of_ca) {
-                    Some(path) => in_file(&path).map_err(|why| {
+                    Some(path) => trust::in_file(&path).map_err(|why| {
                         self.problems.push(of_ca(Some(file), format!("`{}` {why}", path.display())));
                     }),
                     None => Err(()),
@@ -226,11 +322,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Where a file is; a credential is seen by the service alone.
-    fn path(
-        &mut self,
-        file: &FileSource,
-        problem: impl Fn(Option<&FileSource>, String) -> Problem,
-    ) -> Option<std::path::PathBuf> {
+    fn path(&mut self, file: &FileSource, problem: impl Fn(Option<&FileSource>, String) -> Problem) -> Option<PathBuf> {
         let path = file.path(self.credentials);
         if path.is_none() {
             if self.serves {
@@ -251,97 +343,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The certificates of a file, or what is wrong with it.
-fn in_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = config::read(path).map_err(|error| format!("can't be read: {}", config::reason(&error)))?;
-    let certificates = pem::bundle(&bytes)?;
-    match certificates.iter().position(|certificate| !is_usable(certificate)) {
-        Some(place) => Err(format!("holds a certificate that can't be used: number {}", place + 1)),
-        None => Ok(certificates),
-    }
-}
-
-/// Those whom the host trusts.
-fn of_host() -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = rustls_native_certs::load_native_certs();
-    // A host may have some that nobody can use; they are nobody's authorities then.
-    let certificates: Vec<_> = found.certs.into_iter().filter(is_usable).collect();
-    if !certificates.is_empty() {
-        return Ok(certificates);
-    }
-    let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-    Err(format!(
-        "this host trusts no authority that could vouch for backends{why}; install the package ca-certificates, or name \
-         a file as `BACKEND_TLS_CA`"
-    ))
-}
-
-fn is_usable(certificate: &CertificateDer<'static>) -> bool {
-    RootCertStore::empty().add(certificate.clone()).is_ok()
-}
-
-fn assemble(trust: &Trust, identity: Option<&Pair>, http: bool) -> Result<ClientConfig, Error> {
-    let provider = crypto::provider();
-    let builder =
-        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[&TLS13, &TLS12])?;
-    let builder = match trust {
-        Trust::Authorities(certificates) => {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(certificates.iter().cloned());
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder.with_webpki_verifier(verifier.map_err(|error| Error::General(error.to_string()))?)
-        }
-        Trust::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
-    };
-    let mut config = match identity {
-        Some(pair) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&pair.certified)))),
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = http.then(|| HTTP1.to_vec()).into_iter().collect();
-    // Each endpoint remembers its own.
-    config.resumption = Resumption::disabled();
-    Ok(config)
-}
-
-/// Takes any certificate, but not one whose key the server does not have.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -350,6 +351,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
     use tempfile::TempDir;
 
+    use super::super::trust::HTTP1;
     use super::*;
     use crate::config::Text;
 
@@ -368,13 +370,16 @@ mod tests {
     }
 
     /// In the text, `@/` stands for the folder.
-    fn load(folder: &TempDir, main: &str, routes: &[&str], past: Option<&Clients>) -> Result<Clients, String> {
+    fn configured(folder: &TempDir, main: &str, routes: &[&str]) -> Config {
         let fill = |text: &str| text.replace("@/", &format!("{}/", folder.path().display())).into_bytes();
         let text = |name: String, text: &str| Text { path: Path::new(&name).into(), bytes: fill(text) };
         let routes = routes.iter().enumerate().map(|(index, route)| text(format!("routes.d/r{index}.env"), route));
         let config = Config::assemble(Some(text("config.env".into(), main)), routes.collect(), &BTreeMap::new());
-        let config = config.unwrap_or_else(|problems| panic!("{problems}"));
-        Clients::load(&config, past).map_err(|problems| problems.to_string())
+        config.unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    fn load(folder: &TempDir, main: &str, routes: &[&str], past: Option<&Clients>) -> Result<Clients, String> {
+        Clients::load(&configured(folder, main, routes), past).map_err(|problems| problems.to_string())
     }
 
     fn same(one: &Clients, route: usize, other: &Clients, of: usize) -> bool {
@@ -417,6 +422,53 @@ mod tests {
         make(&folder, "a");
         let other = load(&folder, MAIN, &[own], Some(&renewed)).unwrap();
         assert!(!same(&other, 0, &renewed, 0) && !same(&other, 1, &renewed, 1));
+    }
+
+    #[test]
+    fn files_that_change_are_taken_up_as_far_as_they_can_be_used() {
+        let folder = folder(&["a", "b"]);
+        let own = "MATCH_PATH=/own\nBACKEND_TLS_CERTIFICATE=@/b.pem\nBACKEND_TLS_PRIVATE_KEY=@/b.key\n";
+        let (config, before) = {
+            let clients = load(&folder, MAIN, &[own], None).unwrap();
+            (configured(&folder, MAIN, &[own]), clients)
+        };
+        let unchanged = before.renew(&config, now());
+        assert!(unchanged.clients.is_none() && unchanged.faults.is_empty() && unchanged.identities.is_empty());
+        // Half of a pair.
+        make(&folder, "c");
+        fs::rename(folder.path().join("c.pem"), folder.path().join("b.pem")).unwrap();
+        let half = before.renew(&config, now());
+        assert!(half.clients.is_none(), "what was there before stays");
+        let [fault] = &half.faults[..] else { panic!("{:?}", half.faults) };
+        assert!(
+            fault.starts_with("routes.d/r0.env:3: `BACKEND_TLS_PRIVATE_KEY`: ") && fault.contains("b.key"),
+            "{fault}"
+        );
+        // The other half, beside an authority that is none.
+        fs::rename(folder.path().join("c.key"), folder.path().join("b.key")).unwrap();
+        fs::write(folder.path().join("a.pem"), "nothing").unwrap();
+        let renewed = before.renew(&config, now());
+        assert!(renewed.faults.len() == 1 && renewed.faults[0].contains("a.pem` is not PEM"), "{:?}", renewed.faults);
+        let after = renewed.clients.unwrap();
+        assert!(!after.is_as(&before, 0) && after.is_as(&before, 1));
+        assert_eq!((renewed.identities.len(), after.identities().count()), (1, 1));
+        // And an authority that is one.
+        make(&folder, "a");
+        let last = after.renew(&config, now()).clients.unwrap();
+        assert!(!last.is_as(&after, 0) && !last.is_as(&after, 1));
+        // One that has expired takes no valid one's place.
+        let after = last.identities().next().unwrap().facts.not_after + 1;
+        make(&folder, "b");
+        assert!(last.renew(&config, now()).clients.is_some() && last.renew(&config, after).clients.is_some());
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["b".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        fs::write(folder.path().join("b.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(folder.path().join("b.key"), key.serialize_pem()).unwrap();
+        let expired = last.renew(&config, now());
+        assert!(expired.clients.is_none() && expired.faults[0].contains("the one before it serves on"));
+        assert_eq!(files(&config).count(), 4);
     }
 
     #[test]

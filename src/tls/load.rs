@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::acme;
+use super::clients::Clients;
 use super::doors::Doors;
 use super::facts;
 use super::names::{Offer, covers};
@@ -54,6 +55,8 @@ pub struct Renewal {
     pub doors: Doors,
     /// Whether clients are shown anything else than before.
     pub changed: bool,
+    /// With what backends are spoken to from now on, where that has changed.
+    pub clients: Option<Clients>,
     /// The certificates that are new.
     pub renewed: Vec<Arc<Pair>>,
     /// What is wrong with the files, so that what was there before stays.
@@ -123,7 +126,8 @@ impl Doors {
         // One with another OCSP response is the same certificate.
         let mut renewed = fresh;
         renewed.retain(|pair| !before().any(|before| before.certified.cert == pair.certified.cert));
-        Ok(Renewal { doors: Doors::new(config, offers, policies, &self.keys, now)?, changed, renewed, faults })
+        let doors = Doors::new(config, offers, policies, &self.keys, now)?;
+        Ok(Renewal { doors, changed, clients: None, renewed, faults })
     }
 }
 

@@ -21,6 +21,7 @@
 //! | what an ACME server is shown | `challenges` |
 //! | what obtaining certificates takes | `acme` |
 //! | with what trust and identity backends are spoken to | `clients` |
+//! | by whom these are verified | `trust` |
 //! | what sessions are resumed by | `tickets` |
 //! | suites and groups | `crypto` |
 
@@ -41,6 +42,7 @@ mod pem;
 mod policies;
 mod sources;
 pub mod tickets;
+mod trust;
 mod watch;
 
 pub use clients::Clients;

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::clients::{self, Clients};
 use super::doors::Doors;
 use super::load::{Renewal, now};
 use super::sources;
@@ -29,13 +30,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Looks at the files that `config` names, which `doors` were made of. Gives what is new,
-    /// if anything is. It blocks, as long as the file system does.
-    pub fn look(&mut self, config: &Config, doors: &Doors) -> Option<Renewal> {
-        self.look_at(config, doors, now())
+    /// Looks at the files that `config` names, which `doors` and `clients` were made of. Gives
+    /// what is new, if anything is. It blocks, as long as the file system does.
+    pub fn look(&mut self, config: &Config, doors: &Doors, clients: &Clients) -> Option<Renewal> {
+        self.look_at(config, doors, clients, now())
     }
 
-    fn look_at(&mut self, config: &Config, doors: &Doors, now: i64) -> Option<Renewal> {
+    fn look_at(&mut self, config: &Config, doors: &Doors, clients: &Clients, now: i64) -> Option<Renewal> {
         let seen = see(config);
         let same = self.seen.as_ref() == Some(&seen);
         if same && self.fresh.is_empty() && !doors.is_outdated(now) {
@@ -43,12 +44,16 @@ impl Watch {
         }
         self.seen = Some(seen);
         let mut renewal = doors.renew(config, now).ok()?;
+        let of_backends = clients.renew(config, now);
+        renewal.faults.extend(of_backends.faults);
+        renewal.renewed.extend(of_backends.identities);
+        renewal.clients = of_backends.clients;
         let faults: BTreeSet<String> = renewal.faults.drain(..).collect();
         self.told.retain(|fault| faults.contains(fault));
         let settled = faults.iter().filter(|fault| same && self.fresh.contains(*fault));
         renewal.faults = settled.filter(|fault| self.told.insert((*fault).clone())).cloned().collect();
         self.fresh = faults.into_iter().filter(|fault| !self.told.contains(fault)).collect();
-        (renewal.changed || !renewal.faults.is_empty()).then_some(renewal)
+        (renewal.changed || renewal.clients.is_some() || !renewal.faults.is_empty()).then_some(renewal)
     }
 
     /// Reads everything at the next look.
@@ -74,7 +79,12 @@ fn see(config: &Config) -> Vec<(PathBuf, Option<Stamp>)> {
     let trusts = trusts.exact.values().chain(trusts.below.values()).chain([&trusts.anywhere]).flatten();
     let of_clients = trusts.flat_map(|trust| trust.authorities.iter().chain(trust.revoked));
     let of_clients = of_clients.filter_map(|source| source.path(config.credentials.as_deref()));
-    files.chain(of_clients).map(|path| (stamp(&path), path)).map(|(stamp, path)| (path, stamp)).collect()
+    files
+        .chain(of_clients)
+        .chain(clients::files(config))
+        .map(|path| (stamp(&path), path))
+        .map(|(stamp, path)| (path, stamp))
+        .collect()
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {
@@ -115,7 +125,7 @@ mod tests {
 
         /// Looks, takes what is new, and gives the serial numbers and what is told.
         fn look(&mut self) -> (Vec<u8>, Vec<String>) {
-            let renewal = self.watch.look_at(&self.config, &self.doors, NOW);
+            let renewal = self.watch.look_at(&self.config, &self.doors, &Clients::default(), NOW);
             let mut told = Vec::new();
             if let Some(Renewal { doors, changed, faults, .. }) = renewal {
                 told = faults.iter().map(|fault| self.folder.plain(fault)).collect();

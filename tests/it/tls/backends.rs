@@ -244,6 +244,56 @@ fn sessions_are_resumed_by_every_worker_and_after_a_reload() {
 }
 
 #[test]
+fn files_that_change_are_taken_up_without_a_reload() {
+    let (before, after, clients) = (Authority::new(), Authority::new(), Authority::new());
+    let server = Server::new("it");
+    let front = Front::before(server.address, showing(&local(&before)));
+    let old = clients.issue(&["old.test"], 1, 90);
+    let new = clients.issue(&["new.test"], 2, 60);
+    let setup = trusting(&before, &front.url());
+    let pair = [write(setup.folder(), "door.pem", &old.0), write(setup.folder(), "door.key", &old.1)];
+    let setup =
+        setup.set("BACKEND_TLS_CERTIFICATE", pair[0].display()).set("BACKEND_TLS_PRIVATE_KEY", pair[1].display());
+    // A route that is clear of all that.
+    let daemon = setup.route("other.env", "MATCH_PATH=/other\nBACKEND_ADDRESS=builtin:echo\n").start();
+    let shown = || daemon.status()["backend_certificates"].take();
+    assert_eq!(get(&mut daemon.connect()).text(), "it");
+    assert_eq!((&shown()[0]["names"][0], &shown()[0]["days_left"]), (&"old.test".into(), &90.into()));
+    let generation = daemon.status()["generation"].clone();
+
+    // The backend changes over to another authority, and to clients of one.
+    front.set(showing_to(&clients, &local(&after), &TLS13));
+    write(daemon.folder(), "ca.pem", &[&*before.pem, &after.pem].concat());
+    let told = daemon.logged("new authorities", |line| line["message"] == "files of TLS to backends taken up");
+    assert_eq!(told["routes"], "default");
+    assert_eq!(get(&mut daemon.connect()).text(), "it");
+    assert_eq!(front.seen().client, Some(der(&old.0)));
+
+    // Half a pair, and an authority that is none: told of once, and nothing changes.
+    write(daemon.folder(), "door.pem", &new.0);
+    write(daemon.folder(), "ca.pem", "nothing");
+    let not_renewed = |line: &Value| line["message"] == "certificate not renewed";
+    for part in ["door.key` is not the key of the certificate", "ca.pem` is not PEM"] {
+        daemon.logged(part, |line| not_renewed(line) && line["error"].as_str().is_some_and(|text| text.contains(part)));
+    }
+    assert_eq!(get(&mut daemon.connect()).text(), "it");
+    // The other half is taken though the authority still is none.
+    write(daemon.folder(), "door.key", &new.1);
+    let renewed = daemon.logged("a new certificate", |line| line["message"] == "certificate renewed");
+    assert_eq!(renewed["names"], "new.test");
+    assert_eq!(get(&mut daemon.connect()).text(), "it");
+    assert_eq!(front.seen().client, Some(der(&new.0)));
+    assert_eq!((&shown()[0]["names"][0], &shown()[0]["days_left"]), (&"new.test".into(), &60.into()));
+    assert_eq!(daemon.lines(not_renewed).len(), 2);
+    assert_eq!(daemon.status()["generation"], generation, "it is the same configuration");
+
+    // What the authority of before has signed is no more trusted once it is gone.
+    write(daemon.folder(), "ca.pem", &before.pem);
+    daemon.wait("it is not trusted", |_| get(&mut daemon.connect()).status() == 502);
+    assert_eq!(daemon.record_of("backend_tls_untrusted")["status"], 502);
+}
+
+#[test]
 fn a_reload_takes_up_what_the_files_hold_by_then() {
     let (before, after) = (Authority::new(), Authority::new());
     let server = Server::new("it");
