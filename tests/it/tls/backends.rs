@@ -503,6 +503,7 @@ fn check_and_explain_say_who_verifies_a_backend_and_name_what_is_wrong() {
     for part in [
         "→ https://app.test:443\n      over TLS, verified as `inside.test` by ca.pem; shown own.crt\n",
         "      over TLS, verified by nobody (BACKEND_TLS_VERIFY=off); shown own.crt\n",
+        "\ncertificates that backends are shown\n  door.test  P-256, 90 days left  signed by CN=authority  own.crt\n",
         "warning: routes.d/any.env:2: with `BACKEND_TLS_VERIFY=off` route any takes anybody for `https://app.test:443`",
     ] {
         assert!(said.contains(part), "{part}\n{said}");

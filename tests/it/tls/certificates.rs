@@ -1,6 +1,7 @@
 //! Certificates and keys: what check, start and reload say of them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use super::issued::{self, Authority};
 use crate::config::{doorward, folder, problems, stderr, stdout};
@@ -82,6 +83,47 @@ fn check_says_what_is_wrong_with_certificates_or_what_they_are_for() {
     assert_eq!(output.status.code(), Some(78));
     let missing = "`x.crt` is no path, and the service manager has passed no such credential (`LoadCredential=`)";
     assert!(stderr(&output).contains(missing), "{output:?}");
+}
+
+#[test]
+fn check_names_chains_in_disorder_keys_for_everybody_and_hosts_without_a_certificate() {
+    let folder = folder(&[("routes.d/10-a.env", "")]);
+    let (path, authority) = (folder.path(), Authority::new());
+    let here = path.display().to_string();
+    let pair = authority.issue(&["a.example"], 1, 1);
+    let mode = |name: &str, mode| fs::set_permissions(path.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    let check = |status| {
+        let output = doorward(path, &[], &["check", "--config", "config.env"]);
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        let said = if status == 0 { stdout(&output) } else { stderr(&output) };
+        said.replace(&format!("{here}/"), "")
+    };
+    issued::write(path, "a", &pair);
+    mode("a.key", 0o640);
+    fs::write(path.join("config.env"), "").unwrap();
+    let route = format!("MATCH_HOST=a.example,b.example\nTLS_CERTIFICATE={here}/a.crt\nTLS_PRIVATE_KEY={here}/a.key\n");
+    fs::write(path.join("routes.d/10-a.env"), route).unwrap();
+    let said = check(0);
+    assert!(said.contains("\ncertificates\n  a.example  P-256, 1 day left  signed by CN=authority  a.crt\n"), "{said}");
+    let warnings: Vec<&str> = said.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert_eq!(
+        warnings,
+        ["warning: routes.d/10-a.env:2: `TLS_CERTIFICATE`: no certificate of this route is for b.example"]
+    );
+    // What leads to the root is told in its order.
+    fs::write(path.join("a.crt"), [&*pair.0, &authority.pem].concat()).unwrap();
+    assert!(check(0).contains("signed by CN=authority  a.crt"));
+    mode("a.key", 0o644);
+    assert!(check(0).contains("`a.key` can be read by everybody (mode 0644); `chmod o-r` it\n"));
+    mode("a.key", 0o662);
+    assert!(check(78).contains("`TLS_PRIVATE_KEY`: `a.key` can be written by everybody (mode 0662); `chmod o-rwx` it"));
+    mode("a.key", 0o640);
+    fs::write(path.join("a.crt"), [&*authority.pem, &pair.0].concat()).unwrap();
+    let disorder = "`a.crt` is in the wrong order: the certificate of the key comes first, and it is number 2";
+    assert!(check(78).contains(disorder));
+    fs::write(path.join("a.crt"), [&*pair.0, &Authority::new().issue(&["other"], 2, 1).0].concat()).unwrap();
+    let stray = "`a.crt` holds a certificate that does not belong: number 2 (CN=leaf) did not sign the one before it";
+    assert!(check(78).contains(stray));
 }
 
 #[test]
