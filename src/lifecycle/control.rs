@@ -39,6 +39,7 @@ use crate::config::{Auto, Daemon as Settings, ListenAddress, LogFormat, Request}
 use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::{Departed, Generation};
 use crate::telemetry::{Log, events};
+use crate::tls;
 use crate::transport::listeners::SocketFile;
 
 /// How often the status line is worked out.
@@ -216,7 +217,7 @@ impl Daemon {
     fn tick(&mut self, notifier: &mut Notifier) {
         self.ledger.second(&self.generation, self.workers.millis());
         self.look_at_backends();
-        self.tickets.keep(!self.generation.doors.is_empty(), notifier);
+        self.tickets.keep(!self.generation.doors.is_empty(), tls::tickets::now(), notifier);
         self.pulse.take(self.workers.snapshot());
         let line = self.live_line();
         notifier.status(&line);

@@ -194,9 +194,12 @@ fn micros(duration: Duration) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::io::IoSliceMut;
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::net::SocketAddr;
+
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
     use super::*;
 
@@ -206,10 +209,22 @@ mod tests {
         Notifier::open(&BTreeMap::from([("NOTIFY_SOCKET".into(), name.into())]))
     }
 
-    fn heard(manager: &UnixDatagram) -> Option<String> {
+    /// The next message that a manager has got, which need not wait, and what came with it.
+    pub fn heard(manager: &UnixDatagram) -> Option<(String, Option<OwnedFd>)> {
         let mut bytes = [0; 4096];
-        let length = manager.recv(&mut bytes).ok()?;
-        Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut beside = RecvAncillaryBuffer::new(&mut room);
+        let text = &mut [IoSliceMut::new(&mut bytes)];
+        let length = recvmsg(manager, text, &mut beside, RecvFlags::CMSG_CLOEXEC).ok()?.bytes;
+        let descriptor = beside.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        Some((String::from_utf8_lossy(&bytes[..length]).into_owned(), descriptor))
+    }
+
+    fn text(manager: &UnixDatagram) -> Option<String> {
+        heard(manager).map(|(text, _)| text)
     }
 
     #[test]
@@ -229,7 +244,7 @@ mod tests {
         manager.set_nonblocking(true)?;
         let mut notifier = open(OsStr::new(&format!("@{name}")))?;
         notifier.ready("serving");
-        assert_eq!(heard(&manager).as_deref(), Some("READY=1\nSTATUS=serving\n"));
+        assert_eq!(text(&manager).as_deref(), Some("READY=1\nSTATUS=serving\n"));
         Ok(())
     }
 
@@ -245,7 +260,7 @@ mod tests {
         let manager = UnixDatagram::bind(&path)?;
         manager.set_nonblocking(true)?;
         open(path.as_os_str())?.reloading();
-        let message = heard(&manager).ok_or("nothing heard")?;
+        let message = text(&manager).ok_or("nothing heard")?;
         let mut lines = message.lines();
         assert_eq!(lines.next(), Some("RELOADING=1"));
         let time = lines.next().and_then(|line| line.strip_prefix("MONOTONIC_USEC="));
@@ -262,8 +277,8 @@ mod tests {
         let mut notifier = open(path.as_os_str())?;
         notifier.status("one\nREADY=1");
         notifier.status("one\nREADY=1");
-        assert_eq!(heard(&manager).as_deref(), Some("STATUS=one READY=1\n"));
-        assert_eq!(heard(&manager), None);
+        assert_eq!(text(&manager).as_deref(), Some("STATUS=one READY=1\n"));
+        assert_eq!(text(&manager), None);
         Ok(())
     }
 
@@ -284,13 +299,42 @@ mod tests {
         notifier.status("not queued behind the others");
         let mut last = None;
         for _ in 0..queued + 2 {
-            let Some(message) = heard(&manager) else {
+            let Some(message) = text(&manager) else {
                 break;
             };
             last = Some(message);
             notifier.flush();
         }
         assert_eq!(last.as_deref(), Some("STOPPING=1\nEXTEND_TIMEOUT_USEC=1000000\nSTATUS=draining\n"));
+        Ok(())
+    }
+
+    #[test]
+    fn a_descriptor_that_has_to_wait_comes_with_its_message() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path)?;
+        manager.set_nonblocking(true)?;
+        let mut notifier = open(path.as_os_str())?;
+        while notifier.kept.is_empty() {
+            notifier.watchdog();
+        }
+        let (ours, theirs) = UnixDatagram::pair()?;
+        ours.send(b"kept")?;
+        notifier.store("thing", theirs.into());
+        notifier.watchdog();
+        let mut all = Vec::new();
+        while let Some(one) = heard(&manager) {
+            all.push(one);
+            notifier.flush();
+        }
+        let with: Vec<_> = all.iter().filter(|(_, descriptor)| descriptor.is_some()).collect();
+        let [(message, Some(descriptor))] = &with[..] else { return Err("not one descriptor".into()) };
+        assert_eq!(message, "FDSTORE=1\nFDNAME=thing\nFDPOLL=0\n");
+        let mut bytes = [0; 8];
+        assert_eq!(UnixDatagram::from(descriptor.try_clone()?).recv(&mut bytes)?, 4);
+        let before = all.iter().position(|(text, _)| text == "FDSTOREREMOVE=1\nFDNAME=thing\n");
+        assert_eq!(before, all.iter().position(|(_, descriptor)| descriptor.is_some()).map(|at| at - 1));
         Ok(())
     }
 }

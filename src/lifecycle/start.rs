@@ -127,7 +127,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let Parts { request, mut passed, config, signals, log } = parts;
     let began = Instant::now();
     let config = config.map_err(Refusal::Configuration)?;
-    let tickets = Tickets::recover(passed.as_mut().ok().and_then(|passed| passed.ticket_keys.take()));
+    let left = passed.as_mut().ok().and_then(|passed| passed.ticket_keys.take());
+    let tickets = Tickets::recover(left, tls::tickets::now());
     let loaded = Problems::join(tls::Doors::load(&config, tickets.keys(), None), tls::Clients::load(&config, None));
     let (certificates, clients) = loaded.map_err(Refusal::Configuration)?;
     let doors = Doors::open(passed?, &config, &request.environment)?;
@@ -202,7 +203,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     daemon.watch_certificates(&config);
     daemon.acme.know(kept);
     daemon.tell_of_certificates();
-    daemon.tickets.keep(!daemon.generation.doors.is_empty(), notifier);
+    daemon.tickets.keep(!daemon.generation.doors.is_empty(), tls::tickets::now(), notifier);
     notifier.ready(&daemon.live_line());
     info!(message_id = events::READY, workers = threads, "ready");
     if !notifier.connected() && io::stderr().is_terminal() {

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use super::notify::Notifier;
 use crate::telemetry::events;
 use crate::tls::TicketKeys;
-use crate::tls::tickets::{BYTES_MOST, now};
+use crate::tls::tickets::BYTES_MOST;
 use crate::transport::listeners::{Left, TICKET_KEYS};
 
 /// The keys of tickets, and what the service manager has of them.
@@ -43,11 +43,11 @@ enum Stored {
 }
 
 impl Tickets {
-    /// Goes on with the keys that an earlier process has left, or makes new ones.
-    pub(super) fn recover(left: Option<Left>) -> Tickets {
+    /// Goes on at `now` with the keys that an earlier process has left, or makes new ones.
+    pub(super) fn recover(left: Option<Left>, now: u64) -> Tickets {
         let keys = left.map(|left| {
             let bytes = look(&left?)?;
-            TicketKeys::from_bytes(&bytes, now()).map_err(|error| error.to_string())
+            TicketKeys::from_bytes(&bytes, now).map_err(|error| error.to_string())
         });
         let (keys, stored) = match keys {
             None => (TicketKeys::default(), Stored::Nothing),
@@ -59,7 +59,7 @@ impl Tickets {
         };
         debug!(recovered = stored == Stored::These, "ticket keys are there");
         let mut tickets = Tickets { keys: Arc::new(keys), stored };
-        tickets.rotate();
+        tickets.rotate(now);
         tickets
     }
 
@@ -67,10 +67,10 @@ impl Tickets {
         &self.keys
     }
 
-    /// Makes new keys when they are due, and leaves to the service manager what a next process
-    /// is to have: nothing unless they are `needed`.
-    pub(super) fn keep(&mut self, needed: bool, notifier: &mut Notifier) {
-        self.rotate();
+    /// Makes new keys when they are due at `now`, and leaves to the service manager what a next
+    /// process is to have: nothing unless they are `needed`.
+    pub(super) fn keep(&mut self, needed: bool, now: u64, notifier: &mut Notifier) {
+        self.rotate(now);
         match self.stored {
             Stored::Nothing | Stored::Other if needed => match parcel(&self.keys.to_bytes()) {
                 Ok(parcel) => {
@@ -88,8 +88,8 @@ impl Tickets {
         }
     }
 
-    fn rotate(&mut self) {
-        match self.keys.rotate(now()) {
+    fn rotate(&mut self, now: u64) {
+        match self.keys.rotate(now) {
             Ok(true) => {
                 debug!("ticket keys are new");
                 if self.stored == Stored::These {
@@ -129,17 +129,33 @@ fn look(parcel: &UnixDatagram) -> Result<Zeroizing<Vec<u8>>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::lifecycle::notify::tests::heard;
+    use crate::tls::tickets::SEALS;
+
+    /// A service manager, and the line to it.
+    fn manager() -> (TempDir, UnixDatagram, Notifier) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        let notifier = Notifier::open(&BTreeMap::from([("NOTIFY_SOCKET".into(), path.into())])).unwrap();
+        (folder, manager, notifier)
+    }
 
     /// What a process has that finds `parcel`, and what it leaves.
     fn recovered(parcel: &UnixDatagram) -> (Zeroizing<Vec<u8>>, Stored) {
-        let tickets = Tickets::recover(Some(Ok(parcel.try_clone().unwrap())));
+        let tickets = Tickets::recover(Some(Ok(parcel.try_clone().unwrap())), 100);
         (tickets.keys.to_bytes(), tickets.stored)
     }
 
     #[test]
     fn what_is_left_is_there_for_each_process_that_comes() {
-        let first = Tickets::recover(None);
+        let first = Tickets::recover(None, 100);
         assert_eq!(first.stored, Stored::Nothing);
         let left = parcel(&first.keys.to_bytes()).unwrap();
         for _ in 0..3 {
@@ -152,7 +168,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("named");
         let named = UnixDatagram::bind(&path).unwrap();
-        let keys = Tickets::recover(None).keys.to_bytes();
+        let keys = Tickets::recover(None, 100).keys.to_bytes();
         UnixDatagram::unbound().unwrap().send_to(&keys, &path).unwrap();
         let empty = UnixDatagram::pair().unwrap().0;
         for parcel in [parcel(&keys[..keys.len() - 1]).unwrap(), parcel(&[b'x'; 100_000]).unwrap(), named, empty] {
@@ -160,6 +176,30 @@ mod tests {
             assert!(!other.is_empty() && other != keys);
             assert_eq!(stored, Stored::Other);
         }
-        assert_eq!(Tickets::recover(Some(Err("no such socket".into()))).stored, Stored::Other);
+        assert_eq!(Tickets::recover(Some(Err("no such socket".into())), 100).stored, Stored::Other);
+    }
+
+    #[test]
+    fn new_keys_take_the_place_of_old_ones_and_all_go_when_nobody_needs_them() {
+        const FORGET: &str = "FDSTOREREMOVE=1\nFDNAME=ticket-keys\n";
+        const STORE: &str = "FDSTORE=1\nFDNAME=ticket-keys\nFDPOLL=0\n";
+        let (_folder, manager, mut notifier) = manager();
+        let mut tickets = Tickets::recover(None, 100);
+        let mut keep = |needed, now| {
+            tickets.keep(needed, now, &mut notifier);
+            let heard: Vec<_> = std::iter::from_fn(|| heard(&manager)).collect();
+            let stored = heard.iter().find_map(|(_, descriptor)| descriptor.as_ref());
+            let bytes = stored.map(|stored| look(&stored.try_clone().unwrap().into()).unwrap());
+            (heard.into_iter().map(|(text, _)| text).collect::<Vec<_>>(), bytes, tickets.keys.to_bytes())
+        };
+        assert_eq!(keep(false, 100).0, [""; 0]);
+        let (heard, stored, first) = keep(true, 200);
+        assert_eq!((&heard[..], stored.as_ref()), (&[FORGET.to_owned(), STORE.to_owned()][..], Some(&first)));
+        assert_eq!(keep(true, 99 + SEALS).0, [""; 0]);
+        let (heard, stored, second) = keep(true, 100 + SEALS);
+        assert_eq!((heard.len(), stored.as_ref()), (2, Some(&second)));
+        assert!(second.len() > first.len(), "the one before still opens");
+        assert_eq!(keep(false, 101 + SEALS).0, [FORGET]);
+        assert_eq!(keep(false, 102 + SEALS).0, [""; 0]);
     }
 }

@@ -4,9 +4,9 @@
 //! was recorded of a session of TLS 1.2, and can pass for the server where a client resumes
 //! one of TLS 1.3 (which makes a new key exchange each time, so what was recorded stays
 //! secret). So keys don't live long: one seals for [`SEALS`] and opens for [`OPENS`], then it
-//! is overwritten. That is what rustls' own tickets do, and what RFC 9325 §3.4 asks for: keys
-//! that change, and tickets of no more than half their keys' life or little more; RFC 8446
-//! §4.6.1 allows seven days.
+//! is overwritten. That is what rustls' own tickets do; RFC 9325 §3.4 asks for keys that change
+//! regularly, once a week say, and tickets that live half as long, and RFC 8446 §4.6.1 allows a
+//! ticket seven days.
 //!
 //! Unlike those, the keys can be taken out ([`TicketKeys::to_bytes`]) and given to the next
 //! process. Age is counted by the clock that runs since the host has booted: it can't be set,
