@@ -6,6 +6,7 @@
 //! each question on as a [`Question`] and waits for the answer, so the control
 //! loop stays the only place where anything happens.
 
+pub mod guests;
 pub mod protocol;
 mod server;
 

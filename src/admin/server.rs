@@ -13,9 +13,10 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tokio::time::timeout;
+use tracing::debug;
 
+use super::guests::receive;
 use super::protocol::{Answer, Command, MAX_LINE};
 
 /// Connections served at once.
@@ -23,9 +24,6 @@ const MAX_CLIENTS: usize = 8;
 
 /// How long a client may be silent, or leave an answer unread.
 const IDLE: Duration = Duration::from_secs(10);
-
-/// Pause after a failed `accept`, such as one without descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A command on its way to the control loop, and where its answer goes.
 #[derive(Debug)]
@@ -43,32 +41,20 @@ pub struct Question {
 pub async fn serve(socket: StdUnixListener, questions: mpsc::Sender<Question>) -> io::Result<()> {
     let listener = UnixListener::from_std(socket)?;
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = questions.closed() => return Ok(()),
-        };
-        let mut client = match accepted {
-            Ok((client, _)) => client,
-            Err(error) => {
-                warn!(%error, "admin socket can't accept");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            // A fresh socket takes one short line without blocking, or it is lost.
-            let _ = client.try_write(&line(&Answer::refused("too many admin connections")));
-            continue;
-        };
+    let full = line(&Answer::refused("too many admin connections"));
+    let serve = |mut client| {
         let questions = questions.clone();
-        tokio::spawn(async move {
+        async move {
             if let Err(error) = converse(&mut client, &questions).await {
                 debug!(%error, "admin connection ended");
             }
-            drop(place);
-        });
+        }
+    };
+    tokio::select! {
+        () = receive(listener, places, "admin socket", &full, serve) => {}
+        () = questions.closed() => {}
     }
+    Ok(())
 }
 
 /// Answers the lines of one client, one after the other.

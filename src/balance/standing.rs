@@ -54,7 +54,7 @@ pub enum State {
 impl State {
     /// The word for it in log and status.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             State::Down => "down",
             State::Failing => "failing",

@@ -8,6 +8,7 @@ use clap::CommandFactory;
 
 use super::{Cli, Shell, docs, man, say};
 use crate::config::KEYS;
+use crate::lifecycle;
 
 /// Prints the completions of a shell.
 ///
@@ -58,6 +59,7 @@ pub fn generate(dir: &Path) -> anyhow::Result<ExitCode> {
     let files = [
         ("config.env", docs::config_env().into_bytes()),
         ("keys.md", docs::markdown().into_bytes()),
+        ("metrics.md", lifecycle::metrics_table().into_bytes()),
         ("doorward.env.5", docs::manual().into_bytes()),
         ("doorward.8", man::doorward()?.into_bytes()),
         ("doorward.bash", script(Shell::Bash)),

@@ -139,7 +139,8 @@ const LISTS: &[List] = &[
             (
                 "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
                 "Sockets that systemd passes, see sd_listen_fds(3). The one named `admin` takes `reload` and \
-                 `status`; on those named `https` clients speak TLS; `metrics` and `status` are reserved; \
+                 `status`; on those named `https` clients speak TLS; those named `metrics` are for \
+                 Prometheus; `status` is reserved; \
                  `ticket-keys` is what an earlier process has left; every other name is a listener.",
             ),
             ("NOTIFY_SOCKET, WATCHDOG_USEC", "As in sd_notify(3) and sd_watchdog_enabled(3)."),
@@ -155,6 +156,10 @@ const LISTS: &[List] = &[
             ("/var/lib/doorward-NAME/acme/", "The same for an instance."),
             ("/run/doorward/admin.sock", "Admin socket, for root and the group doorward-admin."),
             ("/run/doorward-NAME/admin.sock", "The same for an instance."),
+            (
+                "/run/doorward-NAME/metrics.sock",
+                "Metrics of an instance, once `doorward-metrics@NAME.socket` is enabled.",
+            ),
             ("/run/doorward-NAME/http.sock", "Where an instance listens until a drop-in says otherwise."),
         ],
     ),
@@ -166,6 +171,8 @@ const NOTES: &[&str] = &[
     "For TLS there is `doorward-https.socket` (port 443), which is not enabled: `systemctl enable \
      doorward-https.socket`, then `systemctl restart doorward.service`. Without systemd, `PROXY_TLS_ADDRESS` says where \
      TLS is spoken.",
+    "For metrics there is `doorward-metrics.socket` (127.0.0.1, port 9180, path `/metrics`), which is not enabled either; it \
+     comes and goes with the service. Without systemd, `METRICS_ADDRESS` says where they are had.",
     "TLS sessions are resumed by tickets, which a restart, a crash or an upgrade does not end: systemd keeps their \
      keys in its descriptor store (`FileDescriptorStoreMax=`, `ticket-keys`), in memory and never in a file. A key seals \
      tickets for six hours and opens them for twelve; who steals one can read what was recorded of sessions of TLS 1.2 \

@@ -39,6 +39,14 @@ impl fmt::Display for ListenAddress {
 }
 
 impl ListenAddress {
+    /// Whether one is the other, or means every address and the other one of them.
+    pub fn overlaps(&self, other: &ListenAddress) -> bool {
+        let (ListenAddress::Tcp(mine), ListenAddress::Tcp(theirs)) = (self, other) else { return self == other };
+        let wide = mine.ip().is_unspecified() || theirs.ip().is_unspecified();
+        let same = mine.port() == theirs.port() && mine.is_ipv4() == theirs.is_ipv4();
+        mine.port() != 0 && same && (wide || mine.ip() == theirs.ip())
+    }
+
     /// Whether both can't be bound at once; port 0 means a port of the kernel's choice.
     pub fn clashes(&self, other: &ListenAddress) -> bool {
         match self {
@@ -420,6 +428,25 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_overlap_where_the_kernel_would_refuse_the_second() {
+        let listen = |text| Listen.parse(text).unwrap();
+        for (one, other, overlap) in [
+            ("127.0.0.1:9", "127.0.0.1:9", true),
+            ("127.0.0.1:9", "0.0.0.0:9", true),
+            ("0.0.0.0:9", "127.0.0.1:9", true),
+            ("[::]:9", "[::1]:9", true),
+            ("127.0.0.1:9", "127.0.0.2:9", false),
+            ("127.0.0.1:9", "127.0.0.1:10", false),
+            ("0.0.0.0:9", "[::]:9", false),
+            ("0.0.0.0:0", "127.0.0.1:0", false),
+            ("unix:/run/a", "unix:/run/a", true),
+            ("unix:/run/a", "unix:/run/b", false),
+        ] {
+            assert_eq!(listen(one).overlaps(&listen(other)), overlap, "{one} {other}");
+        }
+    }
 
     #[test]
     fn a_backend_has_one_identity_however_it_is_written() {

@@ -69,13 +69,21 @@ pub(super) fn contradictions(config: &Config, sound: &[bool], problems: &mut Pro
     }
 }
 
-/// What is spoken on a socket is one of both.
+/// What is spoken on a socket is one thing only.
 fn listening(config: &Config, problems: &mut Problems) {
-    let Some(setting) = config.setting("PROXY_TLS_ADDRESS") else { return };
-    let plain = &config.daemon.proxy_address;
-    for address in &config.daemon.proxy_tls_address {
-        if let Some(other) = plain.iter().find(|other| other.clashes(address)) {
-            problems.push(setting.problem(format!("`{address}` is taken by `PROXY_ADDRESS={other}`"), None));
+    let daemon = &config.daemon;
+    let keys = [
+        ("PROXY_ADDRESS", &daemon.proxy_address),
+        ("PROXY_TLS_ADDRESS", &daemon.proxy_tls_address),
+        ("METRICS_ADDRESS", &daemon.metrics_address),
+    ];
+    for (place, (key, addresses)) in keys.iter().enumerate() {
+        let Some(setting) = config.setting(key) else { continue };
+        for address in *addresses {
+            let mut before = keys.iter().take(place);
+            if let Some((other, _)) = before.find(|(_, taken)| taken.iter().any(|other| other.clashes(address))) {
+                problems.push(setting.problem(format!("`{address}` is taken by `{other}={address}`"), None));
+            }
         }
     }
 }

@@ -184,6 +184,12 @@ keys! {
             /// The file of the key that goes with it, in base64url as servers give it out.
             "ACME_EAB_KEY", acme_eab_key: Option<FileSource> = "", "", OrNothing(FileForm);
         }
+        "Metrics" {
+            /// Addresses where Prometheus finds metrics, at `/metrics`, as when systemd passes a socket
+            /// named `metrics`, with which this key does not count. Whoever reaches one may read
+            /// them: they tell of routes, backends and certificates.
+            "METRICS_ADDRESS", metrics_address: Vec<ListenAddress> = "", "", listeners(true);
+        }
         "Leaving" {
             /// How long a stop waits for what is in flight; what remains then is cut and
             /// counted. A unit's `TimeoutStopSec=` is extended as needed.

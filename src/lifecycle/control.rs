@@ -26,6 +26,7 @@ use super::checker::{Checked, Checker, Network};
 use super::doors::list;
 use super::drain::Drain;
 use super::lookup::Lookups;
+use super::metrics::{Metrics, Scrape};
 use super::names::Change;
 use super::notify::Notifier;
 use super::reload::{self, Reload};
@@ -56,6 +57,8 @@ pub(super) enum Control {
     Unused(i32),
     /// A client of the admin socket asks.
     Question(Question),
+    /// Somebody wants the metrics.
+    Scrape(Scrape),
     /// A step of a reload is done.
     Reload(reload::Step),
     /// There is news of a name.
@@ -112,6 +115,7 @@ pub(super) struct Daemon {
     pub(super) log: Log,
     pub(super) signals: Signals,
     pub(super) questions: mpsc::Receiver<Question>,
+    pub(super) metrics: Metrics,
     pub(super) watchdog: Watchdog,
     pub(super) workers: Workers,
     pub(super) generation: Arc<Generation>,
@@ -144,6 +148,7 @@ impl Daemon {
                 Control::Question(Question { command: Command::Reload, answer }) => {
                     self.ask_reload(&mut notifier, Some(answer));
                 }
+                Control::Scrape(scrape) => self.expose(scrape),
                 Control::Reload(step) => {
                     if let Err(died) = self.reload_step(&mut notifier, step).await {
                         return worker_died(&died);
@@ -201,6 +206,7 @@ impl Daemon {
                 other => Control::Unused(other),
             },
             Some(question) = self.questions.recv() => Control::Question(question),
+            scrape = self.metrics.scraped() => Control::Scrape(scrape),
             step = self.reload.step() => Control::Reload(step),
             resolution = self.resolver.next(), if serving => Control::Resolved(resolution),
             checked = self.checker.next() => Control::Checked(checked),

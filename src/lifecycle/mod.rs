@@ -16,6 +16,7 @@
 //! | a backend that falls or returns | `backends` |
 //! | a certificate that is due | `acme` |
 //! | keys of session tickets that are due | `tickets` |
+//! | a scrape of metrics | `metrics` |
 //! | a thread that stands still | `watchdog` |
 //! | `systemctl status`, `doorward status` | `status` |
 
@@ -37,6 +38,7 @@ mod control;
 mod doors;
 mod drain;
 mod lookup;
+mod metrics;
 mod names;
 mod notify;
 mod reload;
@@ -45,6 +47,8 @@ mod start;
 mod status;
 mod tickets;
 mod watchdog;
+
+pub use metrics::markdown as metrics_table;
 
 /// How long the end of the process waits for the log to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);

@@ -22,11 +22,12 @@ use tracing::{debug, error, info, warn};
 use super::control::Daemon;
 use super::doors::list;
 use super::lookup::Lookups;
+use super::metrics::{self, Bound};
 use super::names;
 use super::notify::Notifier;
 use super::start::warn_of;
 use crate::admin::protocol::{Answer, ReloadStatus};
-use crate::config::{self, Config, Problems};
+use crate::config::{self, Config, ListenAddress, Problems};
 use crate::proxy::workers::WorkerDied;
 use crate::state::{Generation, Past};
 use crate::telemetry::events;
@@ -62,15 +63,19 @@ pub(super) struct Loaded {
     config: Config,
     doors: tls::Doors,
     clients: tls::Clients,
+    metrics: Vec<Bound>,
 }
 
 impl Loaded {
     /// Reads both. Certificates that `past` has are kept where what is new has expired.
-    fn read(request: &config::Request, doors: &tls::Doors, clients: &tls::Clients) -> Result<Loaded, Problems> {
+    /// Addresses of metrics are bound that are new, unless none is to be.
+    fn read(request: &config::Request, past: &Generation, bound: Option<&[ListenAddress]>) -> Result<Loaded, Problems> {
+        let Generation { doors, clients, .. } = past;
         let config = config::load(request)?;
         let doors = tls::Doors::load(&config, doors.keys(), Some(doors));
         let (doors, clients) = Problems::join(doors, tls::Clients::load(&config, Some(clients)))?;
-        Ok(Loaded { config, doors, clients })
+        let metrics = bound.map_or_else(|| Ok(Vec::new()), |bound| metrics::bind(&config, bound))?;
+        Ok(Loaded { config, doors, clients, metrics })
     }
 }
 
@@ -164,7 +169,8 @@ impl Daemon {
     fn begin_reload(&mut self, notifier: &mut Notifier) {
         notifier.reloading();
         let (request, past) = (self.request.clone(), Arc::clone(&self.generation));
-        let reading = tokio::task::spawn_blocking(move || Loaded::read(&request, &past.doors, &past.clients));
+        let bound = self.metrics.bound();
+        let reading = tokio::task::spawn_blocking(move || Loaded::read(&request, &past, bound.as_deref()));
         self.reload.stage = Stage::Reading(reading, Instant::now() + READ_PATIENCE);
     }
 
@@ -202,7 +208,8 @@ impl Daemon {
     /// Swaps the generations: from here on new requests meet the new one.
     async fn adopt(&mut self, notifier: &mut Notifier) -> Result<(), WorkerDied> {
         let Stage::Resolving(loaded, _) = std::mem::take(&mut self.reload.stage) else { return Ok(()) };
-        let Loaded { config, doors, clients } = *loaded;
+        let Loaded { config, doors, clients, metrics } = *loaded;
+        self.metrics.adopt(&config.daemon.metrics_address, metrics);
         let number = self.generation.number.saturating_add(1);
         let before = Arc::clone(&self.generation.config);
         self.watch_certificates(&config);

@@ -24,6 +24,7 @@ use super::checker::{Checker, Network};
 use super::control::{Daemon, Fixed};
 use super::doors::{Doors, list};
 use super::lookup::Lookups;
+use super::metrics::{self, Metrics};
 use super::notify::Notifier;
 use super::resolver::Resolver;
 use super::tickets::Tickets;
@@ -131,7 +132,11 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let tickets = Tickets::recover(left, tls::tickets::now());
     let loaded = Problems::join(tls::Doors::load(&config, tickets.keys(), None), tls::Clients::load(&config, None));
     let (certificates, clients) = loaded.map_err(Refusal::Configuration)?;
-    let doors = Doors::open(passed?, &config, &request.environment)?;
+    let mut passed = passed?;
+    let scraped = std::mem::take(&mut passed.metrics);
+    let doors = Doors::open(passed, &config, &request.environment)?;
+    let scrapers = if scraped.is_empty() { metrics::bind(&config, &[]) } else { Ok(Vec::new()) };
+    let scrapers = scrapers.map_err(Refusal::Configuration)?;
     info!(
         message_id = events::STARTED,
         version = env!("CARGO_PKG_VERSION"),
@@ -141,6 +146,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     );
     warn_of(&config, &certificates, &clients, doors.listeners.iter().any(Listener::is_tls));
     doors.announce();
+    let mut metrics = Metrics::new(scraped, &config);
+    metrics.adopt(&config.daemon.metrics_address, scrapers);
     raise_descriptor_limit();
 
     let fixed = Fixed::of(&config.daemon, doors.passed);
@@ -183,6 +190,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         log,
         signals,
         questions,
+        metrics,
         watchdog: Watchdog::new(sd_notify::watchdog_enabled()),
         workers,
         generation,

@@ -6,10 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::control::Daemon;
 use crate::admin::protocol::{BackendStatus, ReloadStatus, Status, TlsStatus};
 use crate::balance::discovery::Query;
+use crate::balance::endpoint::Endpoint;
 use crate::balance::standing::State;
 use crate::config::Origin;
 use crate::telemetry::{Rates, Snapshot, Standing, status_line};
 use crate::transport::listeners;
+
+/// How a backend is said to stand that is well and takes nothing new.
+pub(super) const DRAINING: &str = "draining";
 
 /// Two readings of the counters, about a second apart, and what lies between them.
 #[derive(Debug)]
@@ -67,24 +71,7 @@ impl Daemon {
             (None, true) => "reloading",
             (None, false) => "serving",
         };
-        let (unix, millis) = (unix_now(), self.workers.millis());
-        let backends = self.generation.endpoints().map(|endpoint| {
-            let report = endpoint.report();
-            let unresolved = Query::of(endpoint.target()).filter(|_| !endpoint.is_resolved());
-            let unresolved =
-                unresolved.map(|query| self.resolver.error(&query).unwrap_or("not resolved yet").to_owned());
-            let state = if unresolved.is_some() { State::Down } else { report.state };
-            let drains = endpoint.is_draining() && state == State::Up;
-            BackendStatus {
-                address: endpoint.identity().to_string(),
-                up: state == State::Up && !drains,
-                state: if drains { "draining" } else { state.as_str() }.to_owned(),
-                since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
-                reason: unresolved.or_else(|| report.why.map(|reason| reason.to_string())),
-                connections: endpoint.connections().open(),
-                waiting: endpoint.connections().waiting(),
-            }
-        });
+        let backends = self.generation.endpoints().map(|endpoint| self.backend_status(endpoint));
         let routes = self.generation.routes().iter().filter(|route| route.pool.fails_open());
         let failing_open = routes.map(|route| route.name.to_string()).collect();
         Status {
@@ -128,6 +115,27 @@ impl Daemon {
             automatic: self.certificate_status(),
             log_dropped: self.log.dropped(),
             reload: self.reload.last().cloned(),
+        }
+    }
+}
+
+impl Daemon {
+    /// How a backend stands.
+    pub(super) fn backend_status(&self, endpoint: &Endpoint) -> BackendStatus {
+        let (unix, millis) = (unix_now(), self.workers.millis());
+        let report = endpoint.report();
+        let unresolved = Query::of(endpoint.target()).filter(|_| !endpoint.is_resolved());
+        let unresolved = unresolved.map(|query| self.resolver.error(&query).unwrap_or("not resolved yet").to_owned());
+        let state = if unresolved.is_some() { State::Down } else { report.state };
+        let drains = endpoint.is_draining() && state == State::Up;
+        BackendStatus {
+            address: endpoint.identity().to_string(),
+            up: state == State::Up && !drains,
+            state: if drains { DRAINING } else { state.as_str() }.to_owned(),
+            since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
+            reason: unresolved.or_else(|| report.why.map(|reason| reason.to_string())),
+            connections: endpoint.connections().open(),
+            waiting: endpoint.connections().waiting(),
         }
     }
 }

@@ -53,6 +53,14 @@ macro_rules! counters {
             latency: Histogram,
         }
 
+        #[cfg(test)]
+        impl WorkerCounters {
+            /// Every plain counter by name, in the order of the table.
+            pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, &Count)> {
+                [$((stringify!($name), &self.$name),)+].into_iter()
+            }
+        }
+
         /// The sum of all workers at one moment.
         #[derive(Clone, Debug)]
         pub struct Snapshot {
@@ -235,9 +243,12 @@ impl Snapshot {
 
     /// What did not end well since the start, by reason; zeros are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (Reason, u64)> {
-        let counts = self.refusals.0.iter().copied();
-        let all = Reason::ALL.iter().copied().zip(counts);
-        all.filter(|(_, count)| *count > 0)
+        self.reasons().filter(|(_, count)| *count > 0)
+    }
+
+    /// What did not end well since the start, by every reason that there is.
+    pub fn reasons(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL.iter().copied().zip(self.refusals.0.iter().copied())
     }
 
     /// Durations of all requests since the start.

@@ -92,6 +92,28 @@ impl Latencies {
         self.buckets.iter().sum()
     }
 
+    /// How many values each of `bounds` (µs, ascending) has that are above the one before,
+    /// and how many are above all: so many numbers, and one more. A value counts as the
+    /// middle of its bucket, so within 3.2 %.
+    #[must_use]
+    pub fn between(&self, bounds: &[u64]) -> Vec<u64> {
+        let mut counts = vec![0; bounds.len() + 1];
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            let place = bounds.partition_point(|bound| *bound < middle(bucket));
+            if let Some(sum) = counts.get_mut(place) {
+                *sum += count;
+            }
+        }
+        counts
+    }
+
+    /// The sum of all values in µs, within 3.2 %.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        let each = self.buckets.iter().enumerate().map(|(bucket, count)| middle(bucket).saturating_mul(*count));
+        each.fold(0, u64::saturating_add)
+    }
+
     /// The value in µs that `share` (0 to 1) of all values do not exceed, within
     /// 3.2 %; `None` when there are none.
     #[must_use]
@@ -157,6 +179,15 @@ mod tests {
         assert_eq!(sum.quantile(0.0), Some(1));
         assert_eq!(of([7]).quantile(0.99), Some(7));
         assert_eq!(of([]).quantile(0.99), None);
+    }
+
+    #[test]
+    fn values_fall_between_bounds_and_add_up() {
+        let table = of([1, 900, 1_000_000, 40_000_000]);
+        assert_eq!(table.between(&[10, 1_000, 2_000_000]), [1, 1, 1, 1]);
+        assert_eq!(table.between(&[1]), [1, 3]);
+        assert!((table.sum() as f64 - 41_000_901.0).abs() <= 41_000_901.0 * 0.032, "{}", table.sum());
+        assert_eq!((of([]).between(&[1]), of([]).sum()), (vec![0, 0], 0));
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn descriptors_of_a_wrong_kind_are_named_all_at_once() {
         .pass("http", fs::File::open("/dev/null").unwrap())
         .pass("http", idle)
         .pass("http", UnixDatagram::unbound().unwrap())
-        .pass("metrics", other.try_clone().unwrap())
+        .pass("status", other.try_clone().unwrap())
         .pass("admin", other)
         .pass("admin", sound)
         .pass("admin", second)
@@ -94,7 +94,7 @@ fn descriptors_of_a_wrong_kind_are_named_all_at_once() {
     said("descriptor 6 (`http`) is no stream socket");
     said("descriptor 7 (`http`) is a socket that does not listen");
     said("descriptor 8 (`http`) is a datagram socket");
-    said("descriptor 9: the name `metrics` is reserved");
+    said("descriptor 9: the name `status` is reserved");
     said("descriptor 10 (`admin`) is a TCP socket; the admin socket must be a Unix one");
     said("descriptor 12 (`admin`) is a second admin socket");
     assert!(!log.iter().any(|line| line.contains("descriptor 3") || line.contains("descriptor 11")), "{log:#?}");

@@ -19,6 +19,8 @@ mod lifecycle; // start, readiness, what is refused, reload, status
 #[cfg(test)]
 mod lifecycle_drain; // SIGTERM, drain, cut, what waits meanwhile
 #[cfg(test)]
+mod metrics; // what a scrape says, and where it is to be had
+#[cfg(test)]
 mod nameserver; // a name server that says what a test wants
 #[cfg(test)]
 mod peer; // plain sockets with a buffer: clients, and backends that do as a test says

@@ -133,6 +133,15 @@ fn the_readme_has_the_table_of_keys_as_it_is() {
 }
 
 #[test]
+fn the_manual_has_the_table_of_metrics_as_it_is() {
+    let table = doorward::lifecycle::metrics_table();
+    let manual = read(&root().join("docs/metrics.md"));
+    let (_, after) = manual.split_once("<!-- metrics -->\n").expect("docs/metrics.md has a place for the metrics");
+    let (shown, _) = after.split_once("<!-- /metrics -->").expect("the place for the metrics ends");
+    assert_eq!(shown.trim(), table.trim(), "replace the table there by metrics.md of `doorward generate`");
+}
+
+#[test]
 fn every_module_that_the_architecture_names_exists() {
     let text = read(&root().join("ARCHITECTURE.md"));
     let mut named = BTreeSet::new();

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
-use super::{HTTP, HTTPS, ListenError, Listener, Socket, inherit};
+use super::{HTTP, HTTPS, ListenError, Listener, METRICS, Socket, inherit};
 use crate::config::ListenAddress;
 
 /// Connections that may wait for `accept`; the kernel caps it to `net.core.somaxconn`.
@@ -47,19 +47,34 @@ pub fn bind(plain: &[ListenAddress], tls: &[ListenAddress]) -> Result<Bound, Lis
     let mut faults = Vec::new();
     let plain = plain.iter().map(|address| (HTTP, address));
     for (name, address) in plain.chain(tls.iter().map(|address| (HTTPS, address))) {
-        let socket = match address {
-            ListenAddress::Tcp(address) => bind_tcp(*address).map(Socket::Tcp),
-            ListenAddress::Unix(path) => bind_path(path, TRAFFIC_MODE).map(|(socket, file)| {
-                bound.files.push(file);
-                Socket::Unix(socket)
-            }),
-        };
-        match socket {
-            Ok(socket) => bound.listeners.push(Listener { name: Arc::from(name), socket }),
+        match bind_one(name, address) {
+            Ok((listener, file)) => {
+                bound.listeners.push(listener);
+                bound.files.extend(file);
+            }
             Err(error) => faults.push(explain(address, &error)),
         }
     }
     if faults.is_empty() { Ok(bound) } else { Err(ListenError::Bind(faults)) }
+}
+
+/// Binds an address for metrics, in the same way. The listener is named [`METRICS`].
+///
+/// # Errors
+/// [`ListenError::Bind`] as for [`bind`].
+pub fn bind_metrics(address: &ListenAddress) -> Result<(Listener, Option<SocketFile>), ListenError> {
+    bind_one(METRICS, address).map_err(|error| ListenError::Bind(vec![explain(address, &error)]))
+}
+
+fn bind_one(name: &str, address: &ListenAddress) -> io::Result<(Listener, Option<SocketFile>)> {
+    let (socket, file) = match address {
+        ListenAddress::Tcp(address) => (Socket::Tcp(bind_tcp(*address)?), None),
+        ListenAddress::Unix(path) => {
+            let (socket, file) = bind_path(path, TRAFFIC_MODE)?;
+            (Socket::Unix(socket), Some(file))
+        }
+    };
+    Ok((Listener { name: Arc::from(name), socket }, file))
 }
 
 /// Binds the admin socket at `path`, for its own user only (mode 0600).

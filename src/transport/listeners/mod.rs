@@ -25,7 +25,7 @@ use crate::config::ListenAddress;
 mod bind;
 mod passed;
 
-pub use bind::{Bound, SocketFile, admin_path, bind, bind_admin};
+pub use bind::{Bound, SocketFile, admin_path, bind, bind_admin, bind_metrics};
 pub use passed::{Left, Passed, passed};
 
 /// The name of a listener for plain traffic, and of the sockets of `PROXY_ADDRESS`.
@@ -36,6 +36,9 @@ pub const HTTPS: &str = "https";
 
 /// The name of the admin socket's descriptor.
 pub const ADMIN: &str = "admin";
+
+/// The name of the descriptors of metrics, and of the sockets of `METRICS_ADDRESS`.
+pub const METRICS: &str = "metrics";
 
 /// The name of a descriptor on which nobody listens: what an earlier process has left of the
 /// keys of session tickets.

@@ -10,10 +10,10 @@ use listenfd::ListenFd;
 use rustix::net::{AddressFamily, SocketType};
 use socket2::SockRef;
 
-use super::{ADMIN, HTTP, ListenError, Listener, Socket, TICKET_KEYS, inherit};
+use super::{ADMIN, HTTP, ListenError, Listener, METRICS, Socket, TICKET_KEYS, inherit};
 
 /// Names that a later version gives a meaning to; refused rather than misread.
-const RESERVED: [&str; 2] = ["metrics", "status"];
+const RESERVED: [&str; 1] = ["status"];
 
 /// The most descriptors taken from the service manager.
 const MAX_PASSED: usize = 1024;
@@ -28,6 +28,8 @@ pub struct Passed {
     pub traffic: Vec<Listener>,
     /// The admin socket.
     pub admin: Option<UnixListener>,
+    /// Sockets for metrics.
+    pub metrics: Vec<Listener>,
     /// What an earlier process has left by the name [`TICKET_KEYS`].
     pub ticket_keys: Option<Left>,
 }
@@ -96,6 +98,7 @@ pub fn passed(environment: &BTreeMap<OsString, OsString>) -> Result<Passed, List
             }
             (ADMIN, Socket::Tcp(_)) => faults
                 .push(format!("descriptor {number} (`{ADMIN}`) is a TCP socket; the admin socket must be a Unix one")),
+            (METRICS, socket) => passed.metrics.push(Listener { name: Arc::from(METRICS), socket }),
             (name, socket) => passed.traffic.push(Listener { name: Arc::from(name), socket }),
         }
     }
