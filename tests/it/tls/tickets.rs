@@ -7,6 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::issued::{self, Authority};
@@ -146,7 +147,9 @@ fn what_holds_no_keys_is_told_of_once_and_replaced() {
     ] {
         let mut process = scene.start(Some(left), |setup| setup);
         assert!(!process.resumes(&client) && process.resumes(&client), "{why}");
-        let told = process.0.lines(|line| line["message"] == "stored ticket keys can't be used");
+        let is_told = |line: &Value| line["message"] == "stored ticket keys can't be used";
+        process.0.logged(why, is_told);
+        let told = process.0.lines(is_told);
         assert!(told.len() == 1 && told[0]["error"].as_str().unwrap().contains(why), "{why}: {told:?}");
         // It is no listener, whatever it is.
         assert_eq!(process.0.status()["listeners"].as_array().unwrap().len(), 2);
