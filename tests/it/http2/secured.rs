@@ -78,3 +78,33 @@ fn it_is_not_agreed_on_where_it_is_off_nor_begun_without_agreement() {
     let (head, _) = client.response();
     assert!(head.starts_with("HTTP/1.1 505 "), "{head}");
 }
+
+#[test]
+fn browsers_are_told_to_stay_by_tls_over_http_2_too() {
+    let backend = Backend::new();
+    let secured = Secured::before(&backend.address, |setup| {
+        setup
+            .set("HSTS", "1h,includeSubDomains")
+            .route("none.env", "MATCH_PATH=/none\nHSTS=off\n")
+            .route("gone.env", "MATCH_PATH=/gone\nREDIRECT=/elsewhere\n")
+    });
+    let client = Client::secured(secured.address, agreeing(&secured, &[b"h2"]), NAME);
+    const OURS: &str = "max-age=3600; includeSubDomains";
+    let told = |answer: &http::HeaderMap| -> Vec<String> {
+        answer.get_all("strict-transport-security").iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+    };
+    for (path, said, expected) in [
+        ("/", "", vec![OURS]),
+        ("/", "Strict-Transport-Security: max-age=7\r\n", vec!["max-age=7"]),
+        ("/none", "", vec![]),
+    ] {
+        let exchange = client.get(path);
+        backend.take().0.send(format!("HTTP/1.1 200 OK\r\n{said}Content-Length: 0\r\n\r\n"));
+        assert_eq!(told(&exchange.answer().fields), expected, "{path}, {said}");
+    }
+    assert_eq!(told(&client.get("/gone").answer().fields), [OURS]);
+    let plain = Client::connect(secured.daemon.address());
+    let exchange = plain.get("/");
+    backend.take().0.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    assert!(told(&exchange.answer().fields).is_empty(), "nobody stays by TLS who did not come by it");
+}
