@@ -24,6 +24,7 @@ use std::time::Duration;
 use super::affinity;
 use super::client::Client;
 use super::head::{Known, RequestHead, ResponseHead, Version};
+use super::http2::websocket;
 use super::pace::{Pace, Terms};
 use super::relay::{End, Fault, Relay, Sink, Source as _, Turn};
 use super::upstream::Upstream;
@@ -350,12 +351,8 @@ impl<'a, C: Client> Exchange<'a, C> {
                     body_wanted = client_waits && self.may_send();
                 }
                 Poll::Ready(Ok(head)) if head.status == 101 => {
-                    let agreed = head.agrees_to(self.head);
-                    return Poll::Ready(if agreed {
-                        Ok(Finish::Switch(Box::new(head)))
-                    } else {
-                        Err(Reason::BackendMalformed)
-                    });
+                    let agreed = websocket::verify(self.head, &head);
+                    return Poll::Ready(agreed.map(|()| Finish::Switch(Box::new(head))));
                 }
                 // To whom asks by a CONNECT for another protocol it would say that it is spoken.
                 Poll::Ready(Ok(head)) if self.head.is_connect() && matches!(head.status, 200..300) => {

@@ -108,6 +108,9 @@ reasons! {
     /// The backend answered as if nothing else than HTTP had been asked for, to a client of
     /// HTTP/2 that asked for a WebSocket.
     BackendNotUpgraded = "backend_not_upgraded", 502, "http_upgrade_failed", Backend;
+    /// The backend agreed to a WebSocket and did not prove that it had understood
+    /// (`Sec-WebSocket-Accept`, RFC 6455 §4.1), to a client of HTTP/2.
+    BackendWebsocketAccept = "backend_websocket_accept", 502, "http_upgrade_failed", Backend;
     /// All permits were taken and the queue was full.
     QueueFull = "queue_full", 503, "connection_limit_reached", Ours;
     /// No permit came free within `QUEUE_TIMEOUT`.

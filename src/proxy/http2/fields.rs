@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, DATE, HeaderName, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use super::websocket::ACCEPT;
 use crate::proxy::client::Own;
 use crate::proxy::head::{Field, Fields, Framing, Known, ResponseHead};
 use crate::routing::FieldEdits;
@@ -88,7 +89,7 @@ pub fn switching(head: &ResponseHead, edits: Option<&FieldEdits>, cookie: Option
     copy(&mut map, &head.fields, |field| {
         let name = field.name.of(bytes);
         matches!(field.known, Known::ContentLength | Known::Trailer)
-            || name.eq_ignore_ascii_case(b"sec-websocket-accept")
+            || name.eq_ignore_ascii_case(ACCEPT)
             || edits.is_some_and(|edits| edits.drops(name))
     });
     set(&mut map, edits);

@@ -18,15 +18,13 @@ use h2::ext::Protocol;
 use http::header::COOKIE;
 use http::request::Parts;
 
+use super::websocket::{self, KEY};
 use crate::proxy::head::{Field, Fields, Framing, Known, MAX_FIELDS, RequestHead, Span, Version};
 use crate::proxy::http1::grammar;
 use crate::proxy::http1::lines::{METHOD_MOST, RequestLine};
 use crate::proxy::http1::parse;
 use crate::telemetry::Reason;
 use crate::transport::buffer;
-
-/// The proof of a WebSocket's client (RFC 6455 §11.3.1).
-const KEY: &[u8] = b"sec-websocket-key";
 
 /// What each field counts beside its bytes (RFC 9113 §6.5.2).
 const EACH: usize = 32;
@@ -63,7 +61,7 @@ pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, 
     if let Some(protocol) = protocol {
         writer.field(b"upgrade", protocol)?;
         if protocol.eq_ignore_ascii_case(b"websocket") {
-            writer.field(KEY, &base64(fastrand::u128(..)))?;
+            writer.field(KEY, websocket::key().as_bytes())?;
         }
     }
     let mut cookies = false;
@@ -99,19 +97,6 @@ pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, 
         head.framing = Framing::Chunked;
     }
     Ok(head)
-}
-
-/// A nonce in base 64 (RFC 6455 §4.1, RFC 4648 §4).
-fn base64(nonce: u128) -> [u8; 24] {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = [b'='; 24];
-    for (place, digit) in text.iter_mut().take(22).enumerate() {
-        // 128 bits are 21 digits of 6, and 2 bits that the last one begins with.
-        let bits = if place < 21 { nonce >> (122 - 6 * place) } else { nonce << 4 };
-        let index = usize::try_from(bits & 63).unwrap_or(0);
-        *digit = DIGITS.get(index).copied().unwrap_or(b'A');
-    }
-    text
 }
 
 /// Writes parts of a head, and counts them.
@@ -185,7 +170,7 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use super::{base64, request};
+    use super::request;
     use crate::proxy::head::{Framing, RequestHead};
     use crate::telemetry::Reason;
     use http::request::Parts;
@@ -230,13 +215,5 @@ mod tests {
         let size = size - 34 + 2 * (6 + 1 + 32);
         assert!(request(&parts(&crumbs), true, size).is_ok());
         assert_eq!(request(&parts(&crumbs), true, size - 1).err(), Some(Reason::HeaderTooLarge));
-    }
-
-    #[test]
-    fn a_nonce_is_written_by_the_digits_of_base_64() {
-        let of = |bytes: [u8; 16]| String::from_utf8(base64(u128::from_be_bytes(bytes)).to_vec()).unwrap();
-        assert_eq!(of(*b"the sample nonce"), "dGhlIHNhbXBsZSBub25jZQ==");
-        assert_eq!(of([0xff; 16]), "/////////////////////w==");
-        assert_eq!(of([0; 16]), "AAAAAAAAAAAAAAAAAAAAAA==");
     }
 }

@@ -6,7 +6,8 @@
 //! refused here; [`fields`] turns fields of one form into the other. [`body`] is what comes in
 //! on a stream, [`output`] what goes out. [`io`] carries the frames, and [`guard`] looks at
 //! what they cost; how much of that is borne is in [`limits`]. [`upstream`] is a connection to a
-//! backend, whose streams many requests use at once.
+//! backend, whose streams many requests use at once. [`websocket`] is what a backend of HTTP/1.1
+//! must prove.
 
 pub mod body;
 pub mod client;
@@ -18,6 +19,7 @@ pub mod limits;
 pub mod output;
 pub mod server;
 pub mod upstream;
+pub mod websocket;
 
 /// What a client sends first that knows that HTTP/2 is spoken here (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

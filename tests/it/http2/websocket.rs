@@ -3,9 +3,11 @@
 use bytes::Bytes;
 use h2::ext::Protocol;
 use http::Request;
+use tungstenite::handshake::derive_accept_key;
 
 use crate::backend::Backend;
 use crate::http2::client::{Client, request};
+use crate::peer::Head;
 use crate::traffic::door::{Daemon, Setup};
 
 fn before(backend: &Backend) -> Daemon {
@@ -18,8 +20,14 @@ fn connect(path: &str, protocol: &'static str) -> Request<()> {
     request
 }
 
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-                      Sec-WebSocket-Accept: proof\r\nSec-WebSocket-Protocol: chat\r\n\r\n";
+/// What agrees to the WebSocket that this asks for.
+fn switch(asked: &Head) -> String {
+    let accept = derive_accept_key(asked.field("sec-websocket-key").unwrap().as_bytes());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
+    )
+}
 
 #[test]
 fn a_websocket_is_an_upgrade_to_the_backend_and_bytes_pass_both_ways() {
@@ -36,7 +44,7 @@ fn a_websocket_is_an_upgrade_to_the_backend_and_bytes_pass_both_ways() {
     let key = head.field("sec-websocket-key").unwrap();
     assert!(key.len() == 24 && key.ends_with("=="), "{key}");
     assert_eq!((head.field("Content-Length"), head.field("Transfer-Encoding")), (None, None));
-    peer.send(SWITCH);
+    peer.send(switch(&head));
     peer.send("first");
     exchange.body.send_data("hello".into(), false).unwrap();
     peer.expect("hello");
@@ -90,7 +98,8 @@ fn what_is_no_101_is_an_answer_and_never_looks_like_a_websocket() {
     exchange.answer().assert_refusal(502, "backend_not_upgraded");
     // Nor does an agreement to something else.
     let exchange = client.send(connect("/", "websocket"), false);
-    backend.take().0.send(SWITCH.replace("websocket", "other"));
+    let (mut peer, head) = backend.take();
+    peer.send(switch(&head.head).replace("websocket", "other"));
     exchange.answer().assert_refusal(502, "backend_malformed");
     // HTTP/2 within HTTP/2 is no tunnel of ours.
     client.send(connect("/", "h2c"), false).answer().assert_refusal(400, "bad_request");
@@ -103,18 +112,46 @@ fn a_websocket_that_breaks_off_is_a_reset_on_the_other_side() {
     let client = Client::connect(daemon.address());
     let exchange = client.send(connect("/one", "websocket"), false);
     let mut peer = backend.accept();
-    peer.head();
-    peer.send(SWITCH);
+    let head = peer.head();
+    peer.send(switch(&head));
     let mut answering = exchange.head();
     peer.reset();
     let error = answering.piece().unwrap().unwrap_err();
     assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
     let mut exchange = client.send(connect("/two", "websocket"), false);
     let mut peer = backend.accept();
-    peer.head();
-    peer.send(SWITCH);
+    let head = peer.head();
+    peer.send(switch(&head));
     exchange.body.send_reset(h2::Reason::CANCEL);
     peer.expect_gone();
     assert_eq!(daemon.record("/two")["reason"], "client_left");
     daemon.wait_in_flight(0);
+}
+
+#[test]
+fn a_backend_that_does_not_answer_the_key_speaks_no_websocket() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let client = Client::connect(daemon.address());
+    type Change = fn(&str, &str) -> String;
+    let changes: [Change; 4] = [
+        |answer, line| answer.replace(line, ""),
+        |answer, line| answer.replace(line, &format!("{line}{line}")),
+        |answer, line| answer.replace(line, &line.to_uppercase()),
+        |answer, line| answer.replace(line, "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"),
+    ];
+    for change in changes {
+        let exchange = client.send(connect("/", "websocket"), false);
+        let (mut peer, head) = backend.take();
+        let sound = switch(&head.head);
+        let line = sound.split_inclusive("\r\n").find(|line| line.starts_with("Sec-WebSocket-Accept")).unwrap();
+        peer.send(change(&sound, line));
+        exchange.answer().assert_refusal(502, "backend_websocket_accept");
+        peer.expect_gone();
+    }
+    // Another protocol has no such key.
+    let exchange = client.send(connect("/", "other"), false);
+    let (mut peer, _) = backend.take();
+    peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n");
+    assert_eq!(exchange.head().status, 200);
 }
