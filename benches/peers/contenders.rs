@@ -46,6 +46,8 @@ pub struct Duty {
     pub tcp: bool,
     /// Clients come by TLS.
     pub tls: bool,
+    /// Clients speak HTTP/2.
+    pub http2: bool,
     /// Threads or processes.
     pub workers: usize,
     /// Bodies are large.
@@ -76,8 +78,8 @@ impl Kind {
     /// Whether it can do this at all.
     pub fn can(&self, duty: Duty) -> bool {
         match self {
-            // Nobody else has TLS, and nothing is spliced behind it.
-            Kind::Relay | Kind::SocketProxyd | Kind::HaproxySplice if duty.tls => false,
+            // Nobody else has TLS, and nothing is spliced behind it; likewise HTTP/2.
+            Kind::Relay | Kind::SocketProxyd | Kind::HaproxySplice if duty.tls || duty.http2 => false,
             Kind::SocketProxyd => duty.tcp && duty.workers == 1,
             Kind::Relay => duty.workers == 1,
             // For small answers these are its best.
@@ -202,20 +204,27 @@ fn nginx(duty: Duty, address: SocketAddr, backend: SocketAddr, folder: &Path, bu
             " ssl; ssl_certificate {folder}/pair.pem; ssl_certificate_key {folder}/pair.pem; ssl_protocols TLSv1.2 TLSv1.3"
         ),
     };
+    // In clear it speaks this or HTTP/1.1, not both.
+    let http2 = if duty.http2 { " http2" } else { "" };
     format!(
         "{main}{events}http {{\n\
          access_log off; keepalive_requests 1000000000; keepalive_timeout 75s;\n\
          client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;\n\
          uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n{buffers}\
          upstream backend {{ server {backend}; keepalive 512; keepalive_requests 1000000000; }}\n\
-         server {{ listen {address} backlog=4096{tls}; location / {{\n\
+         server {{ listen {address} backlog=4096{http2}{tls}; location / {{\n\
          proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
          proxy_set_header Host $host; }} }} }}\n"
     )
 }
 
 fn haproxy(duty: Duty, address: SocketAddr, backend: SocketAddr, folder: &Path, splice: bool) -> String {
-    let tls = if duty.tls { format!(" ssl crt {}/pair.pem", folder.display()) } else { String::new() };
+    let tls = match (duty.tls, duty.http2) {
+        (false, false) => String::new(),
+        (false, true) => " proto h2".into(),
+        (true, false) => format!(" ssl crt {}/pair.pem", folder.display()),
+        (true, true) => format!(" ssl crt {}/pair.pem alpn h2,http/1.1", folder.display()),
+    };
     let workers = duty.workers;
     let mode = if duty.tcp { "tcp" } else { "http\n http-reuse always" };
     // It wants as many descriptors as it might ever need at once, or does not start; but

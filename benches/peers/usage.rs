@@ -22,13 +22,16 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// As it is now.
+    /// As it is now; `helper` is a process that is a part of the load, as this one is.
     ///
     /// # Errors
     /// When a process is gone.
-    pub fn of(pid: u32, core: usize, load_core: usize) -> Result<Usage> {
-        let (precise, user, system) = process(std::process::id())?;
-        let load = precise.unwrap_or(user + system);
+    pub fn of(pid: u32, core: usize, load_core: usize, helper: Option<u32>) -> Result<Usage> {
+        let mut load = Duration::ZERO;
+        for pid in [std::process::id()].into_iter().chain(helper) {
+            let (precise, user, system) = process(pid)?;
+            load += precise.unwrap_or(user + system);
+        }
         let mut usage = Usage { core: busy(core)?, load_core: busy(load_core)?, load, ..Usage::default() };
         for pid in tree(pid) {
             let (precise, user, system) = process(pid)?;

@@ -21,6 +21,8 @@ pub struct Workload {
     secure: Option<Secure>,
     pace: Pace,
     connections: usize,
+    /// Requests at once on a connection of HTTP/2; without, it is one of HTTP/1.1.
+    streams: Option<u32>,
     workers: usize,
     /// What the figures are for.
     pub unit: Unit,
@@ -44,6 +46,7 @@ const SATURATED: Workload = Workload {
     secure: None,
     pace: Pace::Saturated,
     connections: 64,
+    streams: None,
     workers: 1,
     unit: Unit::Request,
 };
@@ -120,6 +123,23 @@ pub const ALL: &[Workload] = &[
         ..SATURATED
     },
     Workload {
+        name: "h2-get",
+        title: "HTTP/2 over TLS: small GET, 8 connections of 32 streams, saturated",
+        quick: false,
+        secure: Some(Secure::Full),
+        connections: 8,
+        streams: Some(32),
+        ..SATURATED
+    },
+    Workload {
+        name: "h2c-get",
+        title: "HTTP/2 in clear: small GET, 8 connections of 32 streams, saturated",
+        quick: false,
+        connections: 8,
+        streams: Some(32),
+        ..SATURATED
+    },
+    Workload {
         name: "tcp-bulk",
         title: "TCP: bulk, four connections",
         quick: false,
@@ -138,9 +158,9 @@ pub const ALL: &[Workload] = &[
 ];
 
 impl Workload {
-    /// How many clients there are at once.
+    /// How many requests there are at once.
     pub fn clients(&self) -> u64 {
-        self.connections as u64
+        self.connections as u64 * self.streams.map_or(1, u64::from)
     }
 
     /// A turn of load for it; the first one of a proxy warms it up.
@@ -152,6 +172,7 @@ impl Workload {
             connections: self.connections,
             keep: self.keep,
             secure: self.secure,
+            streams: self.streams,
             pace: self.pace,
             warm: Duration::from_millis(warm),
             time: Duration::from_millis(time),
@@ -163,6 +184,7 @@ impl Workload {
         Duty {
             tcp: self.exchange.is_plain(),
             tls: self.secure.is_some(),
+            http2: self.streams.is_some(),
             workers: self.workers,
             bodies: self.exchange.upload() + self.exchange.download() > 8192,
             clients: self.connections,

@@ -38,6 +38,7 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
             exchange: Exchange::Small,
             connections: 64,
             secure: None,
+            streams: None,
             keep,
             pace: Pace::Saturated,
             warm: Duration::from_millis(200),
@@ -48,7 +49,7 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
         // The load stands still while strace begins and ends, and so does the proxy soon:
         // what was half done at the beginning makes up for what is half done at the end.
         let outcome = bench.with(contender, false, 1, plan.connections, |rig, running| {
-            rig.run(&plan, running.address, &mut || {
+            rig.run(&plan, running.address, &mut |_| {
                 match trace.take() {
                     None => trace = Some(Trace::start(running.pid())?),
                     Some(trace) => counts = Trace::end(trace)?,

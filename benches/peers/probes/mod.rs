@@ -105,7 +105,7 @@ impl Bench<'_> {
         clients: usize,
         work: impl FnOnce(&mut Rig, &Running) -> Result<T>,
     ) -> Result<T> {
-        let duty = Duty { tcp: false, tls, workers, bodies: false, clients };
+        let duty = Duty { tcp: false, tls, http2: false, workers, bodies: false, clients };
         let (its, ours) = self.place.of(workers);
         let running = Running::start(contender, duty, self.rig.address(), its, ours)?;
         let result = work(&mut self.rig, &running);
@@ -126,7 +126,7 @@ pub fn run(options: &Options, contenders: &[Contender], place: &Place) -> Result
         let mut problems = Vec::new();
         for contender in contenders {
             let tls = probe.name == "tls-memory";
-            let duty = Duty { tcp: false, tls, workers: probe.workers(), bodies: false, clients: 1 };
+            let duty = Duty { tcp: false, tls, http2: false, workers: probe.workers(), bodies: false, clients: 1 };
             if !contender.kind.can(duty) {
                 continue;
             }

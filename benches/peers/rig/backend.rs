@@ -15,6 +15,8 @@ use super::content::{Answer, Content, Exchange, LARGEST_HEAD, Length, split_head
 /// The state of a connection.
 #[derive(Default)]
 pub struct Backend {
+    /// Right answers that it has given.
+    pub answered: u64,
     /// What there is of a head that is not whole.
     partial: Vec<u8>,
     body: Option<Body>,
@@ -130,7 +132,10 @@ impl Backend {
         let Some(sending) = &mut self.sending else { return Ok(()) };
         let answer = content.answer(sending.exchange);
         match send_from(fd, answer, &mut sending.sent) {
-            Ok(()) => self.sending = None,
+            Ok(()) => {
+                self.answered += u64::from(sending.exchange.is_some());
+                self.sending = None;
+            }
             Err(Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
         }

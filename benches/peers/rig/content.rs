@@ -55,6 +55,11 @@ impl Exchange {
         }
     }
 
+    /// What is asked for.
+    pub fn path(self) -> &'static str {
+        self.line().split(' ').nth(1).unwrap_or_default()
+    }
+
     /// Whether its messages are bare bytes, which only a TCP proxy passes.
     pub fn is_plain(self) -> bool {
         matches!(self, Exchange::Ping | Exchange::Bulk)

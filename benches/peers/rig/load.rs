@@ -33,6 +33,8 @@ pub struct Plan {
     pub keep: bool,
     /// How connections are secured, if they are.
     pub secure: Option<Secure>,
+    /// Requests at once on each connection, over HTTP/2; else it is HTTP/1.1, and one.
+    pub streams: Option<u32>,
     /// How the load asks.
     pub pace: Pace,
     /// Time before the measured one.
@@ -49,6 +51,7 @@ impl Plan {
             exchange: Exchange::Small,
             connections: 0,
             keep: true,
+            streams: None,
             pace: Pace::Once,
             warm: Duration::ZERO,
             time: Duration::ZERO,

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod client;
 pub mod content;
+pub mod h2load;
 pub mod histogram;
 pub mod load;
 pub mod secure;
@@ -30,6 +31,8 @@ use rustix::time::Timespec;
 use backend::Backend;
 use client::{Client, Step};
 use content::Content;
+use h2load::H2load;
+use histogram::Histogram;
 use load::{Load, Outcome, Pace, Plan};
 use rustls::ClientConfig;
 use secure::{Secure, Tls};
@@ -59,6 +62,8 @@ pub struct Rig {
     content: Content,
     address: SocketAddr,
     accepted: u64,
+    /// Right answers of the backend.
+    served: u64,
     now: Instant,
     load: Option<Load>,
     /// A client's side of TLS for each proxy, so that it can resume.
@@ -106,6 +111,7 @@ impl Rig {
             content: Content::new()?,
             address,
             accepted: 0,
+            served: 0,
             now: Instant::now(),
             load: None,
             secured: HashMap::new(),
@@ -120,7 +126,7 @@ impl Rig {
     }
 
     /// Runs a plan against a proxy; `watch` is called when the measured time begins
-    /// and when it ends.
+    /// and when it ends, with the process that is a part of the load, if one is.
     ///
     /// # Errors
     /// Whatever makes the run worthless: a wrong answer, a connection that was closed,
@@ -129,8 +135,11 @@ impl Rig {
         &mut self,
         plan: &Plan,
         target: SocketAddr,
-        watch: &mut dyn FnMut() -> Result<T>,
+        watch: &mut dyn FnMut(Option<u32>) -> Result<T>,
     ) -> Result<Outcome<T>> {
+        if let Some(streams) = plan.streams {
+            return self.multiplexed(plan, streams, target, watch);
+        }
         self.begin(plan, target)?;
         let accepted = self.accepted;
         let outcome = self.stages(plan, accepted, watch);
@@ -190,16 +199,65 @@ impl Rig {
         }
     }
 
-    fn stages<T>(&mut self, plan: &Plan, earlier: u64, watch: &mut dyn FnMut() -> Result<T>) -> Result<Outcome<T>> {
+    /// Serves what `h2load` makes a proxy ask. When each request was asked nobody knows here,
+    /// so there are no latencies.
+    fn multiplexed<T>(
+        &mut self,
+        plan: &Plan,
+        streams: u32,
+        target: SocketAddr,
+        watch: &mut dyn FnMut(Option<u32>) -> Result<T>,
+    ) -> Result<Outcome<T>> {
+        self.settle()?;
+        let (earlier, idle) = (self.accepted, self.served);
+        let mut h2load = H2load::start(plan, target, streams)?;
+        let begun = Instant::now();
+        while self.served == idle {
+            if begun.elapsed() > LAST_ANSWERS {
+                bail!("h2load asked nothing within {LAST_ANSWERS:?}");
+            }
+            self.turn(Duration::from_millis(1))?;
+        }
+        self.turn_until(Instant::now() + plan.warm)?;
+        let before = (watch(Some(h2load.pid()))?, self.accepted, self.served, Instant::now());
+        self.turn_until(before.3 + plan.time)?;
+        let time = before.3.elapsed();
+        let after = (watch(Some(h2load.pid()))?, self.accepted, self.served);
+        if h2load.has_ended()? {
+            bail!("h2load ended before the measured time did");
+        }
+        while !h2load.has_ended()? {
+            self.turn(Duration::from_millis(10))?;
+        }
+        let answered = after.2 - before.2;
+        if answered == 0 {
+            bail!("no answer in {time:?}");
+        }
+        Ok(Outcome {
+            usage: (before.0, after.0),
+            time,
+            answered,
+            received: answered * u64::try_from(plan.exchange.download())?,
+            latencies: Histogram::default(),
+            accepted: (before.1 - earlier, after.1 - before.1),
+        })
+    }
+
+    fn stages<T>(
+        &mut self,
+        plan: &Plan,
+        earlier: u64,
+        watch: &mut dyn FnMut(Option<u32>) -> Result<T>,
+    ) -> Result<Outcome<T>> {
         for _ in 0..plan.connections {
             self.open()?;
         }
         self.turn_until(Instant::now() + plan.warm)?;
-        let before = (watch()?, self.accepted, Instant::now());
+        let before = (watch(None)?, self.accepted, Instant::now());
         self.load()?.measuring = true;
         self.turn_until(before.2 + plan.time)?;
         let time = before.2.elapsed();
-        let after = (watch()?, self.accepted);
+        let after = (watch(None)?, self.accepted);
         let load = self.load()?;
         load.measuring = false;
         load.asking = false;
@@ -322,7 +380,10 @@ impl Rig {
             Role::Door => self.accept(index),
             Role::Backend(backend) => {
                 // A proxy that resets or misuses a connection shows in its own answers.
-                if !backend.ready(&end.fd, flags, &mut self.scratch, &self.content).unwrap_or(false) {
+                let answered = backend.answered;
+                let goes_on = backend.ready(&end.fd, flags, &mut self.scratch, &self.content).unwrap_or(false);
+                self.served += backend.answered - answered;
+                if !goes_on {
                     self.close(index);
                 }
                 Ok(())
