@@ -286,8 +286,9 @@ keys! {
             "BACKEND_IDLE_TIMEOUT", backend_idle_timeout: Duration = "4s", "seconds",
                 span(1, DAY);
             /// Idle connections that each worker keeps to one backend; beyond it the oldest is
-            /// closed. 0 keeps none.
-            "BACKEND_IDLE_CONNECTIONS", backend_idle_connections: usize = "128", "connections",
+            /// closed. Fewer than there are requests at once means dialling all the time, however
+            /// short they are idle. 0 keeps none.
+            "BACKEND_IDLE_CONNECTIONS", backend_idle_connections: usize = "1024", "connections",
                 Int { min: 0, max: 100_000 };
             /// Connections to one backend, idle ones included, of all workers together. Requests
             /// for which there is none wait for up to `QUEUE_TIMEOUT`, ten times as many as the
