@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
+use super::http2::tellers::Tellers;
 use super::http2::upstream::pool::Pool as StreamPool;
 use super::idle::IdlePool;
 use super::story::Source;
@@ -220,6 +221,7 @@ pub struct Worker {
     clock: Rc<Clock>,
     idle: IdlePool,
     streams: StreamPool,
+    tellers: Rc<Tellers>,
     draining: Cell<Option<Duration>>,
     open: Cell<usize>,
     emptied: Notify,
@@ -259,6 +261,7 @@ impl Worker {
         let worker = Rc::new(Self {
             index,
             streams: StreamPool::new(Rc::clone(&clock)),
+            tellers: Rc::default(),
             clock,
             shared,
             log,
@@ -331,6 +334,7 @@ impl Worker {
             index: 0,
             shared: Arc::new(Shared::new(1, &generation.limits())),
             streams: StreamPool::new(Rc::clone(&clock)),
+            tellers: Rc::default(),
             log: Log::silent(),
             generation: RefCell::new(Rc::new(Arc::new(generation))),
             clock,
@@ -376,6 +380,12 @@ impl Worker {
     #[must_use]
     pub fn clock(&self) -> &Rc<Clock> {
         &self.clock
+    }
+
+    /// Its tasks that tell the stories of HTTP/2 streams.
+    #[must_use]
+    pub fn tellers(&self) -> &Rc<Tellers> {
+        &self.tellers
     }
 
     /// Its HTTP/2 connections to backends.

@@ -16,7 +16,7 @@ use crate::proxy::head::{Field, Fields, Framing, Known, ResponseHead};
 use crate::routing::FieldEdits;
 
 /// Appends the fields that go on, except those that `ours` says we state ourselves.
-pub fn copy(map: &mut HeaderMap, fields: &Fields, ours: impl Fn(&Field) -> bool) {
+pub fn copy(map: &mut HeaderMap, fields: &Fields, mut ours: impl FnMut(&Field) -> bool) {
     let bytes = Bytes::copy_from_slice(fields.bytes());
     for field in fields.iter().filter(|field| !field.hop && !ours(field)) {
         let range = field.value.range();
@@ -46,20 +46,28 @@ pub fn state(map: &mut HeaderMap, name: &[u8], value: &[u8]) {
 #[must_use]
 pub fn response(head: &ResponseHead, edits: Option<&FieldEdits>, cookie: Option<&str>, trailers: bool) -> Response<()> {
     let bytes = head.fields.bytes();
-    let mut map = HeaderMap::with_capacity(head.fields.iter().count() + 2);
-    copy(&mut map, &head.fields, |field| match field.known {
-        Known::ContentLength => true,
-        Known::Trailer if !trailers => true,
-        _ => edits.is_some_and(|edits| edits.drops(field.name.of(bytes))),
-    });
-    set(&mut map, edits);
-    map.entry(DATE).or_insert_with(date);
     let length = match head.framing {
         Framing::Length(length) => Some(length),
         Framing::Empty => head.stated_length,
         Framing::Chunked | Framing::UntilClose => None,
     };
-    if let Some(length) = length {
+    let mut digits = itoa::Buffer::new();
+    let digits = length.map(|length| digits.format(length).as_bytes());
+    // Where the length stands as we would write it, that goes on.
+    let mut stated = false;
+    let mut map = HeaderMap::with_capacity(head.fields.iter().count() + 2);
+    copy(&mut map, &head.fields, |field| match field.known {
+        Known::ContentLength => {
+            let goes_on = !stated && digits == Some(field.value.of(bytes));
+            stated |= goes_on;
+            !goes_on
+        }
+        Known::Trailer if !trailers => true,
+        _ => edits.is_some_and(|edits| edits.drops(field.name.of(bytes))),
+    });
+    set(&mut map, edits);
+    map.entry(DATE).or_insert_with(date);
+    if let Some(length) = length.filter(|_| !stated) {
         map.insert(CONTENT_LENGTH, length.into());
     }
     if let Some(Ok(cookie)) = cookie.map(HeaderValue::from_str) {

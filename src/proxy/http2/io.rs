@@ -139,6 +139,8 @@ impl AsyncRead for Io {
             }
             return Poll::Ready(Ok(()));
         }
+        // The crate asks for more after each frame, and room has to be zeroed before a read.
+        ready!(self.stream.poll_readable(cx))?;
         let room = into.initialize_unfilled();
         let n = ready!(self.stream.poll_read(cx, room))?;
         self.watch.count(room.get(..n).unwrap_or_default());

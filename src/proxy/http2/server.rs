@@ -23,15 +23,12 @@ use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason as Code, RecvStream};
 use http::Request;
 
-use super::client::Http2;
 use super::guard::{Breach, Ending, Guard};
-use super::head;
 use super::io::{Io, Watch};
 use super::limits::{self, Allowance};
-use crate::proxy::answer;
+use super::tellers::Story;
 use crate::proxy::connection::{self, Age};
-use crate::proxy::relay::Sink as _;
-use crate::proxy::story::{self, Source};
+use crate::proxy::story::Source;
 use crate::proxy::worker::Worker;
 use crate::telemetry::{Limiter, Reason, events};
 use crate::transport::clock::Timer;
@@ -39,7 +36,7 @@ use crate::transport::stream::Stream;
 
 /// How long a client that was told that the connection ends is waited for once nothing is
 /// under way: for its answer to that, and for its end of the stream.
-const PARTING: Duration = Duration::from_secs(5);
+pub const PARTING: Duration = Duration::from_secs(5);
 
 /// Bytes of a client's that are read meanwhile.
 const PARTING_BYTES: usize = 256 * 1024;
@@ -249,17 +246,9 @@ impl Serving<'_> {
 
     /// Has a stream's story told.
     fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let id = respond.stream_id().as_u32();
-        let open = Open::new(&self.streams, id);
+        let open = Open::new(&self.streams, respond.stream_id().as_u32());
         let (worker, source) = (Rc::clone(&self.worker), Rc::clone(&self.source));
-        // In an allocation of its own: a task is moved about before it is begun.
-        let story = Box::pin(async move {
-            if tell(&worker, &source, request, respond).await == Told::Reset {
-                open.streams.note_reset(id, worker.clock().millis());
-            }
-            drop(open);
-        });
-        tokio::task::spawn_local(story);
+        self.worker.tellers().tell(Story { worker, source, request, respond, open });
     }
 
     fn is_to_leave(&self, now: u64) -> bool {
@@ -306,38 +295,6 @@ impl Serving<'_> {
 
 fn after(since: u64, limit: Duration) -> u64 {
     since.saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// What became of a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Whole,
-    /// The client did not wait for its answer.
-    Reset,
-}
-
-/// Tells the story of a stream.
-async fn tell(worker: &Worker, source: &Source, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Told {
-    let timer = worker.clock().timer();
-    let (parts, stream) = request.into_parts();
-    let limit = worker.generation().config.daemon.max_header_size;
-    let mut client = match head::request(&parts, stream.is_end_stream(), limit) {
-        Ok(head) => {
-            drop(parts);
-            let mut client = Http2::new(stream, respond, &head);
-            story::story(worker, source, &mut client, &head, &timer).await;
-            client
-        }
-        Err(reason) => {
-            let mut client = Http2::unread(stream, respond);
-            connection::note_refusal(worker, source, reason);
-            answer::refusal(&mut client, reason, None, None, true);
-            // A few hundred bytes; a client that takes not even these is let go.
-            let _ = timer.within(Some(PARTING), poll_fn(|cx| client.poll_finish(cx))).await;
-            client
-        }
-    };
-    if client.has_left() { Told::Reset } else { Told::Whole }
 }
 
 /// The streams of a connection, as far as their stories are not over.
@@ -399,15 +356,28 @@ impl Streams {
 }
 
 /// A stream whose story is not over; dropping it says that it is.
-struct Open {
+#[derive(Debug)]
+pub struct Open {
     streams: Rc<Streams>,
+    id: u32,
 }
 
 impl Open {
     fn new(streams: &Rc<Streams>, id: u32) -> Self {
         streams.open.set(streams.open.get() + 1);
         streams.begun.borrow_mut().push(id);
-        Self { streams: Rc::clone(streams) }
+        Self { streams: Rc::clone(streams), id }
+    }
+
+    /// Of a connection that has none else.
+    #[cfg(test)]
+    pub fn alone() -> Self {
+        Self::new(&Rc::new(Streams::new()), 1)
+    }
+
+    /// Its client did not wait for the answer.
+    pub fn note_reset(&self, now: u64) {
+        self.streams.note_reset(self.id, now);
     }
 }
 
@@ -454,32 +424,4 @@ async fn part(stream: &Stream, timer: &Timer) {
         timer.poll(cx)
     })
     .await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Source, Worker, tell};
-    use crate::config::Config;
-    use crate::state::Generation;
-    use crate::telemetry::{Peer, Text};
-    use std::collections::BTreeMap;
-
-    /// What a stream under way takes on the heap, beside what the crate holds of it, decides
-    /// how many of them a host can have.
-    #[tokio::test]
-    async fn a_stream_under_way_is_bounded() {
-        let config = Config::assemble(None, Vec::new(), &BTreeMap::new()).unwrap();
-        let worker = Worker::alone(Generation::build(1, config, &Default::default(), None));
-        let source = Source { peer: Peer::Unix, address: Text::new("unix:"), listener: "http".into(), identity: None };
-        let (near, far) = tokio::io::duplex(4096);
-        let (client, server) = tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
-        let ((mut send, driver), mut connection) = (client.unwrap(), server.unwrap());
-        let driver = tokio::spawn(driver);
-        let (answer, _body) = send.send_request(http::Request::new(()), true).unwrap();
-        let (request, respond) = connection.accept().await.unwrap().unwrap();
-        let size = std::mem::size_of_val(&tell(&worker, &source, request, respond));
-        assert!(size <= 5120, "a stream under way takes {size} bytes");
-        driver.abort();
-        drop(answer);
-    }
 }
