@@ -56,7 +56,11 @@ pub async fn accept_tls(worker: &Worker, io: Stream, source: &mut Source, mode: 
             connection::refuse_plain(worker, source, io, &timer).await;
             return None;
         }
-        Err(refusal) => return refusal.note(worker, source),
+        Err(refusal) => {
+            // What it was told must not be lost to a reset.
+            let _ = io.shutdown_write();
+            return refusal.note(worker, source);
+        }
     };
     let _slot = match slot(worker, &timer, ends).await {
         Ok(slot) => slot,

@@ -3,7 +3,8 @@
 //! Who sends half of it has done nothing yet, and must not have us do more. So nothing is
 //! taken up for a client, neither a slot nor the library's, until its hello is there. Nothing
 //! is copied for that: the headers of records, and that of the message in them, are looked at
-//! once each. Whatever is wrong with them is the library's to find, which has an alert for it.
+//! once each. What is no hello by these is refused here, since the library would wait for
+//! the rest of it; whatever else is wrong is for the library to find.
 
 use super::HANDSHAKE;
 use super::fault::Fault;
@@ -41,15 +42,16 @@ pub(super) struct Outline {
 
 impl Outline {
     /// Whether the hello is whole that `came` begins with; what was there at the last call
-    /// must still be there. Also true of what is no hello, or in no order.
+    /// must still be there. The library needs no more bytes then to judge it.
     ///
     /// # Errors
-    /// It is too long.
+    /// It is too long, or no hello.
     pub(super) fn is_whole(&mut self, came: &[u8]) -> Result<bool, Fault> {
         while let Some(&[kind, _, _, high, low]) = came.get(self.record..).and_then(<[u8]>::first_chunk::<RECORD>) {
             let length = usize::from(u16::from_be_bytes([high, low]));
+            // A handshake is not mixed with other records, and none is empty (RFC 8446 §5.1).
             if kind != HANDSHAKE || !(1..=CONTENT_MOST).contains(&length) {
-                return Ok(true);
+                return Err(Fault::Protocol);
             }
             let begin = self.record + RECORD;
             let Some(content) = came.get(begin..begin + length) else { break };
@@ -58,15 +60,16 @@ impl Outline {
             self.message += length;
             let [kind, length @ ..] = self.header;
             if kind != CLIENT_HELLO {
-                return Ok(true);
-            }
-            let [high, middle, low] = length.map(usize::from);
-            let whole = HEADER + (high << 16 | middle << 8 | low);
-            if self.message >= HEADER && whole > MESSAGE_MOST {
                 return Err(Fault::Protocol);
             }
-            if self.message >= HEADER && self.message >= whole {
-                return Ok(true);
+            if self.message < HEADER {
+                continue;
+            }
+            let [high, middle, low] = length.map(usize::from);
+            match HEADER + (high << 16 | middle << 8 | low) {
+                whole if whole > MESSAGE_MOST => return Err(Fault::Protocol),
+                whole if whole <= self.message => return Ok(true),
+                _ => {}
             }
         }
         if came.len() < MOST { Ok(false) } else { Err(Fault::Protocol) }
@@ -75,6 +78,11 @@ impl Outline {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use rustls::ClientConnection;
+    use rustls::server::Acceptor;
+
     use super::*;
 
     /// A message of this type with so many bytes behind its header.
@@ -126,8 +134,46 @@ mod tests {
             vec![HANDSHAKE, 3, 1, 0xff, 0xff],
             [&records(&message(CLIENT_HELLO, 300), 100)[..210], &[21, 3, 1, 0, 2]].concat(),
         ] {
-            assert!(whole_at(&strange, 1).is_ok_and(|end| end <= 215));
+            assert_eq!(whole_at(&strange, 1), Err(Fault::Protocol));
         }
+    }
+
+    /// Else a slot would be held by a hello that is not whole.
+    #[test]
+    fn of_what_is_whole_the_library_needs_no_more() {
+        let config = Arc::new(crate::transport::tls::tests::Authority::new().client());
+        let mut client = ClientConnection::new(config, "door.test".try_into().unwrap()).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let in_pieces = records(&hello[RECORD..], 50);
+        let (mut whole, mut refused) = (0, 0);
+        for bytes in [hello, in_pieces] {
+            for at in (0..80).chain((80..bytes.len()).step_by(17)) {
+                for value in [0, 1, 3, 21, 0x7f, 0xff] {
+                    let mut bytes = bytes.clone();
+                    bytes[at] = value;
+                    let mut outline = Outline::default();
+                    let looked = (1..=bytes.len()).map(|end| (end, outline.is_whole(&bytes[..end])));
+                    match looked.into_iter().find(|(_, looked)| *looked != Ok(false)) {
+                        Some((end, Ok(_))) => {
+                            let mut acceptor = Acceptor::default();
+                            let mut rest = &bytes[..end];
+                            while !rest.is_empty() {
+                                acceptor.read_tls(&mut rest).unwrap();
+                                if !matches!(acceptor.accept(), Ok(None)) {
+                                    whole += 1;
+                                    break;
+                                }
+                                assert!(!rest.is_empty(), "{value} at {at}: more is waited for");
+                            }
+                        }
+                        Some(_) => refused += 1,
+                        None => {}
+                    }
+                }
+            }
+        }
+        assert!(whole > 500 && refused > 20, "{whole} {refused}");
     }
 
     #[test]

@@ -76,15 +76,22 @@ pub struct Greeting(Vec<u8>);
 /// as the client does: the caller has the timer.
 ///
 /// # Errors
-/// Why there can't be a handshake. Nothing was said to the client.
+/// Why there can't be a handshake. Nothing was said to the client, but to one that had begun a
+/// hello.
 pub async fn greeting(stream: &Stream) -> Result<Greeting, Fault> {
     let mut came = Vec::new();
     let mut outline = Outline::default();
     loop {
         receive(stream, &mut came).await?;
         match came.first() {
-            Some(&HANDSHAKE) if outline.is_whole(&came)? => return Ok(Greeting(came)),
-            Some(&HANDSHAKE) => {}
+            Some(&HANDSHAKE) => match outline.is_whole(&came) {
+                Ok(true) => return Ok(Greeting(came)),
+                Ok(false) => {}
+                Err(fault) => {
+                    tell(stream, &alert(AlertDescription::UnexpectedMessage));
+                    return Err(fault);
+                }
+            },
             Some(b'A'..=b'Z') => return Err(Fault::PlainHttp),
             _ => return Err(Fault::NotTls),
         }
@@ -136,8 +143,7 @@ async fn serve(
     let hello = hello(io, &mut came).await?;
     let hello = hello.client_hello();
     let config = choose(&hello).map_err(|alert| {
-        // In clear: nothing was agreed on yet.
-        tell(io, &[ALERT, 3, 3, 0, 2, FATAL, alert.into()]);
+        tell(io, &self::alert(alert));
         match alert {
             AlertDescription::UnrecognisedName => Fault::UnknownName,
             AlertDescription::NoApplicationProtocol => Fault::Incompatible(Missing::Protocol),
@@ -162,6 +168,11 @@ const ALERT: u8 = 21;
 
 /// The level of an alert that ends the connection (RFC 8446 §6).
 const FATAL: u8 = 2;
+
+/// The record of an alert that ends a connection, in clear: nothing was agreed on yet.
+fn alert(what: AlertDescription) -> [u8; 7] {
+    [ALERT, 3, 3, 0, 2, FATAL, what.into()]
+}
 
 /// Reads the hello, which is in `came` unless there is something wrong with it.
 async fn hello(io: &Stream, came: &mut Vec<u8>) -> Result<Accepted, Fault> {

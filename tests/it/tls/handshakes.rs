@@ -148,8 +148,8 @@ fn half_a_hello_holds_nobody_up_and_little_memory() {
     let hello = hello(&secured.client, NAME);
     let before = secured.daemon.memory();
     // All but the last byte, and one byte alone.
-    let halves: Vec<TcpStream> =
-        (0..200).map(|n| half_open(&secured, &hello[..if n % 2 == 0 { hello.len() - 1 } else { 1 }])).collect();
+    let half = |n| half_open(&secured, &hello[..if n % 2 == 0 { hello.len() - 1 } else { 1 }]);
+    let halves: Vec<TcpStream> = (0..200).map(half).collect();
     secured.daemon.wait("all are there", |status| status["connections"].as_u64() >= Some(200));
     for _ in 0..20 {
         let mut client = secured.connect();
@@ -185,12 +185,16 @@ fn a_hello_may_come_in_pieces_and_in_many_records() {
         socket.read_exact(&mut answer).unwrap();
         assert_eq!((answer[0], answer[5]), (22, 2), "a hello, of records of a handshake");
     }
-    // One that is too long is not waited for.
-    for bytes in [[&[22, 3, 1, 0, 4, 1, 0, 64, 0][..], &[0; 100]].concat(), vec![22, 3, 1, 0, 4, 1, 255, 255, 255]] {
+    // One that is too long is not waited for, nor something else behind the beginning of one.
+    for bytes in [
+        vec![22, 3, 1, 0, 4, 1, 0, 64, 0],
+        vec![22, 3, 1, 0, 4, 2, 0, 2, 0],
+        [&in_records(100)[..210], &[21, 3, 1, 0, 2]].concat(),
+    ] {
         let mut refused = Peer::tcp(half_open(&secured, &bytes));
-        refused.expect_gone();
+        assert_eq!(refused.expect_gone(), [21, 3, 3, 0, 2, 2, 10]);
     }
-    secured.wait_failed("tls_protocol_error", 2);
+    secured.wait_failed("tls_protocol_error", 3);
 }
 
 #[test]
