@@ -20,13 +20,13 @@ crate::stories!(install:
 );
 
 /// An authority that the clients of a test trust.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     client: Arc<ClientConfig>,
 }
 
 impl Authority {
-    fn new() -> Result<Authority> {
+    pub(crate) fn new() -> Result<Authority> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -37,7 +37,7 @@ impl Authority {
     }
 
     /// A certificate for `localhost` that is good for so many days, and its key, in PEM.
-    fn issue(&self, serial: u64, days: u64) -> Result<(String, String)> {
+    pub(crate) fn issue(&self, serial: u64, days: u64) -> Result<(String, String)> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(["localhost".to_owned()])?;
         params.serial_number = Some(SerialNumber::from(serial));
@@ -52,7 +52,7 @@ impl Authority {
 }
 
 /// Has doorward-https.socket listen on a port of its own, and the daemon know it.
-fn listen(host: &Host) -> Result<()> {
+pub(crate) fn listen(host: &Host) -> Result<()> {
     drop_in(host, "doorward-https.socket", "[Socket]\nListenStream=\nListenStream=127.0.0.1:8443\n")?;
     host.say("systemctl stop doorward.service && systemctl enable --now doorward-https.socket")?;
     host.say("systemctl start doorward.service")?;

@@ -11,6 +11,7 @@
     reason = "a test that goes wrong may stop, and may say so"
 )]
 
+mod acme; // Certificates from an ACME server, in the sandbox.
 mod activation; // Sockets: who listens, where, and who wakes whom.
 mod backend; // A backend whose slow answers end when the test says so.
 mod certificates; // Keys from credentials, certbot's hook, renewal under load.
@@ -21,6 +22,7 @@ mod host; // A throw-away host.
 mod http; // A client that tells failures apart.
 mod journal; // Records, events, their explanations, the status line.
 mod load; // Clients that count what became of each request.
+mod metrics; // A scrape of the installed daemon, and of a stopped one.
 mod package; // What apt does, and what it leaves alone.
 mod reload; // All or nothing, and the command tells which.
 mod sandbox; // What systemd says of the units, and life inside both sandboxes.

@@ -330,3 +330,15 @@ fn each_certificate_in_use_tells_when_it_expires_and_a_renewed_one_does_so_later
     let last = scrape_until(address, "renewal of the other one", |now| now[&ours] != before[&ours]);
     assert_eq!((days_left(&last, &door), days_left(&last, &ours)), (90.0, 80.0));
 }
+
+#[test]
+fn an_address_for_metrics_is_nobody_elses() {
+    let config = "METRICS_ADDRESS=127.0.0.1:8080,127.0.0.1:8443,127.0.0.1:9180\nPROXY_TLS_ADDRESS=127.0.0.1:8443\n";
+    assert_eq!(
+        crate::config::problems(&[("config.env", config)]),
+        [
+            "config.env:1: `METRICS_ADDRESS`: `127.0.0.1:8080` is taken by `PROXY_ADDRESS=127.0.0.1:8080`",
+            "config.env:1: `METRICS_ADDRESS`: `127.0.0.1:8443` is taken by `PROXY_TLS_ADDRESS=127.0.0.1:8443`",
+        ]
+    );
+}
