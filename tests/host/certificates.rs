@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SerialNumber};
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::doorward::{ask_at, configure, drop_in, log, main_pid, restart_with, show};
+use crate::doorward::{PACKAGE, ask_at, configure, drop_in, log, main_pid, restart_with, show};
 use crate::host::Host;
 use crate::http::Target;
 use crate::load::Load;
@@ -168,6 +168,11 @@ fn a_session_survives_restarts_and_crashes_and_no_stop(host: &Host) -> Result<()
         wait_for("the daemon to be started again", SOON, || Ok(![0, pid].contains(&main_pid(host)?)))?;
         meet(host, &authority, 1, 1)?;
     }
+    // An upgrade restarts it as well.
+    let pid = main_pid(host)?;
+    host.say(&format!("dpkg -i {PACKAGE}"))?;
+    ensure!(main_pid(host)? != pid, "it was not restarted");
+    meet(host, &authority, 1, 1)?;
     ensure!(show(host, "doorward.service", "NFileDescriptorStore")? == "1");
     // An operator who wants new keys has them so.
     host.say("systemctl stop doorward.service && systemctl start doorward.service")?;
