@@ -185,6 +185,9 @@ fn nothing_else_is_to_be_had_there() {
         let refused = answer(connect(address), request);
         assert!(refused.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{request}: {refused}");
     }
+    let older = answer(connect(address), "GET /metrics HTTP/1.1\r\nHost: door\r\nAccept: text/plain\r\n\r\n");
+    assert!(older.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{older}");
+    assert!(older.contains("\n# TYPE doorward_retries_total counter\ndoorward_retries_total 0\n"), "{older}");
     let head = answer(connect(address), "HEAD /metrics HTTP/1.1\r\nHost: door\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     assert!(get(daemon.address()).starts_with("HTTP/1.1 200"), "clients have no /metrics of ours");

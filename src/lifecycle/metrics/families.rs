@@ -11,20 +11,22 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeGaugeValue, EncodeLabel, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet, text,
+    DescriptorEncoder, EncodeGaugeValue, EncodeLabel, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet,
+    prometheus_text, text,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::figures::{Figures, STATES};
+use super::server::Format;
 
 /// What every name begins with.
 const PREFIX: &str = "doorward";
 
 /// Upper bounds of the buckets of durations, in µs.
 const BOUNDS: &[u64] = &[
-    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
-    10_000_000, 30_000_000, 60_000_000,
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
 ];
 
 /// A row of the table.
@@ -221,11 +223,14 @@ pub(super) static FAMILIES: &[Family] = &[
 ///
 /// # Errors
 /// None that could happen: writing to a string does not fail.
-pub(super) fn exposition(figures: Figures) -> Result<String, fmt::Error> {
+pub(super) fn exposition(figures: Figures, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(figures));
     let mut text = String::new();
-    text::encode(&mut text, &registry)?;
+    match format {
+        Format::OpenMetrics => text::encode(&mut text, &registry)?,
+        Format::Prometheus => prometheus_text::encode(&mut text, &registry)?,
+    }
     Ok(text)
 }
 
@@ -358,6 +363,10 @@ mod tests {
         }
     }
 
+    fn open_metrics(counters: &WorkerCounters) -> String {
+        exposition(figures(counters), Format::OpenMetrics).unwrap()
+    }
+
     /// Samples by their name with labels, from a strict reading of the whole exposition.
     ///
     /// Source: OpenMetrics 1.0, "ABNF".
@@ -409,7 +418,7 @@ mod tests {
         for (place, (_, count)) in counters.named().enumerate() {
             count.add(7_000_003 + 11 * u64::try_from(place).unwrap());
         }
-        let samples = read(&exposition(figures(&counters)).unwrap());
+        let samples = read(&open_metrics(&counters));
         for (name, count) in Snapshot::of([&counters], Instant::now()).named() {
             let shown = samples.values().filter(|value| **value == count as f64).count();
             assert_eq!(shown, 1, "the counter `{name}` has no row in FAMILIES");
@@ -422,7 +431,7 @@ mod tests {
         counters.ended(200, 700, None);
         counters.ended(200, 70_000_000, None);
         counters.ended(502, 3_000, Some(Reason::BackendConnectRefused));
-        let samples = read(&exposition(figures(&counters)).unwrap());
+        let samples = read(&open_metrics(&counters));
         let value = |series: &str| *samples.get(series).unwrap_or_else(|| panic!("no {series} in {samples:#?}"));
         assert_eq!(value("doorward_requests_total{code=\"2xx\"}"), 2.0);
         assert_eq!(value("doorward_requests_total{code=\"5xx\"}"), 1.0);
@@ -438,7 +447,7 @@ mod tests {
 
     #[test]
     fn what_is_named_by_labels_stands_there_once_and_escaped() {
-        let text = exposition(figures(&WorkerCounters::default())).unwrap();
+        let text = open_metrics(&WorkerCounters::default());
         let samples = read(&text);
         let value = |series: &str| *samples.get(series).unwrap_or_else(|| panic!("no {series} in {text}"));
         assert_eq!(value("doorward_backend_up{route=\"default\",backend=\"10.0.0.1:80\"}"), 1.0);
@@ -457,8 +466,29 @@ mod tests {
     }
 
     #[test]
+    fn the_older_format_says_the_same() {
+        let counters = WorkerCounters::default();
+        counters.ended(200, 700, None);
+        let newer = read(&open_metrics(&counters));
+        let text = exposition(figures(&counters), Format::Prometheus).unwrap();
+        let mut older = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            // Whole numbers have no point there.
+            let series = match series.strip_suffix("\"}").filter(|_| series.contains("{le=") && !series.contains("Inf"))
+            {
+                Some(bound) if !bound.contains('.') => format!("{bound}.0\"}}"),
+                _ => series.to_owned(),
+            };
+            assert!(older.insert(series.clone(), value.parse().unwrap()).is_none(), "{series} stands twice");
+        }
+        assert_eq!(older, newer);
+        assert!(text.contains("# TYPE doorward_requests_total counter\n") && !text.contains("# EOF"), "{text}");
+    }
+
+    #[test]
     fn each_row_of_the_table_is_named_for_what_comes_out() {
-        let text = exposition(figures(&WorkerCounters::default())).unwrap();
+        let text = open_metrics(&WorkerCounters::default());
         let table = markdown();
         for family in FAMILIES {
             let name = family.full_name();

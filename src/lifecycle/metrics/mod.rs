@@ -191,9 +191,9 @@ async fn attend(door: io::Result<impl Door>, places: Arc<Semaphore>, ask: mpsc::
 impl Daemon {
     /// Answers a scrape.
     pub(super) fn expose(&self, scrape: Scrape) {
-        match families::exposition(self.figures()) {
+        match families::exposition(self.figures(), scrape.format) {
             // Who has left meanwhile needs no answer.
-            Ok(metrics) => drop(scrape.send(metrics)),
+            Ok(metrics) => drop(scrape.answer.send(metrics)),
             Err(error) => warn!(%error, "metrics can't be written"),
         }
     }

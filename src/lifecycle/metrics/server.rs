@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::proxy::head::{RequestHead, list};
 use crate::proxy::http1::encode::phrase;
 use crate::proxy::http1::parse;
 use crate::telemetry::Reason;
@@ -34,21 +35,59 @@ const REST_MOST: u64 = 64 * 1024;
 /// Where the metrics are.
 const PATH: &[u8] = b"/metrics";
 
-/// What they are.
-///
-/// Source: OpenMetrics 1.0, "Overall Structure".
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Wants the metrics as they are now. Nothing comes of it when the daemon ends.
-pub type Scrape = oneshot::Sender<String>;
+#[derive(Debug)]
+pub struct Scrape {
+    /// How they are to be written.
+    pub(super) format: Format,
+    /// Takes them; who asked may be gone by then.
+    pub(super) answer: oneshot::Sender<String>,
+}
+
+/// How metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The older text format of Prometheus, which others read too.
+    Prometheus,
+}
+
+impl Format {
+    /// What a scraper takes: OpenMetrics, unless it says that it takes text and does not name
+    /// that. No regard is had for weights, since who names it reads it.
+    fn of(head: &RequestHead) -> Self {
+        let named = |kind: &[u8]| {
+            let accepted =
+                head.fields.iter().filter(|field| field.name.of(head.bytes()).eq_ignore_ascii_case(b"accept"));
+            accepted.flat_map(|field| list(field.value.of(head.bytes()))).any(|entry| {
+                let named = entry.split(|byte| *byte == b';').next().unwrap_or_default();
+                named.trim_ascii().eq_ignore_ascii_case(kind)
+            })
+        };
+        if named(b"text/plain") && !named(b"application/openmetrics-text") {
+            Self::Prometheus
+        } else {
+            Self::OpenMetrics
+        }
+    }
+
+    /// Source: OpenMetrics 1.0, "Overall Structure"; Prometheus, "Exposition formats".
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
 
 /// What a request is answered with, but for the metrics themselves.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
     /// With the metrics, or only the head of that.
-    Metrics { head_only: bool },
+    Metrics { format: Format, head_only: bool },
     /// With this status and these words.
     Refused(u16, String),
 }
@@ -73,8 +112,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> io::Result<()> {
     let Some(asked) = request(scraper).await? else { return Ok(()) };
     let words = match asked {
-        Asked::Metrics { head_only } => match scrape(scrapes).await {
-            Some(metrics) => answer(200, OPEN_METRICS, &metrics, head_only),
+        Asked::Metrics { format, head_only } => match scrape(scrapes, format).await {
+            Some(metrics) => answer(200, format.content_type(), &metrics, head_only),
             None => answer(503, TEXT, "doorward is stopping\n", head_only),
         },
         Asked::Refused(status, why) => answer(status, TEXT, &why, false),
@@ -113,8 +152,7 @@ fn understand(bytes: &[u8]) -> Option<Asked> {
     };
     Some(match head.method_name() {
         _ if head.path() != PATH => Asked::Refused(404, "metrics are at /metrics\n".to_owned()),
-        b"GET" => Asked::Metrics { head_only: false },
-        b"HEAD" => Asked::Metrics { head_only: true },
+        method @ (b"GET" | b"HEAD") => Asked::Metrics { format: Format::of(&head), head_only: method == b"HEAD" },
         _ => Asked::Refused(405, "metrics are read by GET\n".to_owned()),
     })
 }
@@ -123,9 +161,9 @@ fn refused(reason: Reason) -> Asked {
     Asked::Refused(reason.status(), format!("{}\n", reason.as_str()))
 }
 
-async fn scrape(scrapes: &mpsc::Sender<Scrape>) -> Option<String> {
+async fn scrape(scrapes: &mpsc::Sender<Scrape>, format: Format) -> Option<String> {
     let (answer, metrics) = oneshot::channel();
-    scrapes.send(answer).await.ok()?;
+    scrapes.send(Scrape { format, answer }).await.ok()?;
     metrics.await.ok()
 }
 
@@ -150,7 +188,7 @@ mod tests {
         let (ask, mut scrapes) = mpsc::channel::<Scrape>(1);
         tokio::spawn(async move {
             while let Some(scrape) = scrapes.recv().await {
-                let _ = scrape.send("# EOF\n".to_owned());
+                let _ = scrape.answer.send("# EOF\n".to_owned());
             }
         });
         tokio::spawn(serve(scraper, ask))
@@ -195,12 +233,28 @@ mod tests {
                 assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{request:?}: {answer}");
                 let (head, body) = answer.split_once("\r\n\r\n").unwrap();
                 assert!(head.contains("\r\nConnection: close"), "{head}");
-                assert_eq!(head.contains(OPEN_METRICS), status == "200 OK", "{head}");
+                assert_eq!(head.contains("openmetrics-text"), status == "200 OK", "{head}");
                 assert_eq!(head.contains("\r\nAllow: GET, HEAD\r\n"), status.starts_with("405"), "{head}");
                 let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
                 let expected = if request.contains("HEAD") { 0 } else { length.parse().unwrap() };
                 assert_eq!(body.len(), expected, "{answer}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_takes_text_alone_gets_text() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        for (accept, format) in [
+            ("", Format::OpenMetrics),
+            ("Accept: */*\r\n", Format::OpenMetrics),
+            (&*format!("Accept: {prometheus}\r\n"), Format::OpenMetrics),
+            ("accept: Text/Plain;version=0.0.4;q=1, */*;q=0.1\r\n", Format::Prometheus),
+            ("Accept: text/plain\r\nAccept: application/openmetrics-text\r\n", Format::OpenMetrics),
+            ("Accept: text/html\r\nAccept: text/plain ;q=0\r\n", Format::Prometheus),
+        ] {
+            let answer = asked(&format!("GET /metrics HTTP/1.1\r\nHost: a\r\n{accept}\r\n"), usize::MAX).await;
+            assert!(answer.contains(&format!("\r\nContent-Type: {}\r\n", format.content_type())), "{accept}: {answer}");
         }
     }
 
