@@ -62,7 +62,7 @@ impl Clients {
     /// as it is, route by route, and nothing that is valid at `now` makes room for what is not.
     pub(super) fn renew(&self, config: &Config, now: i64) -> Renewed {
         let mut reader = Reader::new(config, Some(self), true);
-        reader.serving = Some((self, now));
+        (reader.serving, reader.now) = (Some(self), now);
         let clients = reader.each(config);
         let faults = reader.problems.iter().map(|problem| format!("{}: {}", problem.origin, problem.message));
         let clients = Clients { by_route: clients, warnings: self.warnings.clone() };
@@ -169,8 +169,10 @@ pub(super) fn files(config: &Config) -> BTreeSet<PathBuf> {
 struct Reader<'a> {
     credentials: Option<&'a Path>,
     serves: bool,
-    /// While it serves, what stays where files can't be used, and the time.
-    serving: Option<(&'a Clients, i64)>,
+    /// While it serves, what stays where files can't be used.
+    serving: Option<&'a Clients>,
+    /// Seconds since 1970.
+    now: i64,
     authorities: HashMap<&'a [FileSource], Option<Authorities>>,
     identities: HashMap<(&'a FileSource, Option<&'a FileSource>), Option<Arc<Pair>>>,
     known: Vec<Arc<Client>>,
@@ -184,6 +186,7 @@ impl<'a> Reader<'a> {
             credentials: config.credentials.as_deref(),
             serves,
             serving: None,
+            now: now(),
             authorities: HashMap::new(),
             identities: HashMap::new(),
             known: past.map(Clients::each).unwrap_or_default(),
@@ -199,11 +202,11 @@ impl<'a> Reader<'a> {
     }
 
     fn client(&mut self, route: usize, tls: &BackendTls<'a>) -> Option<Arc<Client>> {
-        let before = self.serving.and_then(|(before, _)| before.by_route.get(route)?.as_ref());
+        let before = self.serving.and_then(|before| before.by_route.get(route)?.as_ref());
         let identity = match tls.certificate {
             Some(certificate) => {
                 let identity = self.identity(tls, certificate);
-                Some(self.better(tls, identity, before.and_then(|before| before.identity.as_ref())))
+                Some(identity.or_else(|| before.and_then(|before| before.identity.clone())))
             }
             None => None,
         };
@@ -230,27 +233,6 @@ impl<'a> Reader<'a> {
             Err(error) => {
                 self.problems.push(Problem::new(Origin::Default, format!("TLS to backends can't be set up: {error}")));
                 None
-            }
-        }
-    }
-
-    /// Of what a certificate's files hold and the one before, what is shown.
-    fn better(
-        &mut self,
-        tls: &BackendTls<'a>,
-        identity: Option<Arc<Pair>>,
-        before: Option<&Arc<Pair>>,
-    ) -> Option<Arc<Pair>> {
-        let (Some(before), Some((_, now))) = (before, self.serving) else { return identity };
-        let Some(identity) = identity else { return Some(Arc::clone(before)) };
-        match identity.facts.invalid(now).filter(|_| before.facts.is_valid(now)) {
-            None => Some(identity),
-            Some(why) => {
-                let until = facts::day(before.facts.not_after);
-                let why =
-                    format!("`{}` {why}; the one before it serves on, until {until}", identity.certificate.display());
-                self.problems.push(tls.problem("BACKEND_TLS_CERTIFICATE", tls.certificate, why));
-                Some(Arc::clone(before))
             }
         }
     }
@@ -298,14 +280,27 @@ impl<'a> Reader<'a> {
             let mut told = Vec::new();
             let warn =
                 |file: &Path, why: String| told.push(of_certificate(None, format!("`{}` {why}", file.display())));
-            match Pair::read(&path, &key_path, now(), warn) {
+            match Pair::read(&path, &key_path, self.now, warn) {
                 Ok(pair) => {
-                    let late = pair.facts.invalid(now());
-                    told.extend(
-                        late.map(|why| of_certificate(Some(certificate), format!("`{}` {why}", path.display()))),
-                    );
                     told.iter().for_each(|problem| self.warn(problem));
-                    Some(Arc::new(pair))
+                    let Some(why) = pair.facts.invalid(self.now) else { return Some(Arc::new(pair)) };
+                    let why = format!("`{}` {why}", path.display());
+                    // One that is not valid never takes the place of one that is.
+                    let before = self.known.iter().filter_map(|client| client.identity.as_ref());
+                    let mut valid = before.filter(|pair| pair.facts.is_valid(self.now));
+                    let Some(before) = valid.find(|pair| pair.is_of(&path, &key_path)).cloned() else {
+                        self.warn(&of_certificate(Some(certificate), why));
+                        return Some(Arc::new(pair));
+                    };
+                    let until = facts::day(before.facts.not_after);
+                    let why = format!("{why}; the one before it serves on, until {until}");
+                    let problem = of_certificate(Some(certificate), why);
+                    if self.serving.is_some() {
+                        self.problems.push(problem)
+                    } else {
+                        self.warn(&problem)
+                    }
+                    Some(before)
                 }
                 Err(Fault { file, why }) => {
                     let message = format!("`{}` {why}", file.display());
@@ -468,6 +463,10 @@ mod tests {
         fs::write(folder.path().join("b.key"), key.serialize_pem()).unwrap();
         let expired = last.renew(&config, now());
         assert!(expired.clients.is_none() && expired.faults[0].contains("the one before it serves on"));
+        let reloaded = load(&folder, MAIN, &[own], Some(&last)).unwrap();
+        assert!(reloaded.is_as(&last, 0) && reloaded.warnings().concat().contains("the one before it serves on"));
+        let started = load(&folder, MAIN, &[own], None).unwrap();
+        assert!(started.warnings().iter().any(|told| told.ends_with("b.pem` expired on 2001-01-01")));
         assert_eq!(files(&config).len(), 3, "each once");
     }
 
