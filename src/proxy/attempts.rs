@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::affinity;
+use super::attempt::{Bounds, Failure, Finish, Hold};
 use super::client::Client;
-use super::exchange::{Bounds, Exchange, Failure, Finish, Hold};
+use super::exchange::Exchange;
 use super::forwarded::Forwarded;
 use super::head::{RequestHead, ResponseHead};
 use super::http1::upstream::Http1Upstream;

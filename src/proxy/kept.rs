@@ -11,9 +11,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::affinity;
+use super::attempt::{Bounds, Hold};
 use super::attempts::{Asked, Connected};
 use super::client::Client;
-use super::exchange::{Bounds, Exchange, Hold};
+use super::exchange::Exchange;
 use super::head::ResponseHead;
 use super::relay::{End, Fault, Piece, Relay, Source, Turn};
 use super::story::{After, Course};

@@ -17,6 +17,7 @@ pub mod accept_tls;
 pub mod admit;
 mod affinity;
 mod answer;
+mod attempt;
 mod attempts;
 pub mod client;
 pub mod connection;

@@ -23,7 +23,7 @@ use super::connection::{Connection, Driver, Place, STREAMS, reason};
 use crate::balance::connections::Slot;
 use crate::balance::endpoint::Endpoint;
 use crate::config::RouteSettings;
-use crate::proxy::exchange::Failure;
+use crate::proxy::attempt::Failure;
 use crate::proxy::upstream::Dial;
 use crate::telemetry::Reason;
 use crate::transport::clock::Clock;
