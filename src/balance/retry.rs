@@ -9,6 +9,10 @@
 //! | bytes were written, and no byte of a response was seen, or only the head of one that is itself a failure | idempotent methods only (others with `RETRY_NON_IDEMPOTENT`), and only if every byte of the body that was taken from the client is still held |
 //! | anything else of a response was seen | never |
 //!
+//! What a connection of HTTP/2 has left out as it ended in order (RFC 9113 §6.8) goes to another
+//! one at once, several times over, and without spending a retry either: some servers end each
+//! connection after so many requests, however many have been put on it.
+//!
 //! A reused connection that dies before the first byte of a response is replaced
 //! once, by the same rule, at once, and without spending a retry: it tells of the
 //! connection's age, not of the backend's health.
@@ -32,9 +36,15 @@ pub struct Failed {
     pub progress: Progress,
     /// Its connection had served another request before, and ended.
     pub stale: bool,
+    /// Its connection has ended in order, and left it out.
+    pub displaced: bool,
     /// How long the backend asks to be left alone.
     pub after: Option<Duration>,
 }
+
+/// How often a request is put on another connection because the last one has left it out. With
+/// a hundred requests on each, a server that serves ten on one needs nine of these.
+const DISPLACED: u8 = 20;
 
 /// How far an attempt got before it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +70,7 @@ pub struct Allowance {
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Send it again at once, on a new connection to the same backend.
+    /// Send it again at once, on another connection to the same backend.
     Replace,
     /// Wait this long, then try again, elsewhere if there is elsewhere.
     Wait(Duration),
@@ -88,6 +98,7 @@ pub struct Retry<'a> {
     left: usize,
     backoff: Duration,
     replaced: bool,
+    displaced: u8,
 }
 
 impl Failed {
@@ -112,13 +123,13 @@ impl Failed {
             _ => None,
         };
         // Silence on a reused connection is the backend's, and says nothing of its age.
-        Self { cause, progress, stale: reused && cause == Some(RetryOn::Reset), after: None }
+        Self { cause, progress, stale: reused && cause == Some(RetryOn::Reset), displaced: false, after: None }
     }
 
     /// An attempt that was answered with this status, of which nothing has gone on.
     #[must_use]
     pub fn status(status: u16, after: Option<Duration>) -> Self {
-        Self { cause: RetryOn::of_status(status), progress: Progress::Sent, stale: false, after }
+        Self { cause: RetryOn::of_status(status), progress: Progress::Sent, stale: false, displaced: false, after }
     }
 }
 
@@ -139,7 +150,7 @@ impl<'a> Retry<'a> {
     /// A request of which no attempt has failed yet.
     #[must_use]
     pub fn new(terms: Terms<'a>) -> Self {
-        Self { terms, left: terms.most, backoff: terms.backoff, replaced: false }
+        Self { terms, left: terms.most, backoff: terms.backoff, replaced: false, displaced: 0 }
     }
 
     /// What to do after a failure; `jitter` is a random number from 0 to 1.
@@ -151,6 +162,10 @@ impl<'a> Retry<'a> {
         };
         if !again {
             return Step::Answer;
+        }
+        if failed.displaced && self.displaced < DISPLACED {
+            self.displaced += 1;
+            return Step::Replace;
         }
         if failed.stale && !self.replaced {
             self.replaced = true;
@@ -301,6 +316,16 @@ mod tests {
         assert_eq!(retry.next(stale, GET, 1.0), Step::Answer);
         let silent = Failed::of(Reason::BackendResponseTimeout, Progress::Sent, true);
         assert_eq!(Retry::new(retry.terms).next(silent, GET, 1.0), Step::Answer);
+    }
+
+    #[test]
+    fn what_was_left_out_goes_to_another_connection_many_times_but_not_for_ever() {
+        let left_out = Failed { displaced: true, ..Failed::of(Reason::BackendClosed, Progress::Unsent, true) };
+        let mut retry = Retry::new(Terms { most: 1, on: &ALL, backoff: Duration::ZERO, backoff_most: Duration::ZERO });
+        // One more for a connection that had served before, and then as any failure.
+        assert!((0..=super::DISPLACED).all(|_| retry.next(left_out, POST, 1.0) == Step::Replace));
+        assert_eq!(retry.next(left_out, POST, 1.0), wait(0));
+        assert_eq!(retry.next(left_out, POST, 1.0), Step::Answer);
     }
 
     #[test]

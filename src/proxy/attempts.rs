@@ -162,7 +162,7 @@ impl<'a> Asked<'a> {
                 }
             };
             let reason = failure.reason;
-            if !failure.failed.stale {
+            if !failure.failed.stale && !failure.failed.displaced {
                 affinity::failed(&lease, reason, self.timer.clock());
             }
             if reason.side() != Side::Backend {
@@ -279,7 +279,7 @@ impl<'a> Asked<'a> {
         let group = self.worker.streams().group(endpoint, &self.route.settings);
         let mut place = group.take();
         if place.is_none() {
-            let waiting = group.join();
+            let waiting = group.join(self.route.settings.connect_timeout);
             // Taken out where the first turn would only look.
             while place.is_none() {
                 if waiting.wants_connection() {

@@ -208,8 +208,9 @@ impl<'a, C: Client> Exchange<'a, C> {
             if matches!(reason, Reason::BackendResponseTimeout | Reason::BackendAttemptTimeout) {
                 self.upstream.doubt();
             }
-            let failed = Failed::of(reason, self.progress(), self.upstream.is_reused());
-            Failure { reason, failed, blamed: !failed.stale && self.upstream.is_to_blame() }
+            let displaced = self.upstream.is_displaced();
+            let failed = Failed { displaced, ..Failed::of(reason, self.progress(), self.upstream.is_reused()) };
+            Failure { reason, failed, blamed: !displaced && !failed.stale && self.upstream.is_to_blame() }
         })
     }
 

@@ -76,6 +76,16 @@ impl Upstream {
         on!(self, it => it.poll_stirs(cx))
     }
 
+    /// Whether its connection has ended in order and left the request out, so that another
+    /// one is to carry it.
+    #[must_use]
+    pub fn is_displaced(&self) -> bool {
+        match self {
+            Self::Http1(_) => false,
+            Self::Http2(it) => it.is_displaced(),
+        }
+    }
+
     /// Whether its connection has served a request before, so that its end may only tell of
     /// its age.
     #[must_use]

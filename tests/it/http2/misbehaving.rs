@@ -249,6 +249,45 @@ fn an_answer_with_too_large_a_head_is_refused_and_the_connection_serves_on() {
     backend.expect_none();
 }
 
+/// Some servers end each connection after so many requests (nginx' `keepalive_requests`), however
+/// many have been put on it: what is left out costs no retry, and is held against nobody.
+#[test]
+fn requests_that_a_connection_leaves_out_are_never_lost() {
+    const MANY: usize = 12;
+    let backend = Backend::new();
+    let daemon = before(&backend).set("MAX_RETRIES", 0).set("EJECT_AFTER", 1).start();
+    let mut clients: Vec<Peer> = (0..MANY).map(|n| if n % 2 == 0 { get(&daemon) } else { post(&daemon) }).collect();
+    daemon.wait_in_flight(MANY.try_into().unwrap());
+    for left in (1..=MANY).rev() {
+        let mut connection = accept(&backend, &[]);
+        let streams: Vec<u32> = (0..left).map(|_| request(&mut connection)).collect();
+        let first = *streams.iter().min().unwrap();
+        connection.send([ok(first), goaway(first, NO_ERROR)].concat());
+    }
+    clients.iter_mut().for_each(expect_ok);
+    backend.expect_none();
+}
+
+/// A backend that takes no more connections serves on those that it has.
+#[test]
+fn a_connection_that_cant_be_opened_beside_one_that_serves_fails_nobody() {
+    let backend = Backend::new();
+    let daemon = before(&backend).set("MAX_RETRIES", 0).start();
+    let mut first = get(&daemon);
+    let mut connection = accept(&backend, &[(MAX_CONCURRENT_STREAMS, 1)]);
+    let one = request(&mut connection);
+    let mut others = [get(&daemon), post(&daemon)];
+    // It is one place short, so each of the two gets a connection to wait for.
+    (0..2).for_each(|_| drop(backend.accept()));
+    connection.send(ok(one));
+    expect_ok(&mut first);
+    for _ in 0..2 {
+        let stream = request(&mut connection);
+        connection.send(ok(stream));
+    }
+    others.iter_mut().for_each(expect_ok);
+}
+
 #[test]
 fn a_backend_that_allows_one_stream_gets_a_connection_for_each() {
     let backend = Backend::new();

@@ -96,6 +96,12 @@ impl Connection {
         if takes { self.most.get().saturating_sub(self.active.get()) } else { 0 }
     }
 
+    /// Whether it is one that answers, with room or without.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        !self.doubtful.get() && self.handle.borrow().is_some() && self.most.get() > 0
+    }
+
     /// Whether it takes another request.
     #[must_use]
     pub fn has_room(&self) -> bool {

@@ -3,7 +3,8 @@
 //! The newest connection that has room takes a request. When none has, whoever comes waits
 //! in one line for a place that comes free, or for a connection that somebody opens: as
 //! many are opened as those in line need, so that a hundred requests which come at once
-//! dial once. The count of connections, and whether there may be another, is
+//! dial once. One that can't be opened beside others that serve ends nobody's wait: it is tried
+//! again after a pause. The count of connections, and whether there may be another, is
 //! [`crate::balance::connections`]' business, as with HTTP/1.1.
 //!
 //! A connection belongs to its worker. Where `MAX_BACKEND_CONNECTIONS` leaves another
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Connection, Driver, Place, STREAMS, reason};
 use crate::balance::connections::Slot;
@@ -27,6 +28,10 @@ use crate::proxy::attempt::Failure;
 use crate::proxy::upstream::Dial;
 use crate::telemetry::Reason;
 use crate::transport::clock::Clock;
+
+/// How long no other connection is opened after one could not be, while there are some: a
+/// backend that takes no more of them serves on those it has.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The connections of a worker.
 #[derive(Debug)]
@@ -53,6 +58,7 @@ pub struct Group {
     /// Why the last one could not be opened; how many could not, and whether somebody was
     /// told of the last.
     failed: Cell<Option<Reason>>,
+    failed_at: Cell<u64>,
     failures: Cell<u64>,
     told: Cell<bool>,
     /// Places came free, or there is something else to see for those in line.
@@ -83,6 +89,7 @@ impl Pool {
                 expected: Cell::new(STREAMS),
                 waiting: Cell::new(0),
                 failed: Cell::new(None),
+                failed_at: Cell::new(0),
                 failures: Cell::new(0),
                 told: Cell::new(true),
                 changed: Notify::new(),
@@ -137,11 +144,12 @@ impl Group {
         self.connections.borrow().iter().map(|connection| connection.room()).sum()
     }
 
-    /// Stands in line.
+    /// Stands in line, for no longer than `patience` once connections can't be opened.
     #[must_use]
-    pub fn join(self: &Rc<Self>) -> Waiting {
+    pub fn join(self: &Rc<Self>, patience: Duration) -> Waiting {
         self.waiting.set(self.waiting.get() + 1);
-        Waiting { failures: self.failures.get(), group: Rc::clone(self) }
+        let until = self.clock.millis().saturating_add(millis(patience));
+        Waiting { failures: self.failures.get(), until, group: Rc::clone(self) }
     }
 
     fn place(self: &Rc<Self>) -> Option<Place> {
@@ -228,9 +236,20 @@ impl Group {
         self.endpoint.connections().waiting() > self.waiting.get() + ending
     }
 
+    /// Whether there are connections that serve.
+    fn serves(&self) -> bool {
+        self.connections.borrow().iter().any(|connection| connection.serves())
+    }
+
+    /// Until when no other connection is opened, if not at once.
+    fn pause(&self) -> Option<u64> {
+        self.failed.get()?;
+        let until = self.failed_at.get().saturating_add(millis(PAUSE));
+        (until > self.clock.millis() && self.serves()).then_some(until)
+    }
+
     fn rest(&self, connection: &Connection) {
-        let millis = u64::try_from(self.idle_timeout.get().as_millis()).unwrap_or(u64::MAX);
-        connection.rest(self.clock.millis().saturating_add(millis));
+        connection.rest(self.clock.millis().saturating_add(millis(self.idle_timeout.get())));
     }
 
     fn mark(&self, connection: &Connection) {
@@ -249,6 +268,10 @@ impl Group {
     }
 }
 
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A connection that is being opened.
 struct Dialling(Rc<Group>);
 
@@ -262,6 +285,7 @@ impl Dialling {
     fn failed(self, reason: Reason) {
         let group = &self.0;
         group.failed.set(Some(reason));
+        group.failed_at.set(group.clock.millis());
         group.failures.set(group.failures.get() + 1);
         group.told.set(false);
     }
@@ -295,20 +319,25 @@ pub struct Waiting {
     group: Rc<Group>,
     /// Connections that could not be opened by then.
     failures: u64,
+    /// How long it waits while some can't be opened.
+    until: u64,
 }
 
 impl Waiting {
     /// A place, if there is one by now.
     ///
     /// # Errors
-    /// When none was opened since the request waits, and none is being opened.
+    /// When none could be opened since the request waits, none is being opened, and there are
+    /// none to wait for, or it has waited long enough.
     pub fn look(&self) -> Result<Option<Place>, Missing> {
         let group = &self.group;
         if let Some(place) = group.place() {
             return Ok(Some(place));
         }
+        let failing = group.failures.get() != self.failures || group.pause().is_some();
+        let patient = group.serves() && group.clock.millis() < self.until;
         match group.failed.get() {
-            Some(reason) if group.failures.get() != self.failures && group.dialling.get() == 0 => {
+            Some(reason) if failing && !patient && group.dialling.get() == 0 => {
                 Err(Missing { reason, first: !group.told.replace(true) })
             }
             _ => Ok(None),
@@ -320,7 +349,9 @@ impl Waiting {
     #[must_use]
     pub fn wants_connection(&self) -> bool {
         let group = &self.group;
-        group.room().saturating_add(group.dialling.get().saturating_mul(group.expected.get())) < group.waiting.get()
+        group.pause().is_none()
+            && group.room().saturating_add(group.dialling.get().saturating_mul(group.expected.get()))
+                < group.waiting.get()
     }
 
     /// Opens a connection, which takes no longer than `limit`.
@@ -330,7 +361,14 @@ impl Waiting {
 
     /// Resolves when it is worth looking again.
     pub async fn changed(&self) {
-        self.group.changed.notified().await;
+        let changed = self.group.changed.notified();
+        match self.group.pause() {
+            None => changed.await,
+            Some(until) => {
+                let left = until.min(self.until).saturating_sub(self.group.clock.millis()).max(1);
+                let _ = timeout(Duration::from_millis(left), changed).await;
+            }
+        }
     }
 }
 

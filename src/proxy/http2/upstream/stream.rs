@@ -36,6 +36,8 @@ pub struct Http2Upstream {
     lost: bool,
     /// The backend says that it has done nothing about the request.
     unprocessed: bool,
+    /// So that another connection is to do it: this one has ended in order (RFC 9113 §6.8).
+    displaced: bool,
     /// Something of a response was read.
     answered: bool,
     request: Option<Request>,
@@ -78,6 +80,7 @@ impl Http2Upstream {
             fault: None,
             lost: false,
             unprocessed: false,
+            displaced: false,
             answered: false,
             request: None,
             response: None,
@@ -105,6 +108,8 @@ impl Http2Upstream {
             Err(error) => {
                 self.fail(&error);
                 self.unprocessed = true;
+                // It has stopped taking requests since there was a place on it.
+                self.displaced |= error.reason() == Some(Code::REFUSED_STREAM);
             }
         }
     }
@@ -167,6 +172,12 @@ impl Http2Upstream {
     #[must_use]
     pub fn has_written(&self) -> bool {
         !self.unprocessed && self.place.connection().written() != self.written
+    }
+
+    /// See [`crate::proxy::upstream::Upstream::is_displaced`].
+    #[must_use]
+    pub fn is_displaced(&self) -> bool {
+        self.displaced
     }
 
     /// Whether anything of a response has come.
@@ -238,7 +249,9 @@ impl Http2Upstream {
         // The end of the connection is told by a GOAWAY that leaves this stream out (RFC 9113
         // §6.8), or not at all.
         self.lost = !error.is_reset();
-        self.unprocessed |= error.is_remote() && (error.is_go_away() || refused);
+        let left_out = error.is_remote() && error.is_go_away();
+        self.unprocessed |= left_out || (error.is_remote() && refused);
+        self.displaced |= left_out && error.reason() == Some(Code::NO_ERROR);
         let fault = if error.is_reset() && error.is_remote() {
             // It has done nothing about the request, whatever that is (RFC 9113 §8.7).
             if refused { Fault::Refused } else { Fault::Reset }
