@@ -25,6 +25,9 @@ const ACK: u8 = 0x1;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 
+/// What of a stream's number counts; the bit before it is reserved.
+const STREAM: u32 = 0x7fff_ffff;
+
 /// Bytes sent that make up for one frame, besides those that each write makes up for: a
 /// client may open two windows for each small frame of ours.
 const EARNED_BY: usize = 256;
@@ -47,6 +50,8 @@ pub struct Guard {
     /// Since when a header block is under way.
     block: Option<u64>,
     idle_frames: Allowance,
+    /// Streams that the client has reset.
+    resets: Vec<u32>,
     of_client: bool,
     /// No frame has come yet, and a preface was to come before.
     first: bool,
@@ -74,6 +79,7 @@ impl Guard {
             goes_on: false,
             block: None,
             idle_frames: Allowance::new(IDLE_FRAMES),
+            resets: Vec::new(),
             of_client: preface,
             first: preface,
             breach: None,
@@ -96,6 +102,11 @@ impl Guard {
     #[must_use]
     pub fn block_since(&self) -> Option<u64> {
         self.block
+    }
+
+    /// The streams that the client has reset since this was last asked.
+    pub fn take_resets(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.resets)
     }
 
     /// Counts `n` bytes as sent.
@@ -132,7 +143,7 @@ impl Guard {
 
     /// Takes in a frame's head that is whole.
     fn begin(&mut self, now: u64) {
-        let [a, b, c, kind, flags, ..] = self.head;
+        let [a, b, c, kind, flags, stream @ ..] = self.head;
         self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         let brings = match kind {
             DATA => self.left > 0 || flags & END_STREAM != 0,
@@ -141,6 +152,10 @@ impl Guard {
         };
         if std::mem::take(&mut self.first) && (kind != SETTINGS || flags & ACK != 0) {
             self.breach = Some(Breach::Preface);
+        }
+        // At most as many as are borne at once, since more are not read.
+        if kind == RST_STREAM && self.of_client && self.breach.is_none() {
+            self.resets.push(u32::from_be_bytes(stream) & STREAM);
         }
         if !brings && !self.idle_frames.spend(now) {
             self.breach.get_or_insert(Breach::Flood);
@@ -159,13 +174,17 @@ impl Guard {
     }
 }
 
-/// Notes which streams end by the frames that go out.
+/// Notes which streams end by the frames that go out, and how much goes out on streams at all.
 #[derive(Debug, Default)]
 pub struct Endings {
     /// A frame's head, and the payload of a reset behind it.
     head: [u8; HEAD + 4],
     have: usize,
     left: usize,
+    /// What is left is of a head or a body.
+    carries: bool,
+    /// Bytes of heads and bodies so far.
+    carried: u64,
     seen: Vec<(u32, Ending)>,
 }
 
@@ -188,6 +207,9 @@ impl Endings {
             if self.left > 0 {
                 let passed = self.left.min(rest.len());
                 self.left -= passed;
+                if self.carries {
+                    self.carried += u64::try_from(passed).unwrap_or(0);
+                }
                 rest = rest.get(passed..).unwrap_or_default();
                 continue;
             }
@@ -203,6 +225,12 @@ impl Endings {
                 self.look();
             }
         }
+    }
+
+    /// Bytes of heads and bodies that were sent.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        self.carried
     }
 
     /// The streams that have ended since this was last asked.
@@ -222,6 +250,7 @@ impl Endings {
         self.seen.extend(ending.map(|ending| (u32::from_be_bytes(stream), ending)));
         self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         self.left = self.left.saturating_sub(self.have - HEAD);
+        self.carries = matches!(kind, DATA | HEADERS | CONTINUATION);
         self.have = 0;
     }
 }

@@ -42,6 +42,12 @@ pub struct Watch {
     /// Bytes read and written in all.
     heard: Cell<u64>,
     written: Cell<u64>,
+    /// Bytes written that the socket has not taken.
+    held: Cell<u64>,
+    /// The socket has taken no more when it was last tried.
+    blocked: Cell<bool>,
+    /// Writes are tried even if the socket does not count as ready for them.
+    prodded: Cell<bool>,
 }
 
 impl Watch {
@@ -74,6 +80,30 @@ impl Watch {
         self.written.get()
     }
 
+    /// Whether there is something to write that the socket has no room for.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.get()
+    }
+
+    /// Bytes of heads and bodies that the client has taken, or its socket for it.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        let carried = self.endings.borrow().as_ref().map_or(0, Endings::carried);
+        carried.saturating_sub(self.held.get())
+    }
+
+    /// Has writes tried until there is no room at all, before the client is given up.
+    pub fn prod(&self) {
+        self.prodded.set(true);
+    }
+
+    /// The streams that the client has reset since this was last asked.
+    #[must_use]
+    pub fn take_resets(&self) -> Vec<u32> {
+        self.guard.borrow_mut().take_resets()
+    }
+
     /// The streams that we have ended since this was last asked.
     #[must_use]
     pub fn take_endings(&self) -> Vec<(u32, Ending)> {
@@ -98,11 +128,18 @@ impl Io {
             read: Cell::new(0),
             heard: Cell::new(0),
             written: Cell::new(0),
+            held: Cell::new(0),
+            blocked: Cell::new(false),
+            prodded: Cell::new(false),
         });
         (Self { stream, watch: Rc::clone(&watch), before, passed: 0, ended: false }, watch)
     }
 
-    fn sent(&self, from: &[IoSlice<'_>], outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn poll_send(&self, cx: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut prodded = self.watch.prodded.get();
+        let outcome = self.stream.poll_write_prodded(cx, from, &mut prodded);
+        self.watch.prodded.set(prodded);
+        self.note_room(outcome.is_pending());
         if let Poll::Ready(Ok(n)) = outcome {
             self.watch.written.set(self.watch.written.get() + u64::try_from(n).unwrap_or(0));
             self.watch.guard.borrow_mut().sent(n);
@@ -115,6 +152,20 @@ impl Io {
             }
         }
         outcome
+    }
+
+    /// Sends what was written and is held.
+    fn poll_release(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut prodded = self.watch.prodded.get();
+        let outcome = self.stream.poll_flush(cx, &mut prodded);
+        self.watch.prodded.set(prodded);
+        self.note_room(outcome.is_pending());
+        outcome
+    }
+
+    fn note_room(&self, blocked: bool) {
+        self.watch.blocked.set(blocked);
+        self.watch.held.set(u64::try_from(self.stream.held()).unwrap_or(0));
     }
 }
 
@@ -151,8 +202,7 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        let from = [IoSlice::new(from)];
-        self.sent(&from, self.stream.poll_write(cx, &from))
+        self.poll_send(cx, &[IoSlice::new(from)])
     }
 
     fn poll_write_vectored(
@@ -160,7 +210,7 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         from: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.sent(from, self.stream.poll_write(cx, from))
+        self.poll_send(cx, from)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -168,13 +218,13 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_flush(cx, &mut false)
+        self.poll_release(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !std::mem::replace(&mut self.ended, true) {
             self.stream.shutdown_write()?;
         }
-        self.stream.poll_flush(cx, &mut false)
+        self.poll_release(cx)
     }
 }

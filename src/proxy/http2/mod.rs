@@ -1,6 +1,6 @@
 //! HTTP/2 on the wire (RFC 9113), over the `h2` crate.
 //!
-//! [`server`] is a client's connection; each of its streams has a task of its own ([`tellers`])
+//! [`server`] is a client's connection; each of its [`streams`] has a task of its own ([`tellers`])
 //! that tells the same story as a request of HTTP/1 does, over an [`Http2`](client::Http2). [`head`] makes of
 //! what opened a stream what a head of HTTP/1 is, so that whatever is refused there is
 //! refused here; [`fields`] turns fields of one form into the other. [`body`] is what comes in
@@ -18,6 +18,7 @@ pub mod io;
 pub mod limits;
 pub mod output;
 pub mod server;
+pub mod streams;
 pub mod tellers;
 pub mod upstream;
 pub mod websocket;

@@ -12,10 +12,9 @@
 //! which streams were still heard: whatever a client sends meanwhile is served, and what is
 //! not served it can safely send elsewhere (RFC 9113 §6.8).
 
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,9 +24,11 @@ use http::Request;
 
 use super::guard::{Breach, Ending, Guard};
 use super::io::{Io, Watch};
-use super::limits::{self, Allowance};
+use super::limits;
+use super::streams::Streams;
 use super::tellers::Story;
 use crate::proxy::connection::{self, Age};
+use crate::proxy::pace::{Pace, Terms};
 use crate::proxy::story::Source;
 use crate::proxy::worker::Worker;
 use crate::telemetry::{Limiter, Reason, events};
@@ -37,6 +38,10 @@ use crate::transport::stream::Stream;
 /// How long a client that was told that the connection ends is waited for once nothing is
 /// under way: for its answer to that, and for its end of the stream.
 pub const PARTING: Duration = Duration::from_secs(5);
+
+/// How much longer than a request's own `BODY_TIMEOUT` its connection waits for a client that
+/// takes nothing: streams whose stories are not over are to tell by themselves.
+const UNTAKEN: Duration = Duration::from_secs(5);
 
 /// Bytes of a client's that are read meanwhile.
 const PARTING_BYTES: usize = 256 * 1024;
@@ -57,7 +62,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, sour
         .await
     };
     let outcome = timer.within(Some(patience), handshake).await;
-    let streams = Rc::new(Streams::new());
+    let streams = Streams::new();
     let ended = match outcome {
         None => return refused(&worker, &source, Reason::ClientHeaderTimeout, Code::SETTINGS_TIMEOUT),
         Some(Err(error)) => Ended::of(&error),
@@ -71,6 +76,9 @@ pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, sour
                 timer: &timer,
                 age,
                 idle_since: timer.clock().millis(),
+                pace: Pace::default(),
+                terms: None,
+                prodded: None,
                 left_at: 0,
                 too_large: 0,
                 phase: Phase::Open,
@@ -85,7 +93,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, sour
         part(&stream, &timer).await;
     }
     // Whoever is still about to end has lost the client by now.
-    poll_fn(|cx| streams.poll_none(cx)).await;
+    poll_fn(|cx| streams.poll_told(cx)).await;
 }
 
 /// The settings that a client is told, and the limits that hold without them.
@@ -157,6 +165,12 @@ struct Serving<'a> {
     age: Age,
     /// When the last stream ended, in milliseconds of the worker's clock.
     idle_since: u64,
+    /// How long the client leaves untaken what is its own to take.
+    pace: Pace,
+    /// What is asked of it, while that is asked.
+    terms: Option<Terms>,
+    /// Bytes that it had taken when writes were last tried against all odds.
+    prodded: Option<u64>,
     /// When the client was told that the connection ends, likewise.
     left_at: u64,
     /// The stream whose head was too large for the crate last.
@@ -190,7 +204,7 @@ impl Serving<'_> {
             }
             self.note_endings();
             let now = self.timer.clock().millis();
-            let breach = self.watch.breach().or(self.streams.too_many_resets.get().then_some(Breach::Flood));
+            let breach = self.watch.breach().or(self.streams.too_many_resets().then_some(Breach::Flood));
             if let Some(breach) = breach.filter(|_| !matches!(self.phase, Phase::Refused(..))) {
                 match breach {
                     Breach::Flood => self.refuse(Reason::Http2Flood, Code::ENHANCE_YOUR_CALM, now),
@@ -198,19 +212,22 @@ impl Serving<'_> {
                 }
                 continue;
             }
-            if self.streams.open.get() > 0 {
+            let busy = matches!(self.phase, Phase::Open | Phase::Leaving) && !self.streams.is_none();
+            if busy {
                 self.idle_since = now;
             }
+            let untaken = self.untaken(now);
             if self.phase == Phase::Open && self.is_to_leave(now) {
                 self.leave(now);
                 continue;
             }
-            self.timer.set_at(self.deadline());
+            self.timer.set_at(self.deadline(busy, untaken));
             ready!(self.timer.poll(cx));
             match self.phase {
                 _ if self.is_header_late(now) => self.refuse(Reason::ClientHeaderTimeout, Code::ENHANCE_YOUR_CALM, now),
-                Phase::Open if self.streams.open.get() == 0 => self.leave(now),
-                Phase::Leaving => {
+                _ if untaken.is_some_and(|due| now >= due) => self.press(now),
+                Phase::Open if !busy => self.leave(now),
+                Phase::Leaving if !busy => {
                     self.phase = Phase::Over;
                     self.idle_since = now;
                     self.connection.abrupt_shutdown(Code::NO_ERROR);
@@ -218,13 +235,16 @@ impl Serving<'_> {
                 // It does not even take that.
                 Phase::Over => return Poll::Ready(Ended::Gone),
                 Phase::Refused(reason, code) => return Poll::Ready(Ended::Fault(reason, code)),
-                Phase::Open => {}
+                Phase::Open | Phase::Leaving => {}
             }
         }
     }
 
     /// Counts, and puts on record, the requests that the crate has refused by itself.
     fn note_endings(&mut self) {
+        for stream in self.watch.take_resets() {
+            self.streams.end(stream);
+        }
         for (stream, ending) in self.watch.take_endings() {
             let begun = self.streams.end(stream);
             match ending {
@@ -246,7 +266,7 @@ impl Serving<'_> {
 
     /// Has a stream's story told.
     fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let open = Open::new(&self.streams, respond.stream_id().as_u32());
+        let open = self.streams.open(respond.stream_id().as_u32());
         let (worker, source) = (Rc::clone(&self.worker), Rc::clone(&self.source));
         self.worker.tellers().tell(Story { worker, source, request, respond, open });
     }
@@ -270,125 +290,70 @@ impl Serving<'_> {
         self.connection.abrupt_shutdown(code);
     }
 
-    fn is_header_late(&self, now: u64) -> bool {
-        matches!(self.phase, Phase::Open | Phase::Leaving) && self.header_due().is_some_and(|due| now >= due)
+    /// When the client will have left untaken for too long what its streams have handed over:
+    /// because it reads nothing, or has shut a window again.
+    fn untaken(&mut self, now: u64) -> Option<u64> {
+        if !matches!(self.phase, Phase::Open | Phase::Leaving) {
+            return None;
+        }
+        if !self.watch.is_blocked() && self.streams.owed() == 0 {
+            self.pace.restore();
+            (self.terms, self.prodded) = (None, None);
+            return None;
+        }
+        let terms = *self.terms.get_or_insert_with(|| patience(&self.worker));
+        Some(self.pace.waits(now, self.watch.taken(), terms))
     }
 
+    /// The client is late with taking what is its own; unless it turns out that it only seemed so.
+    fn press(&mut self, now: u64) {
+        let taken = self.watch.taken();
+        if self.prodded.replace(taken) != Some(taken) {
+            return self.watch.prod();
+        }
+        self.worker.counters().cut.add(u64::try_from(self.streams.owed()).unwrap_or(0));
+        self.refuse(Reason::ClientSlowReader, Code::ENHANCE_YOUR_CALM, now);
+    }
+
+    fn is_header_late(&self, now: u64) -> bool {
+        self.header_due().is_some_and(|due| now >= due)
+    }
+
+    /// Of no account once the connection ends anyway, which has a time of its own.
     fn header_due(&self) -> Option<u64> {
+        if !matches!(self.phase, Phase::Open | Phase::Leaving) {
+            return None;
+        }
         self.watch.block_since().map(|since| after(since, self.worker.generation().config.daemon.header_timeout))
     }
 
     /// When something is overdue.
-    fn deadline(&self) -> u64 {
+    fn deadline(&self, busy: bool, untaken: Option<u64>) -> u64 {
         let generation = self.worker.generation();
         let daemon = &generation.config.daemon;
         let idle = match self.phase {
-            Phase::Open if self.streams.open.get() == 0 => Some(after(self.idle_since, daemon.idle_timeout)),
-            Phase::Leaving if self.streams.open.get() > 0 => None,
-            Phase::Open => None,
+            _ if busy => None,
+            Phase::Open => Some(after(self.idle_since, daemon.idle_timeout)),
             Phase::Leaving | Phase::Over | Phase::Refused(..) => Some(after(self.idle_since, PARTING)),
         };
         let old = (self.phase == Phase::Open).then(|| daemon.max_connection_age.map(|limit| self.age.reaches(limit)));
-        [idle, old.flatten(), self.header_due()].into_iter().flatten().min().unwrap_or(u64::MAX)
+        [idle, old.flatten(), self.header_due(), untaken].into_iter().flatten().min().unwrap_or(u64::MAX)
     }
+}
+
+/// What any route of these asks of a client that leaves its answers untaken: the most patient
+/// terms, since a connection has streams of all of them.
+fn patience(worker: &Worker) -> Terms {
+    let generation = worker.generation();
+    let settings = || generation.routes().iter().map(|route| &route.settings);
+    let budget = settings().map(|settings| settings.body_timeout).max().unwrap_or(PARTING);
+    // No rate at all is the most patient one.
+    let rate = settings().map(|settings| settings.min_body_rate).min().flatten();
+    Terms::new(budget.saturating_add(UNTAKEN), rate)
 }
 
 fn after(since: u64, limit: Duration) -> u64 {
     since.saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// The streams of a connection, as far as their stories are not over.
-#[derive(Debug)]
-struct Streams {
-    open: Cell<usize>,
-    /// The numbers of those whose end has neither been sent nor come.
-    begun: RefCell<Vec<u32>>,
-    /// The connection's.
-    waker: RefCell<Option<Waker>>,
-    resets: RefCell<Allowance>,
-    /// The client has reset more than is borne.
-    too_many_resets: Cell<bool>,
-}
-
-impl Streams {
-    fn new() -> Self {
-        Self {
-            open: Cell::new(0),
-            begun: RefCell::default(),
-            waker: RefCell::default(),
-            resets: RefCell::new(Allowance::new(limits::RESETS)),
-            too_many_resets: Cell::new(false),
-        }
-    }
-
-    fn wake_by(&self, waker: &Waker) {
-        let mut known = self.waker.borrow_mut();
-        if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            *known = Some(waker.clone());
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Forgets a stream; whether it was known.
-    fn end(&self, id: u32) -> bool {
-        let mut begun = self.begun.borrow_mut();
-        let place = begun.iter().position(|known| *known == id);
-        place.map(|place| begun.swap_remove(place)).is_some()
-    }
-
-    fn note_reset(&self, id: u32, now: u64) {
-        self.end(id);
-        if !self.resets.borrow_mut().spend(now) {
-            self.too_many_resets.set(true);
-            self.wake();
-        }
-    }
-
-    fn poll_none(&self, cx: &Context<'_>) -> Poll<()> {
-        self.wake_by(cx.waker());
-        if self.open.get() == 0 { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
-/// A stream whose story is not over; dropping it says that it is.
-#[derive(Debug)]
-pub struct Open {
-    streams: Rc<Streams>,
-    id: u32,
-}
-
-impl Open {
-    fn new(streams: &Rc<Streams>, id: u32) -> Self {
-        streams.open.set(streams.open.get() + 1);
-        streams.begun.borrow_mut().push(id);
-        Self { streams: Rc::clone(streams), id }
-    }
-
-    /// Of a connection that has none else.
-    #[cfg(test)]
-    pub fn alone() -> Self {
-        Self::new(&Rc::new(Streams::new()), 1)
-    }
-
-    /// Its client did not wait for the answer.
-    pub fn note_reset(&self, now: u64) {
-        self.streams.note_reset(self.id, now);
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let open = self.streams.open.get().saturating_sub(1);
-        self.streams.open.set(open);
-        if open == 0 {
-            self.streams.wake();
-        }
-    }
 }
 
 /// Counts a connection that was ended for what its client did, and puts it on record, not
@@ -403,7 +368,7 @@ fn refused(worker: &Worker, source: &Source, reason: Reason, code: Code) {
             reason = reason.as_str(),
             code = ?code,
             suppressed,
-            "a client's HTTP/2 connection was closed for what it sent"
+            "a client's HTTP/2 connection was closed for what it did"
         );
     }
 }

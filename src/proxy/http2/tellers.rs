@@ -16,7 +16,8 @@ use http::Request;
 
 use super::client::Http2;
 use super::head;
-use super::server::{Open, PARTING};
+use super::server::PARTING;
+use super::streams::Open;
 use crate::proxy::relay::Sink as _;
 use crate::proxy::story::{self, Source};
 use crate::proxy::worker::Worker;
@@ -151,7 +152,7 @@ async fn tell(worker: &Worker, source: &Source, request: Request<RecvStream>, re
 mod tests {
     use super::{IDLE, Source, Story, Worker, tell};
     use crate::config::Config;
-    use crate::proxy::http2::server::Open;
+    use crate::proxy::http2::streams::Open;
     use crate::state::Generation;
     use crate::telemetry::{Peer, Text};
     use bytes::Bytes;

@@ -8,6 +8,8 @@ mod bodies;
 mod client;
 /// What each rule of the RFC has the daemon do, frame by frame.
 mod conformance;
+/// Clients that take their answers late, or not at all.
+mod delivery;
 /// Drain, age, idleness.
 mod ending;
 /// A client that writes and reads single frames.
