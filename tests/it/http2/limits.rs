@@ -199,7 +199,7 @@ fn a_client_that_reads_nothing_holds_little() {
     let backend = Backend::new();
     let daemon = Setup::new()
         .set("WORKERS", 1)
-        .set("BODY_TIMEOUT", "500ms")
+        .set("BODY_TIMEOUT", "5s")
         .set("MIN_BODY_RATE", "off")
         .set("BACKEND_ADDRESS", &backend.address)
         .start();
