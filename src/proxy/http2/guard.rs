@@ -1,6 +1,7 @@
 //! Guard: looks at the heads of frames as they come in, for what the `h2` crate does not
 //! tell: how many bring nothing, since when a header block is not whole, and whether settings
-//! come first.
+//! come first. Of a backend's heads, those count as nothing that are more than a response and
+//! its trailers need: the crate keeps every interim response until it is taken.
 //!
 //! Of the frames that go out, those are noted that end a stream ([`Endings`]): the crate refuses a
 //! request that is malformed, too large, or one too many, without a word to us.
@@ -10,7 +11,7 @@
 //! a window has to be opened for all that is sent.
 
 use super::PREFACE;
-use super::limits::{Allowance, IDLE_FRAMES};
+use super::limits::{Allowance, HEADS_OWED, IDLE_FRAMES};
 
 /// Bytes of a frame's head.
 const HEAD: usize = 9;
@@ -35,6 +36,9 @@ const EARNED_BY: usize = 256;
 /// Frames that one write makes up for.
 const EARNED_EACH: usize = 4;
 
+/// Heads that answer a request: the response's and, behind its body, the trailers'.
+const HEADS_EACH: usize = 2;
+
 /// Walks along the frames of one connection.
 #[derive(Debug)]
 pub struct Guard {
@@ -52,6 +56,8 @@ pub struct Guard {
     idle_frames: Allowance,
     /// Streams that the client has reset.
     resets: Vec<u32>,
+    /// Heads that a backend owes for what it was asked.
+    owed: usize,
     of_client: bool,
     /// No frame has come yet, and a preface was to come before.
     first: bool,
@@ -80,6 +86,7 @@ impl Guard {
             block: None,
             idle_frames: Allowance::new(IDLE_FRAMES),
             resets: Vec::new(),
+            owed: 0,
             of_client: preface,
             first: preface,
             breach: None,
@@ -112,6 +119,11 @@ impl Guard {
     /// Counts `n` bytes as sent.
     pub fn sent(&mut self, n: usize) {
         self.idle_frames.earn(EARNED_EACH + n / EARNED_BY);
+    }
+
+    /// Counts a request that a backend is asked.
+    pub fn asked(&mut self) {
+        self.owed = (self.owed + HEADS_EACH).min(HEADS_OWED);
     }
 
     /// Looks at what was read at `now`.
@@ -147,7 +159,12 @@ impl Guard {
         self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         let brings = match kind {
             DATA => self.left > 0 || flags & END_STREAM != 0,
-            HEADERS => true,
+            HEADERS if self.of_client => true,
+            HEADERS => {
+                let owed = self.owed > 0;
+                self.owed = self.owed.saturating_sub(1);
+                owed
+            }
             _ => false,
         };
         if std::mem::take(&mut self.first) && (kind != SETTINGS || flags & ACK != 0) {
@@ -257,7 +274,7 @@ impl Endings {
 
 #[cfg(test)]
 mod tests {
-    use super::{Breach, Ending, Endings, Guard, IDLE_FRAMES};
+    use super::{Breach, Ending, Endings, Guard, HEADS_OWED, IDLE_FRAMES};
 
     fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
         let mut frame = vec![0, (length >> 8) as u8, length as u8, kind, flags, 0, 0, 0, 1];
@@ -284,9 +301,30 @@ mod tests {
                 assert!(trips(&one.repeat(most + 1), piece), "{kind} in pieces of {piece}");
             }
         }
-        for (kind, flags, length) in [(0, 0, 1), (0, 1, 0), (1, 5, 20)] {
+        for (kind, flags, length) in [(0, 0, 1), (0, 1, 0)] {
             assert!(!trips(&frame(kind, flags, length).repeat(5 * most), 100), "{kind}");
         }
+    }
+
+    #[test]
+    fn heads_that_nobody_asked_for_bring_nothing() {
+        let (most, head) = (IDLE_FRAMES.0 as usize, frame(1, 4, 20));
+        let mut guard = Guard::new(false);
+        for _ in 0..10 * most {
+            guard.asked();
+            guard.read(&head.repeat(2), 1);
+        }
+        assert_eq!(guard.breach(), None);
+        // What others were content without is not saved up for ever.
+        (0..10 * most).for_each(|_| guard.asked());
+        guard.read(&head.repeat(HEADS_OWED + most), 1);
+        assert_eq!(guard.breach(), None);
+        guard.read(&head, 1);
+        assert_eq!(guard.breach(), Some(Breach::Flood));
+        // A client's are requests, which have limits of their own.
+        let mut guard = Guard::new(true);
+        guard.read(&[super::PREFACE, &frame(4, 0, 6), &head.repeat(10 * most)].concat(), 1);
+        assert_eq!(guard.breach(), None);
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl Watch {
         self.guard.borrow().block_since()
     }
 
+    /// Counts a request that a backend is asked.
+    pub fn asked(&self) {
+        self.guard.borrow_mut().asked();
+    }
+
     /// Bytes read in all.
     #[must_use]
     pub fn heard(&self) -> u64 {

@@ -42,6 +42,10 @@ pub const SMALL_DATA: usize = 256 * 1024;
 /// WINDOW_UPDATE, CONTINUATION, empty DATA, and those of unknown types.
 pub const IDLE_FRAMES: (u32, u32) = (1000, 100);
 
+/// Heads that a backend may owe us, two for each request. What it sends beyond these, which
+/// are interim responses, counts among [`IDLE_FRAMES`].
+pub const HEADS_OWED: usize = 256;
+
 /// Streams that the client resets before their answer is whole, likewise (CVE-2023-44487,
 /// Rapid Reset). Somebody who leaves a page resets what is under way, which is as many as it
 /// may have at once; each costs a connection to a backend.

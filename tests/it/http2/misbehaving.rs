@@ -19,7 +19,7 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 /// How long it may take until something is found out by waiting.
 const SHORT: &str = "1s";
 
-fn before(backend: &Backend) -> Setup {
+pub fn before(backend: &Backend) -> Setup {
     Setup::new()
         .set("BACKEND_ADDRESS", &backend.address)
         .set("BACKEND_PROTOCOL", "h2")
@@ -28,25 +28,25 @@ fn before(backend: &Backend) -> Setup {
         .set("RETRY_BACKOFF", "1ms")
 }
 
-fn get(daemon: &Daemon) -> Peer {
+pub fn get(daemon: &Daemon) -> Peer {
     let mut client = daemon.connect();
     client.get("/");
     client
 }
 
-fn post(daemon: &Daemon) -> Peer {
+pub fn post(daemon: &Daemon) -> Peer {
     let mut client = daemon.connect();
     client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody");
     client
 }
 
 /// An answer without a body.
-fn ok(stream: u32) -> Vec<u8> {
+pub fn ok(stream: u32) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, block(&[(":status", "200")]))
 }
 
 /// The head of an answer with a body.
-fn head(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
+pub fn head(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, block(&[&[(":status", "200")], fields].concat()))
 }
 
@@ -54,12 +54,12 @@ fn goaway(last: u32, code: u32) -> Vec<u8> {
     frame(GOAWAY, 0, 0, [last.to_be_bytes(), code.to_be_bytes()].concat())
 }
 
-fn reset(stream: u32, code: u32) -> Vec<u8> {
+pub fn reset(stream: u32, code: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, code.to_be_bytes())
 }
 
 #[track_caller]
-fn expect_ok(client: &mut Peer) {
+pub fn expect_ok(client: &mut Peer) {
     let response = client.response();
     assert_eq!(response.status(), 200, "{response:?}");
 }

@@ -22,6 +22,8 @@ mod grpc_calls;
 mod limits;
 /// Backends that break off, refuse, flood, stall, or speak something else.
 mod misbehaving;
+/// Backends that reset streams, or change their settings, in each phase of them.
+mod phases;
 /// What a backend is told, and what a client is answered.
 mod requests;
 /// Clients that agree on it with TLS.

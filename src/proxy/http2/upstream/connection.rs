@@ -163,7 +163,7 @@ impl Connection {
     /// When the connection takes no more.
     pub fn send(&self, request: Request<()>, ended: bool) -> Result<(ResponseFuture, SendStream<Bytes>), Error> {
         match &mut *self.handle.borrow_mut() {
-            Some(handle) => handle.clone().send_request(request, ended),
+            Some(handle) => handle.clone().send_request(request, ended).inspect(|_| self.watch.asked()),
             None => Err(h2::Reason::REFUSED_STREAM.into()),
         }
     }
