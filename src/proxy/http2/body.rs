@@ -2,9 +2,10 @@
 //!
 //! A chunk is lent as it lies in the frame. Its bytes count as taken, and the peer may send as
 //! many more, only once they were passed on: so a body that nobody takes fills its window and
-//! no more. What is kept of one for another attempt is copied, since a few bytes of a frame
-//! would keep all of what it was read with.
+//! no more. What waits of one, or is kept for another attempt, is copied where it came in small
+//! frames, since a few bytes of a frame keep all of what it was read with.
 
+use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -16,10 +17,16 @@ use crate::proxy::relay::{Fault, Piece, Source};
 use crate::telemetry::Reason;
 use crate::transport::buffer::Buffer;
 
+/// Bytes in a frame from which on it is not copied to wait: half of what it may have kept from
+/// being used again.
+const LARGE: usize = 8 * 1024;
+
 /// A body that comes in.
 #[derive(Debug)]
 pub struct Body {
     stream: RecvStream,
+    /// What has come and was not asked for.
+    ahead: Option<Box<Ahead>>,
     /// What was taken from the stream and not passed on.
     chunk: Bytes,
     /// No DATA is to come; fields may be.
@@ -28,6 +35,32 @@ pub struct Body {
     over: bool,
     trailers: Trailers,
     held: Held,
+}
+
+/// What waits of a body.
+#[derive(Debug, Default)]
+struct Ahead {
+    frames: VecDeque<Bytes>,
+    /// Small frames behind them, as one.
+    small: Vec<u8>,
+}
+
+impl Ahead {
+    fn put(&mut self, frame: Bytes) {
+        if frame.len() < LARGE {
+            self.small.extend_from_slice(&frame);
+            return;
+        }
+        if !self.small.is_empty() {
+            self.frames.push_back(std::mem::take(&mut self.small).into());
+        }
+        self.frames.push_back(frame);
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        let small = || (!self.small.is_empty()).then(|| std::mem::take(&mut self.small).into());
+        self.frames.pop_front().or_else(small)
+    }
 }
 
 /// What is kept of a body, from its start.
@@ -83,6 +116,7 @@ impl Body {
         let over = stream.is_end_stream();
         Self {
             stream,
+            ahead: None,
             chunk: Bytes::new(),
             data_over: over,
             over,
@@ -109,6 +143,10 @@ impl Body {
         self.held.drop();
         if self.stream.is_end_stream() {
             self.take(self.chunk.len());
+            while let Some(chunk) = self.next_ahead() {
+                self.chunk = chunk;
+                self.take(self.chunk.len());
+            }
             (self.data_over, self.over) = (true, true);
         }
     }
@@ -132,6 +170,23 @@ impl Body {
         self.over && self.chunk.is_empty() && self.held.rest().is_empty()
     }
 
+    /// Takes in what has come while nobody asks for it; the peer may send no more for that.
+    pub fn gather(&mut self, cx: &mut Context<'_>) {
+        while !self.data_over {
+            // An end or an error is found again by who asks.
+            let Poll::Ready(Some(Ok(frame))) = self.stream.poll_data(cx) else { return };
+            self.ahead.get_or_insert_default().put(frame);
+        }
+    }
+
+    fn next_ahead(&mut self) -> Option<Bytes> {
+        let next = self.ahead.as_mut()?.next();
+        if next.is_none() {
+            self.ahead = None;
+        }
+        next
+    }
+
     /// Takes bytes off the chunk; the peer may send as many more.
     fn take(&mut self, n: usize) -> Bytes {
         let piece = self.chunk.split_to(n.min(self.chunk.len()));
@@ -153,6 +208,10 @@ impl Source for Body {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, Fault>> {
         if self.held.rest().is_empty() {
             while self.chunk.is_empty() && !self.over {
+                if let Some(chunk) = self.next_ahead() {
+                    self.chunk = chunk;
+                    continue;
+                }
                 if !self.data_over {
                     match ready!(self.stream.poll_data(cx)) {
                         Some(chunk) => self.chunk = chunk.map_err(|error| fault(&error))?,

@@ -86,7 +86,18 @@ impl Http2 {
     /// Whether the client left before its answer was whole, or broke its own request.
     #[must_use]
     pub fn has_left(&mut self) -> bool {
-        self.left || (!self.aborted && self.poll_left(&mut Context::from_waker(Waker::noop())).is_ready())
+        self.left || (!self.aborted && self.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready())
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        let reset = match self.output.stream_mut() {
+            Some(stream) => stream.poll_reset(cx),
+            None => self.respond.poll_reset(cx),
+        };
+        // Whatever the error is, nobody is there any more.
+        let _ = ready!(reset);
+        self.left = true;
+        Poll::Ready(Gone::Reset)
     }
 
     /// Hands the head over, if one waits; `ends` says that nothing follows.
@@ -188,7 +199,7 @@ impl Client for Http2 {
 
     fn inform(&mut self, head: &ResponseHead, edits: Option<&FieldEdits>) {
         // The crate would send one after a reset, too.
-        let gone = self.poll_left(&mut Context::from_waker(Waker::noop())).is_ready();
+        let gone = self.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
         if !gone {
             // That it can't be sent will be seen when the answer can't.
             let _ = self.respond.send_informational(fields::interim(head, edits));
@@ -230,14 +241,9 @@ impl Client for Http2 {
     }
 
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
-        let reset = match self.output.stream_mut() {
-            Some(stream) => stream.poll_reset(cx),
-            None => self.respond.poll_reset(cx),
-        };
-        // Whatever the error is, nobody is there any more.
-        let _ = ready!(reset);
-        self.left = true;
-        Poll::Ready(Gone::Reset)
+        // Whoever looks for that waits, and the body waits with it.
+        self.body.gather(cx);
+        self.poll_reset(cx)
     }
 
     fn is_watched(&self) -> bool {

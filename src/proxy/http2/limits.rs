@@ -9,8 +9,14 @@ use std::time::Duration;
 /// Bytes that a stream may have sent and we have not passed on.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// The same for all streams of a connection.
-pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The same for all streams of a connection that may have so many: as much as they have
+/// together, so that those that nobody takes from hold up no other.
+#[must_use]
+pub fn connection_window(streams: u32) -> u32 {
+    /// The largest that there is (RFC 9113 §6.9.1).
+    const MOST: u32 = 0x7fff_ffff;
+    STREAM_WINDOW.saturating_mul(streams).min(MOST)
+}
 
 /// Bytes in a frame that we take: what everybody must take (RFC 9113 §4.2).
 pub const FRAME_SIZE: u32 = 16 * 1024;

@@ -104,7 +104,7 @@ fn builder(streams: usize, header_size: usize) -> Builder {
         .max_concurrent_streams(count(streams))
         .max_header_list_size(count(header_size))
         .initial_window_size(limits::STREAM_WINDOW)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .initial_connection_window_size(limits::connection_window(count(streams)))
         .max_frame_size(limits::FRAME_SIZE)
         .header_table_size(limits::HEADER_TABLE)
         .max_send_buffer_size(limits::SEND_BUFFER)

@@ -171,6 +171,40 @@ fn a_body_that_nobody_takes_fills_its_window_and_others_pass() {
 }
 
 #[test]
+fn bodies_that_nobody_takes_hold_up_no_other_however_many() {
+    let (stuck, free) = (Backend::new(), Backend::new());
+    let route = format!("MATCH_PATH=/stuck\nBACKEND_ADDRESS={}\nMAX_BACKEND_CONNECTIONS=9\n", stuck.address);
+    let setup = Setup::new().set("WORKERS", 1).set("QUEUE_TIMEOUT", "1h").set("BACKEND_ADDRESS", &free.address);
+    let daemon = setup.route("10-stuck.env", &route).start();
+    let mut client = Frames::connect(daemon.address());
+    let pseudo = |path| [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", path)];
+    // Nine have a connection, and the others wait for one.
+    for turn in 0..99 {
+        let stream = 1 + 2 * turn;
+        client.send(frame(HEADERS, END_HEADERS, stream, frames::block(&pseudo("/stuck"))));
+        client.send(frame(DATA, 0, stream, [b'x'; 16_384]).repeat(4));
+    }
+    client.send(frame(HEADERS, END_HEADERS, 1001, frames::block(&pseudo("/"))));
+    client.send(frame(DATA, frames::END_STREAM, 1001, "free"));
+    let (mut other, request) = free.take();
+    assert_eq!(request.body, b"free");
+    other.answer("free");
+    client.end(1001);
+    // Nothing is lost of what waits.
+    for turn in 0..99 {
+        client.send(frame(DATA, frames::END_STREAM, 1 + 2 * turn, ""));
+    }
+    for _ in 0..99 {
+        let (mut peer, request) = stuck.take();
+        assert!(request.body == [b'x'; 65_536]);
+        peer.answer_last("taken");
+    }
+    for _ in 0..99 {
+        client.await_frame("an end", |frame| frame.kind == DATA && frame.flags & frames::END_STREAM != 0);
+    }
+}
+
+#[test]
 fn an_answer_that_is_not_read_keeps_no_other_waiting() {
     let backend = Backend::new();
     let daemon = before(&backend);

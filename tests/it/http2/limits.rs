@@ -34,7 +34,7 @@ fn limits_are_told_beforehand() {
     };
     assert_eq!((told(3), told(6), told(4), told(5)), (Some(7), Some(20_480), Some(65_536), Some(16_384)));
     let opened = client.await_frame("a window", |frame| frame.kind == WINDOW_UPDATE && frame.stream == 0);
-    assert_eq!(opened.number(0), 1024 * 1024 - 65_535);
+    assert_eq!(opened.number(0), 7 * 65_536 - 65_535);
 }
 
 #[test]
@@ -220,6 +220,32 @@ fn a_client_that_reads_nothing_holds_little() {
     daemon.record_of("client_slow_reader");
     daemon.wait_in_flight(0);
     drop(peers);
+}
+
+/// A few bytes of a frame would keep all that they were read with.
+#[test]
+fn bodies_in_small_frames_that_wait_hold_little_more_than_they_are() {
+    let backend = Backend::new();
+    let setup = Setup::new().set("WORKERS", 1).set("MAX_CONCURRENT_REQUESTS", 1).set("QUEUE_LIMIT", 16);
+    let daemon = setup.set("QUEUE_TIMEOUT", "1h").set("BACKEND_ADDRESS", &backend.address).start();
+    let mut client = Frames::connect(daemon.address());
+    client.send(frame(HEADERS, END_HEADERS, 1, frames::post(&[])));
+    let mut peer = backend.accept();
+    peer.head();
+    // What is taken is between what waits.
+    let before = daemon.memory();
+    for turn in 0..16 {
+        let stream = 3 + 2 * turn;
+        client.send(frame(HEADERS, END_HEADERS, stream, frames::post(&[])));
+        for _ in 0..64 {
+            let pair = [frame(DATA, 0, stream, [b'w'; 256]), frame(DATA, 0, 1, [b't'; 4096])].concat();
+            client.send(pair.repeat(4));
+            peer.chunked(4 * 4096);
+        }
+    }
+    daemon.wait_queued(16);
+    let more = daemon.memory().saturating_sub(before);
+    assert!(more < 8 << 20, "{more} bytes more for {} that wait", 16 * 256 * 256);
 }
 
 #[test]

@@ -28,6 +28,8 @@ mod phases;
 mod requests;
 /// Clients that agree on it with TLS.
 mod secured;
+/// Streams that their clients reset, at any moment of their way.
+mod storm;
 /// What tools of others make of it.
 mod tools;
 /// Requests asked of backends over HTTP/2, and how many connections that takes.
