@@ -28,11 +28,12 @@ pub const HEADER_TABLE: u32 = 4096;
 pub const SEND_BUFFER: usize = 64 * 1024;
 
 /// Streams that we have reset and whose frames, which may be on their way, are dropped
-/// without a word, each for [`RESET_MEMORY`].
-pub const RESETS_REMEMBERED: usize = 64;
+/// without a word, each for [`RESET_MEMORY`]. With one that is forgotten each such frame is one
+/// of [`FAULTS`], though the client may be uploading what was answered ahead of its end.
+pub const RESETS_REMEMBERED: usize = 512;
 
-/// How long.
-pub const RESET_MEMORY: Duration = Duration::from_secs(1);
+/// How long: a slow link may have that much before the client hears of it.
+pub const RESET_MEMORY: Duration = Duration::from_secs(10);
 
 /// Streams of a connection that were reset before anybody looked at them.
 pub const RESETS_UNSEEN: usize = 20;

@@ -253,6 +253,28 @@ fn an_answer_ahead_of_its_request_ends_the_rest_of_it_without_an_error() {
     client.expect_alive();
 }
 
+/// What was on its way when the answer came is no fault of the client's.
+#[test]
+fn many_answers_ahead_of_their_requests_are_no_misbehaviour() {
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut client = Frames::connect(daemon.address());
+    for turn in 0..5 {
+        let streams: Vec<u32> = (0..90).map(|at| 1 + 2 * (90 * turn + at)).collect();
+        for stream in &streams {
+            client.send(frame(HEADERS, END_HEADERS, *stream, frames::post(&[])));
+            let mut peer = backend.accept();
+            peer.head();
+            peer.send("HTTP/1.1 413 Too much\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno");
+            assert_eq!(client.reset(*stream), NO_ERROR);
+        }
+        for stream in &streams {
+            client.send(frame(DATA, 0, *stream, [b'x'; 1000]).repeat(3));
+        }
+        client.expect_alive();
+    }
+}
+
 #[test]
 fn a_body_that_is_not_as_long_as_its_head_says_is_refused() {
     let backend = Backend::new();
