@@ -258,13 +258,50 @@ fn requests_that_a_connection_leaves_out_are_never_lost() {
     let daemon = before(&backend).set("MAX_RETRIES", 0).set("EJECT_AFTER", 1).start();
     let mut clients: Vec<Peer> = (0..MANY).map(|n| if n % 2 == 0 { get(&daemon) } else { post(&daemon) }).collect();
     daemon.wait_in_flight(MANY.try_into().unwrap());
-    for left in (1..=MANY).rev() {
+    for (given, served) in [(MANY, 6), (6, 3), (3, 2), (1, 1)] {
         let mut connection = accept(&backend, &[]);
-        let streams: Vec<u32> = (0..left).map(|_| request(&mut connection)).collect();
-        let first = *streams.iter().min().unwrap();
-        connection.send([ok(first), goaway(first, NO_ERROR)].concat());
+        let mut streams: Vec<u32> = (0..given).map(|_| request(&mut connection)).collect();
+        streams.truncate(served);
+        let answers: Vec<u8> = streams.iter().flat_map(|stream| ok(*stream)).collect();
+        connection.send([answers, goaway(*streams.last().unwrap(), NO_ERROR)].concat());
     }
     clients.iter_mut().for_each(expect_ok);
+    backend.expect_none();
+}
+
+/// What a connection has lasted for is what the next ones are given, until they last for longer.
+#[test]
+fn a_connection_is_given_no_more_than_the_last_one_has_served() {
+    const SERVED: usize = 3;
+    let backend = Backend::new();
+    let daemon = before(&backend).set("MAX_RETRIES", 0).start();
+    let mut clients: Vec<Peer> = (0..5).map(|_| get(&daemon)).collect();
+    let mut first = accept(&backend, &[]);
+    let streams: Vec<u32> = (0..5).map(|_| request(&mut first)).collect();
+    let last = *streams.get(SERVED - 1).unwrap();
+    let answers: Vec<u8> = streams.iter().take(SERVED).flat_map(|stream| ok(*stream)).collect();
+    first.send([answers, goaway(last, NO_ERROR)].concat());
+    let mut second = accept(&backend, &[]);
+    let mut open: Vec<u32> = (0..2).map(|_| request(&mut second)).collect();
+    // One more, and it has as many as the first has served.
+    clients.push(get(&daemon));
+    open.push(request(&mut second));
+    clients.push(get(&daemon));
+    let mut third = accept(&backend, &[]);
+    let other = request(&mut third);
+    open.drain(..).for_each(|stream| second.send(ok(stream)));
+    third.send(ok(other));
+    clients.iter_mut().for_each(expect_ok);
+    daemon.wait_in_flight(0);
+    // The second goes on, and so is given as many again, beside the two that the third has left.
+    let mut more: Vec<Peer> = (0..5).map(|_| get(&daemon)).collect();
+    for (connection, count) in [(&mut third, 2), (&mut second, 3)] {
+        for _ in 0..count {
+            let stream = request(connection);
+            connection.send(ok(stream));
+        }
+    }
+    more.iter_mut().for_each(expect_ok);
     backend.expect_none();
 }
 

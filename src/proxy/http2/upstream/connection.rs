@@ -71,6 +71,11 @@ pub struct Connection {
     active: Cell<usize>,
     /// Requests that it takes at once; 0 until the backend has said.
     most: Cell<usize>,
+    /// Requests that it was given in all, and those of them that it has left out as it ended.
+    begun: Cell<usize>,
+    left_out: Cell<usize>,
+    /// Requests that it is given in all.
+    lasts: Cell<usize>,
     /// It has answered a request.
     answered: Cell<bool>,
     /// The backend was blamed for its end.
@@ -93,7 +98,8 @@ impl Connection {
     #[must_use]
     pub fn room(&self) -> usize {
         let takes = !self.doubtful.get() && self.handle.borrow().is_some();
-        if takes { self.most.get().saturating_sub(self.active.get()) } else { 0 }
+        let left = self.lasts.get().saturating_sub(self.begun.get());
+        if takes { self.most.get().saturating_sub(self.active.get()).min(left) } else { 0 }
     }
 
     /// Whether it is one that answers, with room or without.
@@ -132,6 +138,31 @@ impl Connection {
     #[must_use]
     pub fn most(&self) -> usize {
         self.most.get()
+    }
+
+    /// It is given so many requests in all, unless it goes on after the last of them.
+    pub fn lasts_for(&self, requests: usize) {
+        self.lasts.set(requests);
+    }
+
+    /// How many requests a connection lasts for, if this one has left some out, or goes on after
+    /// the end of the last that it was to have, this `number`: it is then given twice as many.
+    #[must_use]
+    pub fn lasted(&self, number: usize) -> Option<usize> {
+        let begun = self.begun.get();
+        if self.left_out.get() > 0 {
+            return Some(begun.saturating_sub(self.left_out.get()).max(1));
+        }
+        let outlived = number >= self.lasts.get() && self.is_sound();
+        outlived.then(|| {
+            self.lasts.set(begun.saturating_mul(2));
+            self.lasts.get()
+        })
+    }
+
+    /// It has left a request out.
+    pub fn note_left_out(&self) {
+        self.left_out.set(self.left_out.get() + 1);
     }
 
     /// It is idle from now on, and may be until then.
@@ -209,6 +240,8 @@ impl Connection {
 pub struct Place {
     group: Rc<Group>,
     connection: Rc<Connection>,
+    /// Which of those that the connection was given.
+    number: usize,
 }
 
 impl Place {
@@ -216,7 +249,9 @@ impl Place {
     #[must_use]
     pub fn new(group: Rc<Group>, connection: Rc<Connection>) -> Self {
         connection.active.set(connection.active.get() + 1);
-        Self { group, connection }
+        let number = connection.begun.get() + 1;
+        connection.begun.set(number);
+        Self { group, connection, number }
     }
 
     /// The connection.
@@ -253,7 +288,7 @@ impl Drop for Place {
         if connection.is_idle() && connection.handle.borrow().is_none() {
             connection.done.notify_one();
         }
-        self.group.freed(connection);
+        self.group.freed(connection, self.number);
     }
 }
 
@@ -295,6 +330,9 @@ impl Driver {
             scheme,
             active: Cell::new(0),
             most: Cell::new(0),
+            begun: Cell::new(0),
+            left_out: Cell::new(0),
+            lasts: Cell::new(usize::MAX),
             answered: Cell::new(false),
             blamed: Cell::new(false),
             doubtful: Cell::new(false),

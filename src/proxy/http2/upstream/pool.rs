@@ -4,7 +4,9 @@
 //! in one line for a place that comes free, or for a connection that somebody opens: as
 //! many are opened as those in line need, so that a hundred requests which come at once
 //! dial once. One that can't be opened beside others that serve ends nobody's wait: it is tried
-//! again after a pause. The count of connections, and whether there may be another, is
+//! again after a pause. Some servers end a connection after so many requests (nginx'
+//! `keepalive_requests`), and leave out what else is on it: the next one is given no more than
+//! that, until it turns out to last for longer. The count of connections, and whether there may be another, is
 //! [`crate::balance::connections`]' business, as with HTTP/1.1.
 //!
 //! A connection belongs to its worker. Where `MAX_BACKEND_CONNECTIONS` leaves another
@@ -53,6 +55,8 @@ pub struct Group {
     open: Cell<usize>,
     /// Requests that one of them is likely to have room for.
     expected: Cell<usize>,
+    /// Requests that a connection lasts for.
+    lasts: Cell<usize>,
     /// Requests in line.
     waiting: Cell<usize>,
     /// Why the last one could not be opened; how many could not, and whether somebody was
@@ -87,6 +91,7 @@ impl Pool {
                 dialling: Cell::new(0),
                 open: Cell::new(0),
                 expected: Cell::new(STREAMS),
+                lasts: Cell::new(usize::MAX),
                 waiting: Cell::new(0),
                 failed: Cell::new(None),
                 failed_at: Cell::new(0),
@@ -190,7 +195,8 @@ impl Group {
                 }
             };
             let connection = Rc::clone(driver.connection());
-            group.expected.set(connection.most().max(1));
+            connection.lasts_for(group.lasts.get());
+            group.expected.set(connection.most().clamp(1, group.lasts.get()));
             group.rest(&connection);
             group.mark(&connection);
             group.connections.borrow_mut().push(Rc::clone(&connection));
@@ -207,9 +213,13 @@ impl Group {
         self.changed.notify_waiters();
     }
 
-    /// A place on a connection of the group has come free.
-    pub fn freed(&self, connection: &Rc<Connection>) {
+    /// A place on a connection of the group has come free, of the request of this number.
+    pub fn freed(&self, connection: &Rc<Connection>, number: usize) {
         let idle = connection.is_idle();
+        if let Some(lasts) = connection.lasted(number) {
+            self.lasts.set(lasts);
+            self.expected.set(self.expected.get().min(lasts));
+        }
         if self.is_wanted_elsewhere() || (idle && !self.is_kept()) {
             self.retire(|one| Rc::ptr_eq(one, connection));
         } else {

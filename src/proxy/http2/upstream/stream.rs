@@ -251,7 +251,10 @@ impl Http2Upstream {
         self.lost = !error.is_reset();
         let left_out = error.is_remote() && error.is_go_away();
         self.unprocessed |= left_out || (error.is_remote() && refused);
-        self.displaced |= left_out && error.reason() == Some(Code::NO_ERROR);
+        if left_out && error.reason() == Some(Code::NO_ERROR) && !self.displaced {
+            self.displaced = true;
+            self.place.connection().note_left_out();
+        }
         let fault = if error.is_reset() && error.is_remote() {
             // It has done nothing about the request, whatever that is (RFC 9113 §8.7).
             if refused { Fault::Refused } else { Fault::Reset }
