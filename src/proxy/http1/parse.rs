@@ -27,6 +27,7 @@ pub fn has_end(bytes: &[u8], seen: usize) -> bool {
 ///
 /// # Errors
 /// The reason to refuse the request with.
+#[inline]
 pub fn request(input: &mut Option<Buffer>, limit: usize) -> Result<Option<RequestHead>, Reason> {
     let Some(buffer) = input.as_ref() else { return Ok(None) };
     let bytes = buffer.filled();
