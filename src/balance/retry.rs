@@ -10,7 +10,7 @@
 //! | anything else of a response was seen | never |
 //!
 //! What a connection of HTTP/2 has left out as it ended in order (RFC 9113 §6.8) goes to another
-//! one at once, several times over, and without spending a retry either: some servers end each
+//! one at once, a few times over, and without spending a retry either: some servers end each
 //! connection after so many requests, however many have been put on it.
 //!
 //! A reused connection that dies before the first byte of a response is replaced
@@ -42,9 +42,10 @@ pub struct Failed {
     pub after: Option<Duration>,
 }
 
-/// How often a request is put on another connection because the last one has left it out. With
-/// a hundred requests on each, a server that serves ten on one needs nine of these.
-const DISPLACED: u8 = 20;
+/// How often a request is put on another connection at once because the last one has left it out.
+/// Once or twice is what a server needs that ends each after so many; one that serves nobody is
+/// to be left alone, as any that fails.
+const DISPLACED: u8 = 4;
 
 /// How far an attempt got before it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
