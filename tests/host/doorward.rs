@@ -15,6 +15,9 @@ use crate::wait::{SOON, wait_for};
 /// Where a test finds the package in its host.
 pub(crate) const PACKAGE: &str = "/root/doorward.deb";
 
+/// The installed program; `/usr/bin/doorward` is a link to it.
+pub(crate) const PROGRAM: &str = "/usr/libexec/doorward/doorward";
+
 /// Runs a story on a bare host.
 pub(crate) fn boot(suite: Suite, story: fn(&Host) -> Result<()>) -> Result<()> {
     tell(suite, story)

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::backend::{Backend, HELD};
 use crate::doorward::{
-    PACKAGE, all_are, answer_of, apt_install, ask, ask_at, ask_slowly, configure, copy_package, drop_in, front,
-    main_pid, next_version, restart_with, show,
+    PACKAGE, PROGRAM, all_are, answer_of, apt_install, ask, ask_at, ask_slowly, configure, copy_package, drop_in,
+    front, main_pid, next_version, restart_with, show,
 };
 use crate::host::Host;
 use crate::http::{Connection, Failure, Target};
@@ -78,7 +78,7 @@ fn an_upgrade_under_load_loses_nothing_and_restarts_no_socket(host: &Host) -> Re
     let new = main_pid(host)?;
     ensure!(new != pid, "the old process still serves");
     let exe = host.say(&format!("readlink /proc/{new}/exe"))?;
-    ensure!(exe == "/usr/bin/doorward", "{exe}");
+    ensure!(exe == PROGRAM, "{exe}");
     ensure!(show(host, "doorward.service", "NeedDaemonReload")? == "no");
     ensure!(show(host, "doorward.service", "Description")?.ends_with("(next)"));
 

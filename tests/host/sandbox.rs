@@ -7,7 +7,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
 use crate::backend::{Backend, HELD, large};
-use crate::doorward::{answer_of, ask, ask_slowly, configure, front, main_pid, records, restart_with};
+use crate::doorward::{
+    PROGRAM, answer_of, ask, ask_slowly, configure, front, main_pid, next_version, records, restart_with,
+};
 use crate::host::Host;
 use crate::http::Connection;
 use crate::load::Load;
@@ -15,6 +17,7 @@ use crate::wait::{SOON, wait_for};
 
 crate::stories!(install:
     systemd_finds_no_fault_with_the_units,
+    the_sandbox_executes_doorward_alone_also_one_that_dpkg_has_put_in_its_place,
     the_sandbox_without_a_network_serves_unix_backends,
     five_hundred_downloads_at_once_run_well_inside_the_sandbox,
 );
@@ -47,6 +50,27 @@ fn systemd_finds_no_fault_with_the_units(host: &Host) -> Result<()> {
     for unit in ["doorward.service", "doorward@blue.service"] {
         let tenths = exposure(host, unit)?;
         ensure!(tenths <= 11, "{unit}: {tenths} tenths");
+    }
+    Ok(())
+}
+
+fn the_sandbox_executes_doorward_alone_also_one_that_dpkg_has_put_in_its_place(host: &Host) -> Result<()> {
+    let pid = main_pid(host)?;
+    let inside = |command: &str| host.run(&format!("nsenter -t {pid} -m {command}"));
+    let file = format!("stat -c %i {PROGRAM}");
+    for program in ["/usr/bin/doorward", PROGRAM] {
+        inside(&format!("{program} --version"))?.ok()?;
+    }
+    let first = inside(&file)?;
+    ensure!(first.code == 126 && first.stderr.contains("Permission denied"), "it executes others: {first}");
+
+    let old = host.say(&file)?;
+    let next = next_version(host)?;
+    host.say(&format!("dpkg --unpack {next}"))?;
+    ensure!(host.say(&file)? != old, "dpkg has written into the file that runs");
+    ensure!(main_pid(host)? == pid, "it was restarted");
+    for program in ["/usr/bin/doorward", PROGRAM] {
+        inside(&format!("{program} --version"))?.ok()?;
     }
     Ok(())
 }
