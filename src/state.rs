@@ -52,6 +52,8 @@ pub struct Generation {
     pub doors: Arc<Doors>,
     /// How backends are spoken to over TLS.
     pub clients: Arc<Clients>,
+    /// Threads that serve: those of the first generation.
+    workers: usize,
     routes: Box<[Arc<Route>]>,
     table: Arc<Table>,
 }
@@ -125,7 +127,9 @@ impl Generation {
     ) -> Self {
         let config = config.into();
         let checks: Vec<_> = config.routes.iter().map(|route| Check::of(&route.settings).map(Arc::new)).collect();
-        let mut registry = Registry::new(checks.iter().cloned(), past);
+        let wanted = || config.daemon.workers.unwrap_or_else(cores);
+        let workers = past.map_or_else(wanted, |past| past.generation.workers);
+        let mut registry = Registry::new(checks.iter().cloned(), workers, past);
         let budgets = past.iter().flat_map(|past| &past.generation.routes);
         let budgets: HashMap<&str, &Arc<Budget>> = budgets.map(|route| (&*route.name, &route.budget)).collect();
         // What one route says of certificates must not come from a client on any other: backends
@@ -147,14 +151,14 @@ impl Generation {
                 };
                 // A reload is no reason to retry more.
                 let known = budgets.get(route.name.as_str());
-                let budget = known.map_or_else(|| budget(&config.daemon), |known| Arc::clone(known));
+                let budget = known.map_or_else(|| Arc::new(Budget::new(workers)), |known| Arc::clone(known));
                 let rewrites = Rewrites::without(settings, guarded).map(Arc::from);
                 let (name, settings) = (route.name.as_str().into(), Arc::new(settings.clone()));
                 Arc::new(Route { name, settings, rewrites, pool, budget, cookie, check })
             })
             .collect();
         let table = Arc::new(Table::new(&config.routes));
-        Self { number, config, doors: Arc::default(), clients: Arc::new(clients), routes, table }
+        Self { number, config, doors: Arc::default(), clients: Arc::new(clients), workers, routes, table }
     }
 
     /// The same one with these certificates.
@@ -175,7 +179,8 @@ impl Generation {
     pub fn trusting(&self, clients: impl Into<Arc<Clients>>, directory: &Directory, departed: &Departed) -> Self {
         let clients = clients.into();
         let past = Past { generation: self, departed };
-        let mut registry = Registry::new(self.routes.iter().map(|route| route.check.clone()), Some(past));
+        let checks = self.routes.iter().map(|route| route.check.clone());
+        let mut registry = Registry::new(checks, self.workers, Some(past));
         let changed = |(index, route): (usize, &Arc<Route>)| {
             let (check, client) = (route.check.as_ref(), clients.of_route(index));
             let pool = pool(&mut registry, &route.settings, directory, check, client);
@@ -188,6 +193,7 @@ impl Generation {
             config: Arc::clone(&self.config),
             doors: Arc::clone(&self.doors),
             clients,
+            workers: self.workers,
             routes,
             table: Arc::clone(&self.table),
         }
@@ -201,6 +207,7 @@ impl Generation {
             config: Arc::clone(&self.config),
             doors: Arc::new(doors),
             clients: Arc::clone(&self.clients),
+            workers: self.workers,
             routes: self.routes.clone(),
             table: Arc::clone(&self.table),
         }
@@ -258,6 +265,12 @@ impl Generation {
         self.table.mode(listener)
     }
 
+    /// Threads that serve, each of which counts by itself. A reload changes nothing of that.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
     /// All routes.
     #[must_use]
     pub fn routes(&self) -> &[Arc<Route>] {
@@ -310,10 +323,9 @@ fn pool(
     Pool::new(members.collect(), &terms)
 }
 
-/// A retry budget that is full.
-fn budget(daemon: &Daemon) -> Arc<Budget> {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    Arc::new(Budget::new(daemon.workers.unwrap_or_else(cores)))
+/// The cores that this process may use: affinity and the cgroup's quota count.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// What tokens in cookies are made with. It follows from the id of the machine, so that

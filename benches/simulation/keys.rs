@@ -38,7 +38,7 @@ pub fn rendezvous(names: &[usize]) -> Place<'static> {
     let terms = Terms { balance: Balance::Hash(HashKey::Client), slow_start: None, limited: false, secret: None };
     let pool = Pool::new(members.into_iter().map(|(_, member)| member).collect(), &terms);
     Box::new(move |key| {
-        let ask = Ask { now: 1, micros: 1_000, draw: key, key: Affinity::of(&key.to_le_bytes()) };
+        let ask = Ask { now: 1, micros: 1_000, draw: key, key: Affinity::of(&key.to_le_bytes()), worker: 0 };
         by_number[&pool.pick(&mut Tried::default(), &ask).expect("a backend").endpoint().number()]
     })
 }

@@ -514,7 +514,7 @@ impl<'a> World<'a> {
                     Balance::Sticky => self.tokens[request.client].map_or(Affinity::None, Affinity::Token),
                     _ => Affinity::None,
                 };
-                let ask = Ask { now: now / 1_000, micros: now, draw, key };
+                let ask = Ask { now: now / 1_000, micros: now, draw, key, worker: 0 };
                 let lease = route.pool.pick(&mut request.tried, &ask)?;
                 if let Some(token) = route.pool.token(&lease) {
                     self.tokens[request.client] = Some(token);
@@ -597,7 +597,7 @@ pub fn cost(backends: usize, balance: &str) -> f64 {
     let mut once = |n: u64| {
         let (draw, key) = (random.next(), Affinity::of(&random.next().to_le_bytes()));
         let now = BEGIN + n * 10;
-        let lease = pool.pick(&mut Tried::default(), &Ask { now: now / 1_000, micros: now, draw, key });
+        let lease = pool.pick(&mut Tried::default(), &Ask { now: now / 1_000, micros: now, draw, key, worker: 0 });
         held.push_back(lease.expect("a backend"));
         if held.len() > backends * 2 {
             if let Some(lease) = held.pop_front() {

@@ -171,6 +171,18 @@ pub struct BackendStatus {
     pub connections: usize,
     /// Requests that wait for one, where `MAX_BACKEND_CONNECTIONS` is reached.
     pub waiting: usize,
+    /// Requests that it has now, tunnels and connections of `MODE=tcp` included.
+    pub in_flight: u64,
+    /// Times that it was chosen since the start, or since it is known.
+    pub attempts: u64,
+    /// Those of them that were retries.
+    pub retries: u64,
+    /// Its responses, by class of their status.
+    pub responses: BTreeMap<String, u64>,
+    /// Milliseconds that all of them together took to begin, from when the request was sent whole.
+    pub response_ms: u64,
+    /// Attempts that failed, by cause; a 5xx is a response.
+    pub failures: BTreeMap<String, u64>,
 }
 
 /// One certificate.

@@ -7,7 +7,7 @@
 //! so that its state survives. What is held against it is worked out in
 //! [`super::standing`], under a lock that is taken only when something goes wrong or
 //! has just gone right again: a request to an endpoint that is well reads two numbers
-//! and writes none.
+//! that all workers share and writes none.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -20,6 +20,7 @@ use super::discovery::{Place, Query, Ways};
 use super::load::Load;
 use super::slowness::Gauge;
 use super::standing::{Report, Standing, State};
+use super::tally::Tally;
 use super::tls::Tls;
 use crate::config::{BackendAddress, Site, Target};
 use crate::telemetry::Reason;
@@ -48,6 +49,7 @@ pub struct Endpoint {
     troubled: AtomicBool,
     load: Load,
     gauge: Gauge,
+    tally: Arc<Tally>,
 }
 
 impl Endpoint {
@@ -110,6 +112,7 @@ impl Endpoint {
             troubled: AtomicBool::new(false),
             load: Load::default(),
             gauge: Gauge::default(),
+            tally: Arc::new(Tally::new(1)),
         }
     }
 
@@ -204,6 +207,17 @@ impl Endpoint {
     /// same backend. It must have none yet.
     pub fn share_connections(&mut self, other: &Self) {
         self.connections = Arc::clone(&other.connections);
+    }
+
+    /// Has what comes of attempts at it counted in `tally`. There must have been none yet.
+    pub fn count_in(&mut self, tally: Arc<Tally>) {
+        self.tally = tally;
+    }
+
+    /// What has come of attempts at it.
+    #[must_use]
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 
     /// Its connections, those of all workers.

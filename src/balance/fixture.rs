@@ -39,7 +39,7 @@ pub(super) fn in_turn(weights: &[u16]) -> Pool {
 
 /// What the `n`th of many requests asks.
 pub(super) fn ask(n: u64) -> Ask {
-    Ask { now: 1, micros: 1_000, draw: n, key: Affinity::None }
+    Ask { now: 1, micros: 1_000, draw: n, key: Affinity::None, worker: 0 }
 }
 
 pub(super) fn keyed(n: u64) -> Ask {

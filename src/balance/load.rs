@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
+use super::tally::Lane;
 
 /// How fast old latencies are forgotten. Source: the default of Finagle and Linkerd.
 pub const DECAY: Duration = Duration::from_secs(10);
@@ -157,30 +158,43 @@ impl Load {
 #[must_use = "the share is given back at once"]
 pub struct Lease<'a> {
     endpoint: &'a Arc<Endpoint>,
+    lane: &'a Lane,
     /// Microseconds at which it was taken; `None` where there is no choice to be made, and
-    /// so nothing to be counted.
+    /// so nothing to go by.
     begun: Option<u64>,
 }
 
 impl<'a> Lease<'a> {
-    /// A share of `endpoint`'s load, taken at `begun` microseconds.
-    pub(super) fn counted(endpoint: &'a Arc<Endpoint>, begun: u64) -> Self {
+    /// A share of `endpoint`'s load for an attempt of `worker`'s, taken at `begun` microseconds.
+    pub(super) fn counted(endpoint: &'a Arc<Endpoint>, worker: usize, begun: u64) -> Self {
         let load = endpoint.load();
         if load.in_flight.fetch_add(1, Relaxed) == 0 {
             load.stir(begun / 1_000);
         }
-        Self { endpoint, begun: Some(begun) }
+        Self::begin(endpoint, worker, Some(begun))
     }
 
-    /// The right to use `endpoint` where nothing is counted.
-    pub(super) fn uncounted(endpoint: &'a Arc<Endpoint>) -> Self {
-        Self { endpoint, begun: None }
+    /// The right to use `endpoint` where its load decides nothing and so is not counted.
+    pub(super) fn uncounted(endpoint: &'a Arc<Endpoint>, worker: usize) -> Self {
+        Self::begin(endpoint, worker, None)
+    }
+
+    fn begin(endpoint: &'a Arc<Endpoint>, worker: usize, begun: Option<u64>) -> Self {
+        let lane = endpoint.tally().lane(worker);
+        lane.begun();
+        Self { endpoint, lane, begun }
     }
 
     /// The backend.
     #[must_use]
     pub fn endpoint(&self) -> &'a Arc<Endpoint> {
         self.endpoint
+    }
+
+    /// Where its worker counts what comes of the attempt.
+    #[must_use]
+    pub fn lane(&self) -> &'a Lane {
+        self.lane
     }
 
     /// Whether what becomes of the attempt is to be told. Otherwise nobody need read a clock.
@@ -220,6 +234,7 @@ impl<'a> Lease<'a> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
+        self.lane.over();
         if self.begun.is_some() {
             self.endpoint.load().in_flight.fetch_sub(1, Relaxed);
         }
@@ -265,14 +280,14 @@ mod tests {
     #[test]
     fn a_lease_is_under_way_until_it_is_dropped() {
         let endpoint = endpoint();
-        let (first, second) = (Lease::counted(&endpoint, 0), Lease::counted(&endpoint, 0));
+        let (first, second) = (Lease::counted(&endpoint, 0, 0), Lease::counted(&endpoint, 0, 0));
         assert_eq!(endpoint.load().in_flight(), 2);
         drop(first);
         assert_eq!(endpoint.load().in_flight(), 1);
         second.answered(5);
         drop(second);
         assert_eq!(endpoint.load().in_flight(), 0);
-        let none = Lease::uncounted(&endpoint);
+        let none = Lease::uncounted(&endpoint, 0);
         none.answered(900);
         assert_eq!((endpoint.load().in_flight(), none.is_counted()), (0, false));
         assert!(endpoint.load().latency(0) == 5.0, "what is not counted is not measured");
@@ -304,13 +319,13 @@ mod tests {
     #[test]
     fn silence_is_what_passes_between_a_request_and_any_answer() {
         let endpoint = endpoint();
-        Lease::counted(&endpoint, 1_000).answered(6_000);
+        Lease::counted(&endpoint, 0, 1_000).answered(6_000);
         let load = endpoint.load();
         assert!(load.latency(4_006) < 5_000.0, "idle, it is forgotten");
-        let first = Lease::counted(&endpoint, 9_000_000);
+        let first = Lease::counted(&endpoint, 0, 9_000_000);
         assert!(load.silence(9_000) == 0.0, "not since its last answer, but since it has requests");
         assert!(load.silence(9_500) == 500_000.0 && load.latency(9_500) == 5_000.0);
-        let second = Lease::counted(&endpoint, 9_500_000);
+        let second = Lease::counted(&endpoint, 0, 9_500_000);
         assert!(load.silence(9_600) == 600_000.0, "more requests are no answer");
         second.answered(9_700_000);
         assert!(load.silence(9_701) == 1_000.0, "an answer is");

@@ -2,10 +2,10 @@
 //!
 //! [`discovery`] tells where a name leads, [`endpoint`] holds what is known of one
 //! backend, [`standing`] what is held against it, by [`health`] checks or as an
-//! [`outlier`] in failures or [`slowness`], [`load`] what it has under way; [`pool`]
-//! chooses one for a request by the route's algorithm, [`retry`] decides what follows a
-//! failure, [`budget`] bounds how often. Policy only: no I/O, and time and random numbers
-//! come as arguments.
+//! [`outlier`] in failures or [`slowness`], [`load`] what it has under way, [`tally`] what
+//! has come of it, for operators; [`pool`] chooses one for a request by the route's
+//! algorithm, [`retry`] decides what follows a failure, [`budget`] bounds how often. Policy
+//! only: no I/O, and time and random numbers come as arguments.
 
 pub mod budget;
 pub mod connections;
@@ -28,5 +28,6 @@ pub mod slowness;
 pub mod stance;
 pub mod standing;
 pub mod sticky;
+pub mod tally;
 mod tier;
 pub mod tls;

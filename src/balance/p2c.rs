@@ -134,7 +134,7 @@ mod tests {
     fn p2c_leaves_a_slow_backend_alone_until_the_others_are_as_busy() {
         let pool = of(Balance::P2c, (0..4).map(|number| member(number, 1)).collect());
         for (endpoint, micros) in pool.endpoints().iter().zip([1_000, 1_000, 50_000, 1_000]) {
-            Lease::counted(endpoint, 0).answered(micros);
+            Lease::counted(endpoint, 0, 0).answered(micros);
         }
         assert_eq!(shares(&pool, 300, ask)[2], 0);
         let held: Vec<_> = (0..90).map(|n| pool.pick(&mut Tried::default(), &ask(n)).unwrap()).collect();

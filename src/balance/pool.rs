@@ -96,6 +96,8 @@ pub struct Ask {
     pub draw: u64,
     /// What the request goes by.
     pub key: Affinity,
+    /// Who asks.
+    pub worker: usize,
 }
 
 /// What of a request leads it to a certain backend.
@@ -207,9 +209,9 @@ impl Pool {
     /// the pool is empty.
     pub fn pick(&self, tried: &mut Tried, ask: &Ask) -> Option<Lease<'_>> {
         if let [only] = &*self.endpoints {
-            // No choice: nothing is counted, and no worker writes what another one reads.
+            // No choice: no worker writes what another one reads.
             let admitted = only.admits(ask.now) || (only.is_resolved() && only.admits_anyway(ask.now));
-            return admitted.then(|| Lease::uncounted(only));
+            return admitted.then(|| Lease::uncounted(only, ask.worker));
         }
         let mut dice = Dice::new(ask.draw);
         let stance = self.stance();
@@ -227,7 +229,7 @@ impl Pool {
             .or_else(|| choose(false, true, true))?;
         tried.note(place);
         let endpoint = self.endpoints.get(usize::from(place))?;
-        Some(Lease::counted(endpoint, ask.micros))
+        Some(Lease::counted(endpoint, ask.worker, ask.micros))
     }
 
     /// Whether no connection can be made to any of its backends.

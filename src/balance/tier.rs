@@ -251,7 +251,7 @@ mod tests {
             let slow = Terms { slow_start: Some(Duration::from_secs(10)), ..terms(balance.clone()) };
             let pool = Pool::new((0..4).map(|number| member(number, 1)).collect(), &slow);
             for endpoint in pool.endpoints() {
-                Lease::counted(endpoint, 0).answered(1_000);
+                Lease::counted(endpoint, 0, 0).answered(1_000);
             }
             // It went down, and came up again.
             down(&pool.endpoints()[1]);

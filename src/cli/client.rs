@@ -199,13 +199,11 @@ fn page(status: &Status, now: u64) -> String {
             [listener.name.clone(), listener.address.clone(), by.to_owned()]
         })
         .collect();
-    let backends: Vec<[String; 2]> =
-        status.backends.iter().map(|backend| [backend.address.clone(), standing(backend, now)]).collect();
     let mut parts = vec![
         format!("doorward {}", status.version),
         table("  ", &rows),
         format!("\nlisteners\n{}", table("  ", &listeners)),
-        format!("\nbackends\n{}", table("  ", &backends)),
+        format!("\nbackends\n{}", backends(&status.backends, now)),
     ];
     for (shown, certificates) in
         [("certificates", &status.certificates), ("certificates that backends are shown", &status.backend_certificates)]
@@ -242,22 +240,62 @@ fn handshakes(tls: &TlsStatus) -> String {
     text
 }
 
-/// How a backend stands: `up`, or `ejected for 12 s: 5 failures in a row`.
-fn standing(backend: &BackendStatus, now: u64) -> String {
-    // An older daemon tells no state.
-    let state = match backend.state.as_str() {
+/// Backends in a line each: state, figures since the start, and a remark.
+fn backends(backends: &[BackendStatus], now: u64) -> String {
+    let head = ["", "", "now", "attempts", "retries", "4xx", "5xx", "failed", "time", ""].map(str::to_owned);
+    let class = |backend: &BackendStatus, class| backend.responses.get(class).copied().unwrap_or_default();
+    let figures = backends.iter().map(|backend| {
+        let failed = backend.failures.values().sum();
+        let mean = backend.response_ms.saturating_mul(1_000).checked_div(backend.responses.values().sum());
+        [
+            backend.address.clone(),
+            state(backend).to_owned(),
+            count(backend.in_flight),
+            count(backend.attempts),
+            count(backend.retries),
+            count(class(backend, "4xx")),
+            count(class(backend, "5xx")),
+            count(failed),
+            micros(mean.unwrap_or_default()),
+            remark(backend, now),
+        ]
+    });
+    let mut rows: Vec<[String; 10]> = std::iter::once(head).chain(figures).collect();
+    // Numbers stand below one another by their last digits.
+    for column in 2..9 {
+        let width = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let width = width.unwrap_or_default();
+        for cell in rows.iter_mut().filter_map(|row| row.get_mut(column)) {
+            *cell = format!("{cell:>width$}");
+        }
+    }
+    table("  ", &rows)
+}
+
+/// Whether a backend is up, or what it is instead.
+fn state(backend: &BackendStatus) -> &str {
+    match backend.state.as_str() {
+        // An older daemon tells none.
         "" if backend.up => "up",
         "" => "down",
         state => state,
-    };
-    let since = backend.since.map_or_else(String::new, |since| format!(" for {}", span(now.saturating_sub(since))));
-    let reason = backend.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    }
+}
+
+/// What there is to say of a backend beside that: `for 12 s: 5 failures in a row; failed by reset 7`.
+fn remark(backend: &BackendStatus, now: u64) -> String {
+    let since = backend.since.map(|since| format!("for {}", span(now.saturating_sub(since))));
+    let why: Vec<String> = since.into_iter().chain(backend.reason.clone()).collect();
     let waiting = match backend.waiting {
-        0 => String::new(),
-        1 => ", 1 request waits for a connection".to_owned(),
-        many => format!(", {} requests wait for a connection", count(u64::try_from(many).unwrap_or(u64::MAX))),
+        0 => None,
+        1 => Some("1 request waits for a connection".to_owned()),
+        many => Some(format!("{} requests wait for a connection", count(u64::try_from(many).unwrap_or(u64::MAX)))),
     };
-    format!("{state}{since}{reason}{waiting}")
+    let causes = backend.failures.iter().filter(|(_, failed)| **failed > 0);
+    let causes: Vec<String> = causes.map(|(cause, failed)| format!("{cause} {}", count(*failed))).collect();
+    let failed = (!causes.is_empty()).then(|| format!("failed by {}", causes.join(", ")));
+    let why = Some(why.join(": ")).filter(|why| !why.is_empty());
+    [why, waiting, failed].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// A certificate: what it is for, how long it lasts, who signed it, and its file.
@@ -366,8 +404,21 @@ mod tests {
             requests_per_second: 1203.6,
             p99_us: 3_140,
             backends: vec![
-                BackendStatus { waiting: 3, ..backend("10.0.0.2:3000", "up", None, None) },
-                backend("10.0.0.3:3000", "ejected", Some(940), Some("5 failures in a row")),
+                BackendStatus {
+                    waiting: 3,
+                    in_flight: 12,
+                    attempts: 1_204_001,
+                    retries: 3,
+                    responses: [("2xx".to_owned(), 1_204_000)].into(),
+                    response_ms: 9_632_000,
+                    ..backend("10.0.0.2:3000", "up", None, None)
+                },
+                BackendStatus {
+                    attempts: 9,
+                    responses: [("4xx".to_owned(), 1), ("5xx".to_owned(), 2)].into(),
+                    failures: [("connect".to_owned(), 5), ("reset".to_owned(), 1), ("tls".to_owned(), 0)].into(),
+                    ..backend("10.0.0.3:3000", "ejected", Some(940), Some("5 failures in a row"))
+                },
                 backend("app:80", "down", None, Some("no such name")),
                 BackendStatus { address: "of an older daemon".to_owned(), up: true, ..BackendStatus::default() },
             ],
@@ -421,10 +472,11 @@ mod tests {
              \nlisteners\n\
              \x20 http  127.0.0.1:8080  passed by systemd\n\
              \nbackends\n\
-             \x20 10.0.0.2:3000       up, 3 requests wait for a connection\n\
-             \x20 10.0.0.3:3000       ejected for 1 min: 5 failures in a row\n\
-             \x20 app:80              down: no such name\n\
-             \x20 of an older daemon  up\n\
+             \x20                              now   attempts  retries  4xx  5xx  failed    time\n\
+             \x20 10.0.0.2:3000       up        12  1,204,001        3    0    0       0  8.0 ms  3 requests wait for a connection\n\
+             \x20 10.0.0.3:3000       ejected    0          9        0    1    2       6       -  for 1 min: 5 failures in a row; failed by connect 5, reset 1\n\
+             \x20 app:80              down       0          0        0    0    0       0       -  no such name\n\
+             \x20 of an older daemon  up         0          0        0    0    0       0       -\n\
              \ncertificates\n\
              \x20 a.test, *.a.test  P-256, 1 day left  signed by CN=ca  /tls/a.crt\n\
              \ncertificates that backends are shown\n\

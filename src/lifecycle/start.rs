@@ -151,7 +151,6 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     raise_descriptor_limit();
 
     let fixed = Fixed::of(&config.daemon, doors.passed);
-    let threads = config.daemon.workers.unwrap_or_else(cores);
     let mut resolver = Resolver::new(Lookups::at(&config.daemon.resolver));
     resolver.watch(&names::of(&config));
     names::look_up(&mut resolver, &config).await;
@@ -164,6 +163,7 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let generation = Arc::new(generation);
     generation.take_over(None);
 
+    let threads = generation.workers();
     let mut workers = Workers::start(threads, &doors.listeners, Arc::clone(&generation), log.clone())
         .map_err(|error| Refusal::System { what: "can't start the workers", error })?;
     workers.accepting().await.map_err(Refusal::Worker)?;
@@ -241,11 +241,6 @@ fn backends(config: &Config) -> String {
     let targets = config.routes.iter().flat_map(|route| &route.settings.backend_address);
     let each: BTreeSet<String> = targets.map(|backend| backend.target.to_string()).collect();
     list(each)
-}
-
-/// The cores that this process may use: affinity and the cgroup's quota count.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Raises the soft limit of open files to the hard one: the soft one is low for the

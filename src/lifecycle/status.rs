@@ -8,6 +8,7 @@ use crate::admin::protocol::{BackendStatus, ReloadStatus, Status, TlsStatus};
 use crate::balance::discovery::Query;
 use crate::balance::endpoint::Endpoint;
 use crate::balance::standing::State;
+use crate::balance::tally::Counts;
 use crate::config::Origin;
 use crate::telemetry::{Rates, Snapshot, Standing, status_line};
 use crate::transport::listeners;
@@ -71,7 +72,11 @@ impl Daemon {
             (None, true) => "reloading",
             (None, false) => "serving",
         };
-        let backends = self.generation.endpoints().map(|endpoint| self.backend_status(endpoint));
+        let backends = self.generation.endpoints().map(|endpoint| BackendStatus {
+            connections: endpoint.connections().open(),
+            waiting: endpoint.connections().waiting(),
+            ..counted(&endpoint.tally().sum(), self.backend_status(endpoint))
+        });
         let routes = self.generation.routes().iter().filter(|route| route.pool.fails_open());
         let failing_open = routes.map(|route| route.name.to_string()).collect();
         Status {
@@ -120,7 +125,7 @@ impl Daemon {
 }
 
 impl Daemon {
-    /// How a backend stands.
+    /// How a backend stands; what is counted of it is left out.
     pub(super) fn backend_status(&self, endpoint: &Endpoint) -> BackendStatus {
         let (unix, millis) = (unix_now(), self.workers.millis());
         let report = endpoint.report();
@@ -134,9 +139,21 @@ impl Daemon {
             state: if drains { DRAINING } else { state.as_str() }.to_owned(),
             since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
             reason: unresolved.or_else(|| report.why.map(|reason| reason.to_string())),
-            connections: endpoint.connections().open(),
-            waiting: endpoint.connections().waiting(),
+            ..BackendStatus::default()
         }
+    }
+}
+
+/// A backend's status with what was counted of it.
+fn counted(counts: &Counts, status: BackendStatus) -> BackendStatus {
+    BackendStatus {
+        in_flight: counts.under_way,
+        attempts: counts.attempts,
+        retries: counts.retries,
+        responses: counts.responses().map(|(class, count)| (class.as_str().to_owned(), count)).collect(),
+        response_ms: counts.waited_ms,
+        failures: counts.failures().map(|(cause, count)| (cause.as_str().to_owned(), count)).collect(),
+        ..status
     }
 }
 

@@ -5,6 +5,7 @@
 //! clock is read.
 
 use super::head::RequestHead;
+use super::worker::Worker;
 use crate::balance::load::Lease;
 use crate::balance::pool::{Affinity, Ask, Pool, Tried};
 use crate::balance::sticky::Token;
@@ -59,12 +60,13 @@ pub fn cookie(route: &Route, lease: &Lease<'_>, given: Affinity) -> Option<Box<s
 }
 
 /// Has the pool choose.
-pub fn pick<'a>(pool: &'a Pool, tried: &mut Tried, key: Affinity, clock: &Clock) -> Option<Lease<'a>> {
+pub fn pick<'a>(pool: &'a Pool, tried: &mut Tried, key: Affinity, worker: &Worker) -> Option<Lease<'a>> {
+    let (clock, worker) = (worker.clock(), worker.index());
     let now = clock.millis();
     let ask = if pool.is_choice() {
-        Ask { now, micros: clock.micros(), draw: fastrand::u64(..), key }
+        Ask { now, micros: clock.micros(), draw: fastrand::u64(..), key, worker }
     } else {
-        Ask { now, ..Ask::default() }
+        Ask { now, worker, ..Ask::default() }
     };
     pool.pick(tried, &ask)
 }

@@ -88,6 +88,9 @@ impl<'a> Asked<'a> {
             if settings.balance == Balance::Sticky {
                 client.set_cookie(affinity::cookie(self.route, &lease, self.affinity));
             }
+            if course.attempts > 0 && !replacing {
+                lease.lane().retried();
+            }
             course.attempts = course.attempts.saturating_add(1);
             course.backend = Some(endpoint.identity());
             let mut bounds = Bounds {
@@ -174,6 +177,7 @@ impl<'a> Asked<'a> {
             match self.next(&mut retry, failure.failed, allowance) {
                 Step::Replace => again = Some(lease),
                 step => {
+                    lease.lane().failed(reason);
                     let leave = self.leave(step, deadline).ok_or(reason)?;
                     // Nothing is asked of that backend meanwhile.
                     drop(lease);
@@ -219,7 +223,7 @@ impl<'a> Asked<'a> {
     }
 
     fn pick(&self, tried: &mut Tried) -> Option<Lease<'a>> {
-        affinity::pick(&self.route.pool, tried, self.affinity, self.timer.clock())
+        affinity::pick(&self.route.pool, tried, self.affinity, self.worker)
     }
 
     /// An idle connection to `endpoint`, or a new one; with HTTP/2 a stream on either.

@@ -35,7 +35,7 @@ use crate::balance::retry::{Failed, Progress};
 use crate::config::{RetryOn, RouteSettings};
 use crate::routing::FieldEdits;
 use crate::state::Route;
-use crate::telemetry::Reason;
+use crate::telemetry::{Class, Reason};
 use crate::transport::clock::Timer;
 
 /// How long a backend that has answered may leave the rest of its request untaken, in
@@ -90,9 +90,9 @@ pub struct Exchange<'a, C> {
     pub status: u16,
     /// Whom to tell how long that took.
     lease: Option<&'a Lease<'a>>,
-    /// When the request had been sent whole, where that is of interest.
+    /// When the request had been sent whole.
     sent: Option<u64>,
-    /// Milliseconds from then to the head of the answer.
+    /// Milliseconds from then to the head of the answer, where that is of interest.
     pub took: Option<u64>,
 }
 
@@ -169,7 +169,7 @@ impl<'a, C: Client> Exchange<'a, C> {
 
     /// Has `lease` told when the head of the answer has come.
     pub fn timed_by(mut self, lease: &'a Lease<'a>) -> Self {
-        self.lease = lease.is_counted().then_some(lease);
+        self.lease = Some(lease);
         self
     }
 
@@ -216,7 +216,7 @@ impl<'a, C: Client> Exchange<'a, C> {
 
     /// Has an answer go on to the client that was [`Finish::Held`], by [`Self::run`] again.
     pub fn pass(&mut self, head: &ResponseHead) {
-        self.begin(head);
+        self.begin(head, self.timer.clock().millis());
         self.waiting = None;
     }
 
@@ -263,7 +263,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             match self.up.turn(cx, self.client, self.upstream) {
                 Turn::Done => {
                     self.upload = Upload::Done;
-                    self.sent = self.settings.eject_latency.map(|_| self.timer.clock().millis());
+                    self.sent = Some(self.timer.clock().millis());
                 }
                 Turn::Waits(end) => client_waits = end == End::Source,
                 Turn::Failed(..) if self.answer == Answer::Whole => self.upload = Upload::Stopped,
@@ -286,8 +286,16 @@ impl<'a, C: Client> Exchange<'a, C> {
                     return Poll::Pending;
                 }
             }
-            match self.upstream.poll_response(cx, self.head.method) {
-                Poll::Ready(Ok(head)) if head.is_interim() => {
+            let Poll::Ready(response) = self.upstream.poll_response(cx, self.head.method) else {
+                self.wait(if body_wanted { Wait::Body } else { Wait::Response });
+                return Poll::Pending;
+            };
+            let now = self.timer.clock().millis();
+            if let Ok(head) = &response {
+                self.count(head, now);
+            }
+            match response {
+                Ok(head) if head.is_interim() => {
                     if self.interims >= INTERIMS {
                         return Poll::Ready(Err(Reason::BackendMalformed));
                     }
@@ -298,21 +306,17 @@ impl<'a, C: Client> Exchange<'a, C> {
                     self.waiting = None;
                     body_wanted = client_waits && self.may_send();
                 }
-                Poll::Ready(Ok(head)) if head.status == 101 => {
+                Ok(head) if head.status == 101 => {
                     let agreed = websocket::verify(self.head, &head);
                     return Poll::Ready(agreed.map(|()| Finish::Switch(Box::new(head))));
                 }
                 // To whom asks by a CONNECT for another protocol it would say that it is spoken.
-                Poll::Ready(Ok(head)) if self.head.is_connect() && matches!(head.status, 200..300) => {
+                Ok(head) if self.head.is_connect() && matches!(head.status, 200..300) => {
                     return Poll::Ready(Err(Reason::BackendNotUpgraded));
                 }
-                Poll::Ready(Ok(head)) if self.holds(&head) => return Poll::Ready(Ok(Finish::Held(Box::new(head)))),
-                Poll::Ready(Ok(head)) => self.begin(&head),
-                Poll::Ready(Err(fault)) => return Poll::Ready(Err(backend(fault, false))),
-                Poll::Pending => {
-                    self.wait(if body_wanted { Wait::Body } else { Wait::Response });
-                    return Poll::Pending;
-                }
+                Ok(head) if self.holds(&head) => return Poll::Ready(Ok(Finish::Held(Box::new(head)))),
+                Ok(head) => self.begin(&head, now),
+                Err(fault) => return Poll::Ready(Err(backend(fault, false))),
             }
         }
         match self.down.turn(cx, self.upstream, self.client) {
@@ -342,6 +346,19 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
     }
 
+    /// Counts a response that has come at `now` milliseconds, unless it is an interim one.
+    fn count(&mut self, head: &ResponseHead, now: u64) {
+        if head.is_interim() {
+            return;
+        }
+        let waited = self.sent.map(|sent| now.saturating_sub(sent));
+        self.took = waited.filter(|_| self.settings.eject_latency.is_some());
+        if let Some(lease) = self.lease {
+            // One ahead of the request's end was not waited for.
+            lease.lane().answered(Class::of(head.status), waited.unwrap_or(0));
+        }
+    }
+
     fn holds(&self, head: &ResponseHead) -> bool {
         match self.bounds.hold {
             Hold::None => false,
@@ -350,17 +367,15 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
     }
 
-    /// Begins the answer.
-    fn begin(&mut self, head: &ResponseHead) {
+    /// Begins the answer, at `now` milliseconds.
+    fn begin(&mut self, head: &ResponseHead, now: u64) {
         // An answer ahead of the request's end: what still comes of that body can't be told
         // from the next request in time.
-        let last =
-            self.worker.is_draining() || self.upload != Upload::Done || self.client.is_old(self.timer.clock().millis());
+        let last = self.worker.is_draining() || self.upload != Upload::Done || self.client.is_old(now);
         self.status = head.status;
         if let Some(lease) = self.lease {
             affinity::answered(lease, head.status, self.timer.clock());
         }
-        self.took = self.sent.map(|sent| self.timer.clock().millis().saturating_sub(sent));
         self.client.release();
         for name in self.edits.into_iter().flat_map(FieldEdits::dropped) {
             self.upstream.withhold(name.as_bytes());

@@ -133,6 +133,7 @@ impl<'a> Asked<'a> {
                 course.status = exchange.status;
                 if let Err(failure) = outcome {
                     let endpoint = connected.lease.endpoint();
+                    connected.lease.lane().failed(failure.reason);
                     verdict::failed(self.worker, &self.route.settings, endpoint, failure.reason, failure.blamed);
                     return Err(failure.reason);
                 }

@@ -29,7 +29,7 @@ use crate::balance::retry::{Allowance, Failed, Progress, Retry, Step, Terms};
 use crate::config::AccessLog;
 use crate::state::Route;
 use crate::telemetry::Text;
-use crate::telemetry::{Kind, Peer, Record};
+use crate::telemetry::{Class, Kind, Peer, Record};
 use crate::telemetry::{Reason, Side};
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
@@ -153,10 +153,13 @@ async fn dial<'r>(
     let affinity = affinity::of_peer(route, &peer);
     let mut failed = None;
     loop {
-        let Some(lease) = affinity::pick(&route.pool, &mut tried, affinity, timer.clock()) else {
+        let Some(lease) = affinity::pick(&route.pool, &mut tried, affinity, worker) else {
             return Err(failed.unwrap_or(Reason::BackendsDown));
         };
         let endpoint = lease.endpoint();
+        if course.attempts > 0 {
+            lease.lane().retried();
+        }
         course.attempts = course.attempts.saturating_add(1);
         course.backend = Some(Arc::clone(endpoint.identity()));
         // A client that leaves is seen to by whoever awaits this.
@@ -170,6 +173,7 @@ async fn dial<'r>(
                 route.budget.deposit(worker.index(), timer.clock().millis());
                 verdict::connected(worker, endpoint);
                 affinity::answered(&lease, 0, timer.clock());
+                lease.lane().answered(Class::Other, 0);
                 return Ok((lease, slot, stream));
             }
             Err(reason) => reason,
@@ -179,6 +183,7 @@ async fn dial<'r>(
             return Err(reason);
         }
         verdict::failed(worker, settings, endpoint, reason, false);
+        lease.lane().failed(reason);
         failed = Some(reason);
         let allowance = Allowance { idempotent: false, replayable: true };
         match retry.next(Failed::of(reason, Progress::Unsent, false), allowance, fastrand::f64()) {

@@ -17,6 +17,7 @@ use crate::balance::discovery::{Directory, Place, places};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::health::Check;
 use crate::balance::pool::Member;
+use crate::balance::tally::Tally;
 use crate::balance::tls::Tls;
 use crate::config::BackendAddress;
 
@@ -81,6 +82,7 @@ pub(super) struct Registry {
     departed: HashMap<Arc<str>, Vec<Entry>>,
     /// The checks of all routes.
     checks: HashSet<Option<Arc<Check>>>,
+    workers: usize,
 }
 
 type Entry = (Option<Arc<Check>>, Arc<Endpoint>);
@@ -105,8 +107,13 @@ impl Meets<'_> {
 }
 
 impl Registry {
-    /// A registry for routes with these checks that takes over from `past`.
-    pub(super) fn new(checks: impl Iterator<Item = Option<Arc<Check>>>, past: Option<Past<'_>>) -> Self {
+    /// A registry for routes with these checks, and for so many workers, that takes over from
+    /// `past`.
+    pub(super) fn new(
+        checks: impl Iterator<Item = Option<Arc<Check>>>,
+        workers: usize,
+        past: Option<Past<'_>>,
+    ) -> Self {
         let mut before: HashMap<Arc<str>, Vec<Entry>> = HashMap::new();
         let mut seen = HashSet::new();
         for (endpoint, check) in past.iter().flat_map(|past| past.generation.routes()).flat_map(|route| route.checked())
@@ -121,7 +128,7 @@ impl Registry {
             let known = departed.entry(Arc::clone(endpoint.identity())).or_default();
             known.push((check.clone(), Arc::clone(endpoint)));
         }
-        Self { made: HashMap::new(), before, departed, checks: checks.collect() }
+        Self { made: HashMap::new(), before, departed, checks: checks.collect(), workers }
     }
 
     /// The endpoints of a backend: one, or one for each place of a name.
@@ -182,9 +189,12 @@ impl Registry {
             // However it is checked, it is one backend with one limit. Of other trust it is
             // not: who waits for a connection could be handed one of the wrong kind.
             let known = [&self.before, &self.departed].into_iter().filter_map(|known| known.get(identity.as_str()));
-            if let Some((_, other)) = made.iter().chain(known.flatten()).rfind(|(_, one)| meets.trusts(one)) {
+            let known: Vec<_> = made.iter().chain(known.flatten()).map(|(_, endpoint)| endpoint).collect();
+            if let Some(other) = known.iter().rfind(|one| meets.trusts(one)) {
                 endpoint.share_connections(other);
             }
+            let tally = known.first().map_or_else(|| Arc::new(Tally::new(self.workers)), |one| Arc::clone(one.tally()));
+            endpoint.count_in(tally);
             if let Some((trust, name)) = &meets.tls {
                 endpoint.secure(Tls::new(trust, name.clone()));
             }
@@ -208,6 +218,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::net::{IpAddr, Ipv4Addr};
     use std::path::Path;
+    use std::sync::Arc;
 
     fn config(text: &str) -> Config {
         let text = Text { path: Path::new("config.env").into(), bytes: text.into() };
@@ -253,6 +264,31 @@ mod tests {
         // It is not known for ever.
         departed.note(&away, &away, now + u64::try_from(KNOWN.as_millis()).unwrap());
         assert_ne!(last(&away.moved(&at([1, 2]), &departed)).0, bad);
+    }
+
+    /// A sum that fell with one of them would look like a counter that begins anew.
+    #[test]
+    fn endpoints_of_one_name_have_one_tally_and_those_of_others_another() {
+        let both = format!("{CHECKED}WORKERS=3\n");
+        let mut departed = Departed::default();
+        let generation = Generation::build(1, config(&both), &at([1, 2]), None);
+        let tally = |generation: &Generation| Arc::clone(generation.endpoints().last().unwrap().tally());
+        let first = tally(&generation);
+        let others = generation.endpoints().filter(|one| Arc::ptr_eq(one.tally(), &first)).count();
+        assert_eq!((others, generation.workers()), (1, 3));
+        first.lane(2).begun();
+        let away = generation.moved(&at([1]), &departed);
+        departed.note(&generation, &away, 0);
+        // It returns, and is checked no more; how many threads count was settled by the start.
+        let past = Some(Past { generation: &away, departed: &departed });
+        let unchecked = config("BACKEND_ADDRESS=app.test:80\nWORKERS=1\n");
+        let returned = Generation::build(2, unchecked, &at([1, 2]), past);
+        assert_ne!(last(&returned).0, last(&generation).0);
+        assert!(Arc::ptr_eq(&tally(&returned), &first));
+        let new = tally(&returned.moved(&at([3]), &departed));
+        assert!(!Arc::ptr_eq(&new, &first));
+        new.lane(2).begun();
+        assert_eq!((new.sum().attempts, first.sum().attempts, returned.workers()), (1, 1, 3));
     }
 
     #[test]

@@ -164,8 +164,9 @@ pub enum Class {
 
 impl Class {
     /// All classes.
-    pub const ALL: [Self; Self::COUNT] = [Self::Success, Self::Redirect, Self::Client, Self::Server, Self::Other];
-    const COUNT: usize = 5;
+    pub const ALL: [Self; 5] = [Self::Success, Self::Redirect, Self::Client, Self::Server, Self::Other];
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
 
     /// The class of a status.
     #[must_use]

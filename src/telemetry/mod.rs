@@ -22,7 +22,7 @@ mod status;
 mod text;
 mod writer;
 
-pub use counters::{Rates, Snapshot, WorkerCounters};
+pub use counters::{Class, Count, Rates, Snapshot, WorkerCounters};
 pub use format::LogFormat;
 pub use limiter::Limiter;
 pub use log::{Guard, Log, start};

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -196,9 +197,31 @@ pub(super) static FAMILIES: &[Family] = &[
     gauge("backend_connections_waiting", &["backend"], "Requests that wait for one, where `MAX_BACKEND_CONNECTIONS` is reached.", |now, out| {
         now.backends.iter().try_for_each(|one| out.level(&[&one.backend], size(one.waiting)))
     }),
-    gauge("backend_requests_in_progress", &["backend"], "Requests that a backend has; counted only where a route has several.", |now, out| {
-        now.backends.iter().try_for_each(|one| out.level(&[&one.backend], one.requests))
+    gauge("backend_requests_in_progress", &["backend"], "Requests that a backend has, tunnels and connections with `MODE=tcp` included.", |now, out| {
+        now.backends.iter().try_for_each(|one| out.level(&[&one.backend], one.counts.under_way))
     }),
+    counter("backend_attempts", &["backend"], "Times that a backend was chosen for a request, or for a connection with `MODE=tcp`.", |now, out| {
+        now.backends.iter().try_for_each(|one| out.count(&[&one.backend], one.counts.attempts))
+    }),
+    counter("backend_retries", &["backend"], "Those of them for a request that had failed elsewhere, or there before.", |now, out| {
+        now.backends.iter().try_for_each(|one| out.count(&[&one.backend], one.counts.retries))
+    }),
+    counter("backend_attempts_failed", &["backend", "cause"], "Attempts that failed: no connection could be made (`connect`), no TLS (`tls`), nothing came in time (`timeout`), the connection ended (`reset`), or what came was no answer (`malformed`). A 5xx is a response.", |now, out| {
+        now.backends.iter().try_for_each(|one| {
+            let each = &mut one.counts.failures();
+            each.try_for_each(|(cause, count)| out.count(&[&one.backend, cause.as_str()], count))
+        })
+    }),
+    counter("backend_responses", &["backend", "code"], "Responses of a backend, those included that were tried again, by class of their status; connections with `MODE=tcp` that it took are `other`.", |now, out| {
+        now.backends.iter().try_for_each(|one| {
+            let each = &mut one.counts.responses();
+            each.try_for_each(|(class, count)| out.count(&[&one.backend, class.as_str()], count))
+        })
+    }),
+    counter("backend_response_time", &["backend"], "How long the heads of all these responses together came after the requests had been sent whole.", |now, out| {
+        now.backends.iter().try_for_each(|one| out.time(&[&one.backend], Duration::from_millis(one.counts.waited_ms)))
+    })
+    .of("seconds"),
     gauge("route_failing_open", &["route"], "Whether a route has no backend left and uses all that take connections.", |now, out| {
         now.routes.iter().try_for_each(|(route, open)| out.level(&[route], u64::from(*open)))
     }),
@@ -272,6 +295,10 @@ impl Samples<'_, '_> {
         self.put(values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&count, None))
     }
 
+    fn time(&mut self, values: &[&str], time: Duration) -> fmt::Result {
+        self.put(values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&time.as_secs_f64(), None))
+    }
+
     fn level(&mut self, values: &[&str], level: impl EncodeGaugeValue) -> fmt::Result {
         self.put(values, |encoder| encoder.encode_gauge(&level))
     }
@@ -321,10 +348,11 @@ impl EncodeLabelSet for Labels<'_> {
 mod tests {
     use super::super::figures::{Automatic, Backend, Certificate, Member};
     use super::*;
+    use crate::balance::tally::Tally;
     use crate::config::Config;
     use crate::proxy::workers::Load;
     use crate::state::Limits;
-    use crate::telemetry::{Reason, Snapshot, WorkerCounters};
+    use crate::telemetry::{Class, Reason, Snapshot, WorkerCounters};
     use std::collections::{BTreeMap, BTreeSet};
     use std::time::Instant;
 
@@ -356,11 +384,29 @@ mod tests {
             load: Load { in_flight: 1, queued: 2, handshakes: 3, handshakes_waiting: 4 },
             limits: Limits::of(&daemon),
             members: vec![member("default", "up"), member("api", "ejected"), member("api", "up")],
-            backends: vec![Backend { backend: "10.0.0.1:80".into(), connections: 4, waiting: 1, requests: 2 }],
+            backends: vec![Backend {
+                backend: "10.0.0.1:80".into(),
+                connections: 4,
+                waiting: 1,
+                counts: tally().sum(),
+            }],
             routes: vec![("default".into(), false), ("api".into(), true)],
             certificates: vec![certificate("a.test, b.test"), certificate("c.test")],
             automatic: vec![Automatic { name: "a.test".to_owned(), valid: true, fails: false, next: None }],
         }
+    }
+
+    /// Three attempts of which one, a retry, is under way.
+    fn tally() -> Tally {
+        let tally = Tally::new(1);
+        let lane = tally.lane(0);
+        (0..3).for_each(|_| lane.begun());
+        lane.answered(Class::of(503), 1_250);
+        lane.over();
+        lane.failed(Reason::BackendReset);
+        lane.over();
+        lane.retried();
+        tally
     }
 
     fn open_metrics(counters: &WorkerCounters) -> String {
@@ -457,6 +503,20 @@ mod tests {
             value(&format!("doorward_backend_state{{route=\"api\",backend=\"10.0.0.1:80\",state=\"{state}\"}}"))
         };
         assert_eq!(["up", "down", "failing", "ejected", "draining"].map(state), [0.0, 0.0, 0.0, 1.0, 0.0]);
+        let of_backend =
+            |name: &str, labels: &str| value(&format!("doorward_backend_{name}{{backend=\"10.0.0.1:80\"{labels}}}"));
+        for (name, expected) in [
+            ("requests_in_progress", 1.0),
+            ("attempts_total", 3.0),
+            ("retries_total", 1.0),
+            ("response_time_seconds_total", 1.25),
+        ] {
+            assert_eq!(of_backend(name, ""), expected, "{name}");
+        }
+        assert_eq!(of_backend("responses_total", ",code=\"5xx\""), 1.0);
+        assert_eq!(of_backend("attempts_failed_total", ",cause=\"reset\""), 1.0);
+        // Also those that are zero, so that a rate has a beginning.
+        assert_eq!(of_backend("attempts_failed_total", ",cause=\"tls\""), 0.0);
         let file = r#"file="/etc/a \"b\\c\".pem""#;
         let expiry =
             format!("doorward_certificate_expiry_timestamp_seconds{{shown_to=\"clients\",names=\"c.test\",{file}}}");

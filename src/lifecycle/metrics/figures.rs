@@ -1,15 +1,16 @@
 //! Figures: what the metrics are made of, gathered at one moment.
 //!
-//! Nothing is counted for their sake: it is what workers count anyway, what control knows
-//! of backends and certificates, and what the configuration says.
+//! A scrape counts nothing: it is what workers have counted, what control knows of backends
+//! and certificates, and what the configuration says.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::admin::protocol::{AutomaticStatus, BackendStatus};
 use crate::balance::endpoint::Endpoint;
 use crate::balance::standing::State;
+use crate::balance::tally::Counts;
 use crate::lifecycle::control::Daemon;
 use crate::lifecycle::status::DRAINING;
 use crate::proxy::workers::Load;
@@ -61,7 +62,7 @@ pub(super) struct Backend {
     pub(super) backend: Arc<str>,
     pub(super) connections: usize,
     pub(super) waiting: usize,
-    pub(super) requests: u64,
+    pub(super) counts: Counts,
 }
 
 /// A certificate.
@@ -143,24 +144,15 @@ impl Daemon {
     }
 }
 
-/// Endpoints of one backend that are checked differently share its connections, and have
-/// requests of their own.
+/// Each backend once: endpoints of it that are checked differently share all of this.
 fn backends<'a>(endpoints: impl Iterator<Item = &'a Arc<Endpoint>>) -> Vec<Backend> {
-    let mut backends: Vec<Backend> = Vec::new();
-    let mut places = HashMap::new();
-    for endpoint in endpoints {
-        let place = *places.entry(Arc::clone(endpoint.identity())).or_insert_with(|| {
-            backends.push(Backend {
-                backend: Arc::clone(endpoint.identity()),
-                connections: endpoint.connections().open(),
-                waiting: endpoint.connections().waiting(),
-                requests: 0,
-            });
-            backends.len() - 1
-        });
-        if let Some(backend) = backends.get_mut(place) {
-            backend.requests += u64::from(endpoint.load().in_flight());
-        }
-    }
-    backends
+    let mut seen = HashSet::new();
+    let each = endpoints.filter(|endpoint| seen.insert(Arc::clone(endpoint.identity())));
+    let backend = |endpoint: &Arc<Endpoint>| Backend {
+        backend: Arc::clone(endpoint.identity()),
+        connections: endpoint.connections().open(),
+        waiting: endpoint.connections().waiting(),
+        counts: endpoint.tally().sum(),
+    };
+    each.map(backend).collect()
 }

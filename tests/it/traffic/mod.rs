@@ -2,6 +2,8 @@
 
 /// When a connection is old.
 mod age;
+/// What is counted of attempts at backends.
+mod attempts;
 /// Which backend takes a request.
 mod balance;
 /// Bodies: framing, size, both directions at once, what is expected and refused.
