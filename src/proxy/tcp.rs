@@ -182,7 +182,7 @@ async fn dial<'r>(
         if reason.side() != Side::Backend {
             return Err(reason);
         }
-        verdict::failed(worker, settings, endpoint, reason, false);
+        verdict::failed(worker, settings, endpoint, reason, true);
         lease.lane().failed(reason);
         failed = Some(reason);
         let allowance = Allowance { idempotent: false, replayable: true };

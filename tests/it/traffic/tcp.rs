@@ -2,12 +2,12 @@
 
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::backend::{Backend, Refusing};
-use crate::daemon::listener;
+use crate::daemon::{DEADLINE, listener};
 use crate::peer::{Peer, assert_same, noise};
 use crate::traffic::door::{Daemon, Setup};
 
@@ -317,4 +317,17 @@ fn urgent_data_does_not_stall_what_is_spliced() {
     assert_same(&peer.read(before.len()), &before);
     assert_same(&peer.read(after.len()), &after);
     sender.join().unwrap();
+}
+
+/// Else each client would wait for what everybody before has found out.
+#[test]
+fn a_backend_that_takes_no_connections_is_held_to_be_down() {
+    let refusing = Refusing::new();
+    let daemon = before(&refusing.address).set("MAX_RETRIES", 0).start();
+    let until = Instant::now() + DEADLINE;
+    while daemon.status()["backends"][0]["state"] != "down" {
+        assert!(Instant::now() < until, "it is never down");
+        daemon.connect().expect_gone();
+    }
+    assert_eq!(daemon.status()["backends"][0]["reason"], "backend_connect_refused");
 }
