@@ -8,15 +8,17 @@
 //! becomes it, one below it moves it by the time that went by, with the time constant
 //! [`DECAY`]. So does idleness, so that a backend which was slow once is tried again.
 //! Source: "peak EWMA" of Finagle's `com.twitter.finagle.loadbalancer`. Beyond that, silence
-//! counts while it lasts: a backend that has requests and gives no answer is taken to be as
-//! slow as it has been silent, long before anybody's deadline.
+//! counts while it lasts: a backend that owes answers and gives none is taken to be as slow as
+//! it has been silent, long before anybody's deadline. What has been answered and goes on, a
+//! long response or a tunnel, is under way, but nothing is owed for it.
 //!
 //! Everything is a relaxed atomic in a cache line of its own. Two workers that write at
 //! once may each act on what the other has not seen; a count never goes wrong by that,
 //! and the average is one of many samples.
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
@@ -35,6 +37,10 @@ const LATENCY_MOST: u64 = 60_000_000;
 /// `min_weight_percent`.
 const COLD: f64 = 0.1;
 
+/// One that is under way, and one that an answer is owed to, as they are counted together.
+const SHARE: u64 = 1;
+const OWED: u64 = 1 << 32;
+
 /// Nobody has looked at it yet.
 const NEW: u64 = u64::MAX;
 
@@ -42,11 +48,12 @@ const NEW: u64 = u64::MAX;
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Load {
-    in_flight: AtomicU32,
+    /// Those under way in the lower half, those of them that wait for an answer in the upper.
+    shares: AtomicU64,
     /// Microseconds of latency in the upper half, 0 while nothing is known; the lower half
     /// of the milliseconds when that was written in the lower.
     latency: AtomicU64,
-    /// Milliseconds when it last went from idle to busy, or gave an answer.
+    /// Milliseconds when it last came to owe an answer, or gave one.
     stirred: AtomicU64,
     /// Milliseconds since which it is there; 0 when it was from the start, [`NEW`] until
     /// somebody has looked at it.
@@ -57,23 +64,28 @@ impl Load {
     /// Requests, or connections of `MODE=tcp`, that hold a lease.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        half(self.shares.load(Relaxed))
+    }
+
+    /// Whether any of them waits for its answer.
+    fn owes(&self) -> bool {
+        self.shares.load(Relaxed) >= OWED
     }
 
     /// Its latency in microseconds as of `now`, in milliseconds; 0 while nothing is known.
-    /// It is forgotten only while nothing is under way: requests that are not answered do not
+    /// It is forgotten only while no answer is owed: requests that are not answered do not
     /// make a backend look faster with time.
     #[must_use]
     pub fn latency(&self, now: u64) -> f64 {
         let (latency, age) = unpack(self.latency.load(Relaxed), now);
-        if age == 0 || self.in_flight() > 0 { f64::from(latency) } else { (f64::from(latency) * fading(age)).floor() }
+        if age == 0 || self.owes() { f64::from(latency) } else { (f64::from(latency) * fading(age)).floor() }
     }
 
-    /// For how many microseconds as of `now`, in milliseconds, it has had requests and given
-    /// no answer; 0 while it has none.
+    /// For how many microseconds as of `now`, in milliseconds, it has owed answers and given
+    /// none; 0 while it owes none.
     #[must_use]
     pub fn silence(&self, now: u64) -> f64 {
-        if self.in_flight() == 0 {
+        if !self.owes() {
             return 0.0;
         }
         let silence = now.saturating_sub(self.stirred.load(Relaxed)).saturating_mul(1_000).min(LATENCY_MOST);
@@ -162,13 +174,15 @@ pub struct Lease<'a> {
     /// Microseconds at which it was taken; `None` where there is no choice to be made, and
     /// so nothing to go by.
     begun: Option<u64>,
+    /// It waits for its answer, and is counted so.
+    owed: Cell<bool>,
 }
 
 impl<'a> Lease<'a> {
     /// A share of `endpoint`'s load for an attempt of `worker`'s, taken at `begun` microseconds.
     pub(super) fn counted(endpoint: &'a Arc<Endpoint>, worker: usize, begun: u64) -> Self {
         let load = endpoint.load();
-        if load.in_flight.fetch_add(1, Relaxed) == 0 {
+        if load.shares.fetch_add(SHARE | OWED, Relaxed) < OWED {
             load.stir(begun / 1_000);
         }
         Self::begin(endpoint, worker, Some(begun))
@@ -182,7 +196,7 @@ impl<'a> Lease<'a> {
     fn begin(endpoint: &'a Arc<Endpoint>, worker: usize, begun: Option<u64>) -> Self {
         let lane = endpoint.tally().lane(worker);
         lane.begun();
-        Self { endpoint, lane, begun }
+        Self { endpoint, lane, begun, owed: Cell::new(begun.is_some()) }
     }
 
     /// The backend.
@@ -205,6 +219,7 @@ impl<'a> Lease<'a> {
 
     /// The head of an answer came at `now` microseconds.
     pub fn answered(&self, now: u64) {
+        self.settle();
         self.tell(now, |load, micros, now| {
             load.stir(now);
             load.observe(micros, now);
@@ -214,6 +229,7 @@ impl<'a> Lease<'a> {
     /// The attempt failed on the backend's side at `now` microseconds, or its answer says
     /// that it did (5xx).
     pub fn failed(&self, now: u64) {
+        self.settle();
         self.tell(now, |load, micros, now| {
             load.stir(now);
             load.observe_failure(micros, now);
@@ -223,6 +239,13 @@ impl<'a> Lease<'a> {
     /// Nobody waits any longer at `now` microseconds.
     pub fn abandoned(&self, now: u64) {
         self.tell(now, Load::observe_patience);
+    }
+
+    /// Nothing is owed any more.
+    fn settle(&self) {
+        if self.owed.replace(false) {
+            self.endpoint.load().shares.fetch_sub(OWED, Relaxed);
+        }
     }
 
     fn tell(&self, now: u64, note: fn(&Load, u64, u64)) {
@@ -236,7 +259,8 @@ impl Drop for Lease<'_> {
     fn drop(&mut self) {
         self.lane.over();
         if self.begun.is_some() {
-            self.endpoint.load().in_flight.fetch_sub(1, Relaxed);
+            let owed = if self.owed.get() { OWED } else { 0 };
+            self.endpoint.load().shares.fetch_sub(SHARE | owed, Relaxed);
         }
     }
 }
@@ -248,9 +272,13 @@ fn pack(latency: u32, now: u64) -> u64 {
 /// The latency, and its age in milliseconds: 0 too when another worker's clock is ahead,
 /// and after 24 days without an answer, when the count of milliseconds has come round.
 fn unpack(packed: u64, now: u64) -> (u32, u32) {
-    let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
     let age = half(now).wrapping_sub(half(packed));
     (half(packed >> 32), if age > u32::MAX / 2 { 0 } else { age })
+}
+
+/// The lower half of a word.
+fn half(word: u64) -> u32 {
+    u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0)
 }
 
 /// What is left of an old value after so many milliseconds.
@@ -331,6 +359,27 @@ mod tests {
         assert!(load.silence(9_701) == 1_000.0, "an answer is");
         drop((first, second));
         assert!(load.silence(60_000) == 0.0);
+    }
+
+    /// Else whoever has a long answer or a tunnel open would get nothing else for as long.
+    #[test]
+    fn what_is_answered_and_goes_on_is_under_way_and_no_silence() {
+        let endpoint = endpoint();
+        let load = endpoint.load();
+        let tunnel = Lease::counted(&endpoint, 0, 1_000);
+        tunnel.answered(6_000);
+        assert!(load.silence(60_000) == 0.0 && load.in_flight() == 1);
+        assert!(load.latency(4_006) < 5_000.0, "as if idle, it is forgotten");
+        let second = Lease::counted(&endpoint, 0, 60_000_000);
+        assert!(load.silence(60_000) == 0.0, "only now is an answer owed again");
+        assert!(load.silence(60_500) == 500_000.0 && load.in_flight() == 2);
+        second.failed(60_600_000);
+        assert!(load.silence(70_000) == 0.0);
+        second.answered(60_700_000);
+        drop(tunnel);
+        assert!(load.in_flight() == 1 && load.silence(70_000) == 0.0, "settled once");
+        drop(second);
+        assert!(load.in_flight() == 0);
     }
 
     #[test]

@@ -307,6 +307,9 @@ impl<'a, C: Client> Exchange<'a, C> {
                     body_wanted = client_waits && self.may_send();
                 }
                 Ok(head) if head.status == 101 => {
+                    if let Some(lease) = self.lease {
+                        affinity::answered(lease, head.status, self.timer.clock());
+                    }
                     let agreed = websocket::verify(self.head, &head);
                     return Poll::Ready(agreed.map(|()| Finish::Switch(Box::new(head))));
                 }
