@@ -63,6 +63,8 @@ struct Answer {
     stream: Option<RecvStream>,
     /// What was taken out of the stream, and is not dealt with.
     pieces: VecDeque<Bytes>,
+    /// Bytes of them all.
+    taken: usize,
     trailers: Trailers,
     ended: bool,
 }
@@ -203,7 +205,7 @@ impl Http2Upstream {
     /// See [`crate::proxy::upstream::Upstream::poll_whole`].
     pub fn poll_whole(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<bool> {
         loop {
-            if self.answer.pieces.iter().map(Bytes::len).sum::<usize>() > most {
+            if self.answer.taken > most {
                 return Poll::Ready(false);
             }
             if self.answer.ended {
@@ -225,6 +227,7 @@ impl Http2Upstream {
         let error = match ready!(stream.poll_data(cx)) {
             Some(Ok(data)) => {
                 if !data.is_empty() {
+                    self.answer.taken += data.len();
                     self.answer.pieces.push_back(data);
                 }
                 return Poll::Ready(Ok(()));
@@ -281,7 +284,9 @@ impl Source for Http2Upstream {
 
     fn consume(&mut self, n: usize) {
         let Some(data) = self.answer.pieces.front_mut() else { return };
-        data.advance(n.min(data.len()));
+        let consumed = n.min(data.len());
+        data.advance(consumed);
+        self.answer.taken -= consumed;
         if data.is_empty() {
             self.answer.pieces.pop_front();
         }
