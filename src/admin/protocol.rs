@@ -78,7 +78,7 @@ pub struct Status {
     pub uptime: u64,
     /// Worker threads.
     pub workers: usize,
-    /// Where clients come in.
+    /// Where clients come in, and scrapes of the metrics.
     pub listeners: Vec<ListenerStatus>,
     /// Requests (in TCP mode, connections) being served.
     pub in_flight: u64,

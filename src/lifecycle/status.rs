@@ -90,7 +90,7 @@ impl Daemon {
             },
             uptime: self.began.elapsed().as_secs(),
             workers: self.threads,
-            listeners: self.listeners.clone(),
+            listeners: self.listeners.iter().cloned().chain(self.metrics.listeners()).collect(),
             in_flight: load.in_flight,
             queued: load.queued,
             tls: self.listeners.iter().any(|listener| listener.name == listeners::HTTPS).then(|| TlsStatus {

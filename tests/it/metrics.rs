@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::daemon::{DEADLINE, Daemon, Setting, backend, connect, get, listener};
 use super::tls::issued::{self, Authority};
+use super::traffic::door::Setup;
 
 /// Where metrics are when the daemon has chosen a port: the `nth` time that it did.
 fn scrapes_at(daemon: &Daemon, nth: usize) -> SocketAddr {
@@ -260,6 +261,24 @@ fn a_reload_turns_metrics_on_moves_them_and_turns_them_off() {
     }
     assert!(!path.exists());
     assert!(get(front).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn the_status_lists_where_metrics_are() {
+    let setup = Setup::new().set("METRICS_ADDRESS", "127.0.0.1:0");
+    let path = setup.path("metrics.sock");
+    let daemon = setup.start();
+    let listed = || -> Vec<String> {
+        let mut status = daemon.status();
+        let listeners = status["listeners"].take();
+        let metrics = listeners.as_array().unwrap().iter().filter(|listener| listener["name"] == "metrics");
+        metrics.map(|listener| listener["address"].as_str().unwrap().to_owned()).collect()
+    };
+    let [address] = listed().try_into().unwrap();
+    assert_eq!(scrape(address.parse().unwrap())["doorward_config_generation"], 1.0);
+    let moved = format!("unix:{}", path.display());
+    daemon.replace("METRICS_ADDRESS", &moved);
+    assert_eq!(listed(), [moved]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::control::Daemon;
 use super::doors::list;
 use crate::admin::guests::{Door, receive};
+use crate::admin::protocol::ListenerStatus;
 use crate::config::{Config, ListenAddress, Problems};
 use crate::telemetry::events;
 use crate::transport::listeners::{self, Listener, Socket, SocketFile};
@@ -44,6 +45,8 @@ pub(super) struct Metrics {
 struct Open {
     /// As it stands in the configuration; none for one that was passed.
     address: Option<ListenAddress>,
+    /// Where it really is.
+    local: String,
     serving: JoinHandle<()>,
     /// Removed once nobody accepts any more.
     _file: Option<SocketFile>,
@@ -119,6 +122,15 @@ impl Metrics {
         metrics
     }
 
+    /// Where scrapes come in.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = ListenerStatus> {
+        self.open.iter().map(|open| ListenerStatus {
+            name: listeners::METRICS.to_owned(),
+            address: open.local.clone(),
+            passed: self.passed,
+        })
+    }
+
     /// What is open and was bound here; none where sockets were passed, so that nothing is to be.
     pub(super) fn bound(&self) -> Option<Vec<ListenAddress>> {
         (!self.passed).then(|| self.open.iter().filter_map(|open| open.address.clone()).collect())
@@ -159,13 +171,14 @@ impl Metrics {
             }
         );
         let (places, ask) = (Arc::clone(&self.places), self.ask.clone());
+        let local = listener.local();
         let serving = tokio::spawn(async move {
             match listener.socket {
                 Socket::Tcp(socket) => attend(TcpListener::from_std(socket), places, ask).await,
                 Socket::Unix(socket) => attend(UnixListener::from_std(socket), places, ask).await,
             }
         });
-        self.open.push(Open { address, serving, _file: file });
+        self.open.push(Open { address, local, serving, _file: file });
     }
 
     /// The next scrape. Nothing is lost when the future is dropped.
