@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         }
         Command::Explain { key, .. } => cli::end(cli::explain(key.as_deref(), &request)),
         Command::Reload { daemon } => cli::end(cli::reload(&daemon.path())),
+        Command::Upgrade { daemon } => cli::end(cli::upgrade(&daemon.path())),
+        Command::Launch { words } => lifecycle::launch(&words),
         Command::Status { json, daemon } => cli::end(cli::status(&daemon.path(), json)),
         Command::Completions { shell } => cli::end(cli::completions(shell)),
         Command::Generate { dir } => cli::end(cli::generate(&dir)),

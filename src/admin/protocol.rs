@@ -4,6 +4,7 @@
 //! → {"command":"status"}      ← {"ok":true,"status":{…}}
 //! → {"command":"reload"}      ← {"ok":true,"generation":7}
 //!                             ← {"ok":false,"error":"…the whole report…"}
+//! → {"command":"upgrade"}     ← {"ok":true,"upgraded":{"pid":4321,…}}
 //! ```
 //!
 //! A line from the client has at most [`MAX_LINE`] bytes; an answer has no limit.
@@ -25,6 +26,8 @@ pub enum Command {
     Status,
     /// Read the configuration anew; answered when it serves or is refused.
     Reload,
+    /// Have another process take over; answered when it serves or could not.
+    Upgrade,
 }
 
 /// What the daemon answers.
@@ -35,6 +38,9 @@ pub struct Answer {
     /// Of a reload: the generation that serves now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// Of an upgrade: who serves now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgraded: Option<UpgradeStatus>,
     /// Of a status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Box<Status>>,
@@ -54,6 +60,11 @@ impl Answer {
         Answer { ok: true, generation: Some(generation), ..Answer::default() }
     }
 
+    /// The upgrade is done.
+    pub fn upgraded(status: UpgradeStatus) -> Answer {
+        Answer { ok: true, upgraded: Some(status), ..Answer::default() }
+    }
+
     /// The command was refused, for the reason in `error`.
     pub fn refused(error: impl Into<String>) -> Answer {
         Answer { error: Some(error.into()), ..Answer::default() }
@@ -68,8 +79,11 @@ pub struct Status {
     pub version: String,
     /// Process id.
     pub pid: u32,
-    /// `serving`, `reloading` or `draining`.
+    /// `serving`, `reloading`, `upgrading` or `draining`.
     pub phase: String,
+    /// The process that this one took over from, while that one drains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<u32>,
     /// Number of the configuration that serves; the first one is 1.
     pub generation: u64,
     /// The file that it was read from; none when only defaults serve.
@@ -222,6 +236,20 @@ pub struct AutomaticStatus {
     /// Why there is none, or no new one, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Who has taken over from whom.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpgradeStatus {
+    /// The process that serves now.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// The process that drains.
+    pub from_pid: u32,
+    /// Its version.
+    pub from_version: String,
 }
 
 /// How the last reload ended.

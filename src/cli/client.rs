@@ -1,4 +1,4 @@
-//! `doorward reload` and `doorward status`: questions to the running daemon.
+//! `doorward reload`, `doorward upgrade` and `doorward status`: questions to the running daemon.
 //!
 //! One question, one answer, one deadline for both. A daemon that is not there is
 //! told apart from one that refuses, and is never started: its admin socket goes
@@ -15,10 +15,15 @@ use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{NOT_RUNNING, complain, say, table};
-use crate::admin::protocol::{Answer, AutomaticStatus, BackendStatus, CertificateStatus, Command, Status, TlsStatus};
+use crate::admin::protocol::{
+    Answer, AutomaticStatus, BackendStatus, CertificateStatus, Command, Status, TlsStatus, UpgradeStatus,
+};
 
 /// Longest wait for a reload: names and certificates may take their time.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(90);
+
+/// Longest wait for an upgrade: the process before may have to drain first.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Longest wait for the state.
 const STATUS_PATIENCE: Duration = Duration::from_secs(10);
@@ -61,6 +66,27 @@ pub fn reload(socket: &Path) -> anyhow::Result<ExitCode> {
         None => say("reloaded")?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has a new process take over from the daemon; returns when it serves or could not.
+///
+/// # Errors
+/// The daemon can't be asked; standard output can't be written.
+pub fn upgrade(socket: &Path) -> anyhow::Result<ExitCode> {
+    let answer = match ask(socket, Command::Upgrade, UPGRADE_PATIENCE) {
+        Ok((answer, _)) => answer,
+        Err(error) => return failed(error),
+    };
+    match answer.upgraded.filter(|_| answer.ok) {
+        Some(UpgradeStatus { pid, version, from_pid, from_version }) => {
+            say(&format!("upgraded: process {pid} ({version}) has taken over from {from_pid} ({from_version})"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        None => {
+            complain(answer.error.as_deref().unwrap_or("refused without a reason"));
+            Ok(ExitCode::FAILURE)
+        }
+    }
 }
 
 /// Prints the state of the daemon, as a page or, with `json`, as it came.
@@ -157,6 +183,9 @@ fn page(status: &Status, now: u64) -> String {
             },
         ),
     ];
+    if let Some(pid) = status.predecessor {
+        rows.push(row("upgrade", format!("taken over from pid {pid}, which finishes what it has")));
+    }
     if let Some(reload) = &status.reload {
         let ago = span(now.saturating_sub(reload.at));
         rows.push(row(

@@ -106,7 +106,7 @@ const LISTS: &[List] = &[
         &[
             ("0", "Done; of `run`, stopped as it was told to."),
             ("1", "Failed, or refused by the daemon; the reason is on standard error."),
-            ("3", "The daemon is not running (`reload`, `status`)."),
+            ("3", "The daemon is not running (`reload`, `upgrade`, `status`)."),
             ("64", "Wrong use of the command line, or a descriptor that can't be served."),
             ("78", "Wrong configuration, or an address that can't be bound."),
         ],
@@ -121,8 +121,10 @@ const LISTS: &[List] = &[
             (
                 "SIGTERM, SIGINT",
                 "Stops accepting and ends once all that is in flight has finished, after `DRAIN_TIMEOUT` at the \
-                 latest. A second one cuts what is left at once.",
+                 latest. A second one cuts what is left at once, unless another process has taken over: then it \
+                 finishes in any case.",
             ),
+            ("SIGUSR2", "Has another process take over, as `upgrade` does."),
         ],
     ),
     (
@@ -135,13 +137,14 @@ const LISTS: &[List] = &[
                 "Folder of what `ACME=on` obtains, as `StateDirectory=` of a unit sets it; else \
                  `$XDG_STATE_HOME/doorward`, else `~/.local/state/doorward`.",
             ),
-            ("DOORWARD_ADMIN_SOCKET", "Admin socket that `reload` and `status` ask."),
+            ("DOORWARD_ADMIN_SOCKET", "Admin socket that `reload`, `upgrade` and `status` ask."),
             (
                 "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES",
-                "Sockets that systemd passes, see sd_listen_fds(3). The one named `admin` takes `reload` and \
-                 `status`; on those named `https` clients speak TLS; those named `metrics` are for \
+                "Sockets that systemd passes, see sd_listen_fds(3). The one named `admin` takes `reload`, \
+                 `upgrade` and `status`; on those named `https` clients speak TLS; those named `metrics` are for \
                  Prometheus; `status` is reserved; \
-                 `ticket-keys` is what an earlier process has left; every other name is a listener.",
+                 `ticket-keys` is what an earlier process has left, and names that begin with `doorward-` are those of \
+                 an upgrade; every other name is a listener.",
             ),
             ("NOTIFY_SOCKET, WATCHDOG_USEC", "As in sd_notify(3) and sd_watchdog_enabled(3)."),
         ],

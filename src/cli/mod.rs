@@ -14,6 +14,7 @@ mod generate;
 mod man;
 mod route;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::{KEYS, Request};
 
 pub use check::check;
-pub use client::{reload, status};
+pub use client::{reload, status, upgrade};
 pub use explain::explain;
 pub use generate::{completions, generate};
 pub use route::{LISTENER, explain_request};
@@ -91,6 +92,17 @@ pub enum Command {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Have a new process take over, of the program that is installed now
+    ///
+    /// It is given all sockets and begins to serve beside the running one, which finishes what it has, within
+    /// DRAIN_TIMEOUT, and ends. No client is refused or cut, and none waits. When the new process can't serve, prints
+    /// why, ends with 1, and the running one serves on. The settings of the unit, such as its sandbox, stay those of
+    /// the running process; a restart changes them. An upgrade waits until the process before has ended.
+    Upgrade {
+        /// Where to find the daemon.
+        #[command(flatten)]
+        daemon: Daemon,
+    },
     /// Show the state of the running daemon
     ///
     /// Never starts a stopped one.
@@ -106,6 +118,13 @@ pub enum Command {
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Start this program anew, as a process of its own; part of an upgrade
+    #[command(hide = true)]
+    Launch {
+        /// The name and the arguments of the new process
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
     },
     /// Write config.env, manual pages and completions for packaging
     #[command(hide = true)]

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_core::Stream as _;
-use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook_tokio::Signals;
 use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info};
 
 use super::acme::{Acme, Network as AcmeNetwork, News};
@@ -33,6 +34,7 @@ use super::reload::{self, Reload};
 use super::resolver::{Resolution, Resolver};
 use super::status::Pulse;
 use super::tickets::Tickets;
+use super::upgrade::{self, Passing, Predecessor, Program, Upgrade};
 use super::watchdog::{Verdict, Watchdog};
 use crate::admin::Question;
 use crate::admin::protocol::{Answer, Command, ListenerStatus};
@@ -46,6 +48,9 @@ use crate::transport::listeners::SocketFile;
 /// How often the status line is worked out.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How long a process that was taken over from waits at its end for who asked it something.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// All that can happen to the daemon.
 #[derive(Debug)]
 pub(super) enum Control {
@@ -53,6 +58,12 @@ pub(super) enum Control {
     Hangup,
     /// SIGTERM or SIGINT: the first one drains, the next one cuts.
     Stop(&'static str),
+    /// SIGUSR2.
+    Upgrade,
+    /// A step of an upgrade is done.
+    Upgrading(upgrade::Step),
+    /// The process that this one took over from has ended.
+    PredecessorGone,
     /// A signal that has no meaning yet.
     Unused(i32),
     /// A client of the admin socket asks.
@@ -111,6 +122,11 @@ pub(super) struct Daemon {
     pub(super) threads: usize,
     pub(super) listeners: Vec<ListenerStatus>,
     pub(super) files: Vec<SocketFile>,
+    /// The sockets once more, but for those of metrics, to pass them on.
+    pub(super) sockets: Vec<Passing>,
+    pub(super) program: Program,
+    /// Who asks on the admin socket; none without one, or when another process answers.
+    pub(super) admin: Option<Served>,
     pub(super) request: Request,
     pub(super) log: Log,
     pub(super) signals: Signals,
@@ -125,12 +141,24 @@ pub(super) struct Daemon {
     pub(super) change: Change,
     pub(super) reload: Reload,
     pub(super) drain: Option<Drain>,
+    pub(super) upgrade: Upgrade,
+    pub(super) predecessor: Option<Predecessor>,
     pub(super) pulse: Pulse,
     pub(super) checker: Checker<Network>,
     pub(super) ledger: Ledger,
     pub(super) acme: Acme<AcmeNetwork>,
     pub(super) certificates: Certificates,
     pub(super) tickets: Tickets,
+}
+
+/// A task that serves; dropping it ends that.
+#[derive(Debug)]
+pub(super) struct Served(pub(super) JoinHandle<()>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Daemon {
@@ -148,6 +176,16 @@ impl Daemon {
                 Control::Question(Question { command: Command::Reload, answer }) => {
                     self.ask_reload(&mut notifier, Some(answer));
                 }
+                Control::Question(Question { command: Command::Upgrade, answer }) => {
+                    self.ask_upgrade(&notifier, Some(answer));
+                }
+                Control::Upgrade => self.ask_upgrade(&notifier, None),
+                Control::Upgrading(step) => {
+                    if self.upgrade_step(&mut notifier, step) {
+                        return self.cut("successor");
+                    }
+                }
+                Control::PredecessorGone => self.predecessor_gone(),
                 Control::Scrape(scrape) => self.expose(scrape),
                 Control::Reload(step) => {
                     if let Err(died) = self.reload_step(&mut notifier, step).await {
@@ -179,10 +217,15 @@ impl Daemon {
                 }
                 Control::Tick => self.tick(&mut notifier),
                 Control::Round => self.round(&mut notifier),
+                // It is on its way, and systemd tells all processes of a service that stops.
+                Control::Stop(signal) if self.upgrade.is_over() => debug!(signal, "draining already"),
                 Control::Stop(signal) if self.drain.is_none() => self.begin_drain(&mut notifier, signal),
                 Control::Stop(signal) => return self.cut(signal),
                 Control::DrainLate => return self.cut("timeout"),
                 Control::Drained => {
+                    if self.upgrade.is_over() {
+                        self.hear_out().await;
+                    }
                     info!(message_id = events::STOPPED, "stopped");
                     return ExitCode::SUCCESS;
                 }
@@ -190,6 +233,13 @@ impl Daemon {
                 Control::Unused(signal) => debug!(signal, "signal without a meaning ignored"),
             }
         }
+    }
+
+    /// Lets those who asked on the admin socket have their answers, that of the upgrade not
+    /// least: each has a copy of what questions come by until it has gone.
+    async fn hear_out(&mut self) {
+        self.admin = None;
+        let _ = timeout(LAST_WORDS, async { while self.questions.recv().await.is_some() {} }).await;
     }
 
     /// Waits for what happens next. Each branch may be dropped and polled anew
@@ -203,11 +253,13 @@ impl Daemon {
                 SIGHUP => Control::Hangup,
                 SIGTERM => Control::Stop("SIGTERM"),
                 SIGINT => Control::Stop("SIGINT"),
+                SIGUSR2 => Control::Upgrade,
                 other => Control::Unused(other),
             },
             Some(question) = self.questions.recv() => Control::Question(question),
             scrape = self.metrics.scraped() => Control::Scrape(scrape),
             step = self.reload.step() => Control::Reload(step),
+            step = self.upgrade.step() => Control::Upgrading(step),
             resolution = self.resolver.next(), if serving => Control::Resolved(resolution),
             checked = self.checker.next() => Control::Checked(checked),
             news = self.acme.next(), if serving => Control::Certificate(Box::new(news)),
@@ -216,7 +268,7 @@ impl Daemon {
             () = self.change.due(), if serving && !self.reload.resolving() => Control::Moved,
             _ = tick.tick() => Control::Tick,
             _ = round.tick() => Control::Round,
-            control = workers(&mut self.workers, self.drain.as_ref()) => control,
+            control = workers(&mut self.workers, self.drain.as_ref(), &mut self.predecessor) => control,
         }
     }
 
@@ -250,15 +302,37 @@ impl Daemon {
     }
 }
 
-/// The end of the workers: asked for, overdue, or unasked.
-async fn workers(workers: &mut Workers, drain: Option<&Drain>) -> Control {
-    let Some(drain) = drain else { return Control::WorkerDied(workers.died().await) };
+/// The end of the workers: asked for, overdue, or unasked; and that of the process before. In a
+/// drain that one ends first: systemd allows a stop its time only as long as the main process
+/// asks for it.
+async fn workers(workers: &mut Workers, drain: Option<&Drain>, predecessor: &mut Option<Predecessor>) -> Control {
+    let Some(drain) = drain else {
+        return tokio::select! {
+            died = workers.died() => Control::WorkerDied(died),
+            () = gone(predecessor) => Control::PredecessorGone,
+        };
+    };
+    let drained = async {
+        workers.drained().await?;
+        if predecessor.is_some() {
+            gone(predecessor).await;
+        }
+        Ok(())
+    };
     tokio::select! {
-        drained = workers.drained() => match drained {
+        drained = drained => match drained {
             Ok(()) => Control::Drained,
             Err(died) => Control::WorkerDied(died),
         },
         () = sleep_until(drain.deadline) => Control::DrainLate,
+    }
+}
+
+/// Resolves when the process before this one has ended; never where there was none.
+async fn gone(predecessor: &mut Option<Predecessor>) {
+    match predecessor {
+        Some(predecessor) => predecessor.gone().await,
+        None => pending().await,
     }
 }
 

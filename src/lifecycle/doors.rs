@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::net::UnixListener;
 
 use tracing::{info, warn};
 
+use super::upgrade::{self, Passing};
 use crate::admin::protocol::ListenerStatus;
 use crate::config::Config;
 use crate::telemetry::events;
@@ -19,6 +21,8 @@ pub(super) struct Doors {
     pub(super) listeners: Vec<Listener>,
     /// For `doorward status` and `doorward reload`.
     pub(super) admin: Option<UnixListener>,
+    /// Whether the service manager passed that one.
+    admin_passed: bool,
     /// Files to remove once nobody accepts any more.
     pub(super) files: Vec<SocketFile>,
     /// Whether the service manager passed the sockets for traffic.
@@ -29,7 +33,7 @@ impl Doors {
     /// Takes the passed sockets, or binds those that the configuration names. The
     /// admin socket is bound only where the environment says so.
     pub(super) fn open(
-        passed: Passed,
+        mut passed: Passed,
         config: &Config,
         environment: &BTreeMap<OsString, OsString>,
     ) -> Result<Doors, ListenError> {
@@ -49,18 +53,30 @@ impl Doors {
             }
             listeners::Bound { listeners: passed.traffic, files: Vec::new() }
         } else {
-            listeners::bind(plain, tls)?
+            listeners::bind(plain, tls, &mut passed.bound)?
         };
+        let admin_passed = passed.admin.is_some();
         let admin = match (passed.admin, listeners::admin_path(environment)) {
             (Some(admin), _) => Some(admin),
             (None, Some(path)) => {
-                let (admin, file) = listeners::bind_admin(&path)?;
+                let (admin, file) = listeners::bind_admin(&path, &mut passed.bound)?;
                 bound.files.push(file);
                 Some(admin)
             }
             (None, None) => None,
         };
-        Ok(Doors { listeners: bound.listeners, admin, files: bound.files, passed: by_manager })
+        Ok(Doors { listeners: bound.listeners, admin, admin_passed, files: bound.files, passed: by_manager })
+    }
+
+    /// All of them once more, as a later process is to have them.
+    pub(super) fn to_pass(&self) -> io::Result<Vec<Passing>> {
+        let mut passing = upgrade::to_pass(&self.listeners, self.passed)?;
+        if let Some(admin) = &self.admin {
+            let name =
+                if self.admin_passed { listeners::ADMIN.to_owned() } else { listeners::bound_as(listeners::ADMIN) };
+            passing.push(Passing::new(&name, admin.try_clone()?));
+        }
+        Ok(passing)
     }
 
     /// Tells the log where clients come in, and which of the two ways it happened.

@@ -41,15 +41,21 @@ impl Daemon {
     /// wait in their backlog; those bound here are closed and refuse.
     pub(super) fn begin_drain(&mut self, notifier: &mut Notifier, signal: &'static str) {
         let patience = self.generation.config.daemon.drain_timeout;
-        let drain = Drain { deadline: Instant::now() + patience };
         info!(message_id = events::STOPPING, signal, timeout_s = patience.as_secs_f64(), "stopping");
+        self.abandon_upgrade();
+        self.retire(SILENCE);
+        notifier.stopping(&self.live_line(), NEXT_WORD);
+    }
+
+    /// Takes nothing on any more, and has idle connections close after this silence.
+    pub(super) fn retire(&mut self, silence: Duration) {
+        let patience = self.generation.config.daemon.drain_timeout;
         self.abandon_reload();
         self.acme.stop();
-        self.workers.drain(SILENCE);
+        self.sockets.clear();
+        self.workers.drain(silence);
         self.files.clear();
-        let next_word = drain.next_word();
-        self.drain = Some(drain);
-        notifier.stopping(&self.live_line(), next_word);
+        self.drain = Some(Drain { deadline: Instant::now() + patience });
     }
 
     /// Ends what is left, and says what that was.

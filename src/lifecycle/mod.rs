@@ -10,6 +10,7 @@
 //! | start until READY=1 | `start`, `doors` |
 //! | SIGHUP, `doorward reload` | `reload` |
 //! | SIGTERM, SIGINT | `drain` |
+//! | SIGUSR2, `doorward upgrade` | `upgrade` |
 //! | a name to look up, and what it led to | `resolver`, `lookup`, `names` |
 //! | a certificate that is renewed, or expires | `certificates` |
 //! | a backend to check | `checker` |
@@ -29,6 +30,7 @@ use signal_hook_tokio::Signals;
 
 use crate::config;
 use crate::transport::listeners;
+use upgrade::Program;
 
 mod acme;
 mod backends;
@@ -46,9 +48,11 @@ mod resolver;
 mod start;
 mod status;
 mod tickets;
+mod upgrade;
 mod watchdog;
 
 pub use metrics::markdown as metrics_table;
+pub use upgrade::launch;
 
 /// How long the end of the process waits for the log to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
@@ -73,19 +77,27 @@ pub struct Options {
 /// socket was refused, 1 when the system lacks something or a worker died.
 pub fn run(options: Options) -> ExitCode {
     let passed = listeners::passed(&options.config.environment);
+    let program = match Program::here() {
+        Ok(program) => program,
+        Err(error) => return complain(&format!("can't find out how it was started: {error}")),
+    };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("can't start: {error}")),
     };
-    let code = runtime.block_on(live(options.config, passed));
+    let code = runtime.block_on(live(options.config, program, passed));
     // A lookup that hangs must not hold up the end.
     runtime.shutdown_background();
     code
 }
 
-async fn live(request: config::Request, passed: Result<listeners::Passed, listeners::ListenError>) -> ExitCode {
+async fn live(
+    request: config::Request,
+    program: Program,
+    passed: Result<listeners::Passed, listeners::ListenError>,
+) -> ExitCode {
     // First of all, so that an early SIGHUP does not kill.
     let signals = match Signals::new([SIGHUP, SIGTERM, SIGINT, SIGUSR1, SIGUSR2]) {
         Ok(signals) => signals,
@@ -96,18 +108,13 @@ async fn live(request: config::Request, passed: Result<listeners::Passed, listen
         Ok(log) => log,
         Err(error) => return complain(&format!("can't start the log: {error}")),
     };
-    let mut notifier = start::notifier(&request.environment);
-
-    let parts = start::Parts { request, passed, config, signals, log };
-    let code = match start::start(parts, &mut notifier).await {
-        Ok(daemon) => daemon.serve(notifier).await,
-        Err(refusal) => {
-            let code = refusal.exit_code();
-            notifier.status(&refusal.brief());
-            start::report(&refusal);
-            ExitCode::from(code)
-        }
+    let parts = start::Parts { request, program, config, signals, log };
+    let code = match start::start(parts, passed).await {
+        Ok((daemon, notifier)) => daemon.serve(notifier).await,
+        Err(code) => code,
     };
+    // Lets the answers go out that were given last.
+    tokio::task::yield_now().await;
     // What is lost then can't be told: whoever reads the log does not read.
     guard.finish(LOG_PATIENCE);
     code

@@ -34,6 +34,8 @@ pub struct Notifier {
     line: Option<Line>,
     kept: VecDeque<Message>,
     status: String,
+    /// Another process speaks: what is kept goes out, and nothing more is said.
+    resigned: bool,
 }
 
 #[derive(Debug)]
@@ -109,7 +111,7 @@ impl Notifier {
 
     /// The line in `systemctl status`; sent only when it differs from the last one.
     pub fn status(&mut self, status: &str) {
-        if self.status == status || !self.flush() {
+        if self.status == status || !self.flush() || self.resigned {
             return;
         }
         status.clone_into(&mut self.status);
@@ -119,6 +121,15 @@ impl Notifier {
     /// Every thread of the daemon turned over.
     pub fn watchdog(&mut self) {
         self.send(&[NotifyState::Watchdog]);
+    }
+
+    /// Process `pid` is the main one from now on; whatever this one would say later is not said,
+    /// as the manager takes nothing more from it. It closes `barrier` once it knows.
+    /// `sd_notify_barrier(3)`.
+    pub fn resign(&mut self, pid: u32, barrier: OwnedFd) {
+        self.send(&[NotifyState::MainPid(pid)]);
+        self.send_with(&[NotifyState::Custom("BARRIER=1")], Some(barrier));
+        self.resigned = true;
     }
 
     /// Has the manager keep `descriptor` by this name, in place of what it has by it, and
@@ -141,7 +152,8 @@ impl Notifier {
     }
 
     fn send_with(&mut self, states: &[NotifyState<'_>], descriptor: Option<OwnedFd>) {
-        if self.line.is_none() {
+        if self.line.is_none() || self.resigned {
+            self.flush();
             return;
         }
         let mut text = String::new();
@@ -306,6 +318,33 @@ pub(super) mod tests {
             notifier.flush();
         }
         assert_eq!(last.as_deref(), Some("STOPPING=1\nEXTEND_TIMEOUT_USEC=1000000\nSTATUS=draining\n"));
+        Ok(())
+    }
+
+    #[test]
+    fn who_has_resigned_says_what_is_kept_and_nothing_more() -> TestResult {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path)?;
+        manager.set_nonblocking(true)?;
+        let mut notifier = open(path.as_os_str())?;
+        while notifier.kept.is_empty() {
+            notifier.watchdog();
+        }
+        let (ours, theirs) = UnixDatagram::pair()?;
+        notifier.resign(4321, theirs.into());
+        let mut all = Vec::new();
+        while let Some(one) = heard(&manager) {
+            all.push(one);
+            notifier.status("still here");
+            notifier.watchdog();
+        }
+        let last = all.split_off(all.len() - 2);
+        assert!(all.iter().all(|(text, _)| text == "WATCHDOG=1\n"));
+        assert_eq!(last.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), ["MAINPID=4321\n", "BARRIER=1\n"]);
+        // With the message goes the only other end.
+        drop(last);
+        assert!(ours.send(b"?").is_err());
         Ok(())
     }
 

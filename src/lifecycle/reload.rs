@@ -74,7 +74,7 @@ impl Loaded {
         let config = config::load(request)?;
         let doors = tls::Doors::load(&config, doors.keys(), Some(doors));
         let (doors, clients) = Problems::join(doors, tls::Clients::load(&config, Some(clients)))?;
-        let metrics = bound.map_or_else(|| Ok(Vec::new()), |bound| metrics::bind(&config, bound))?;
+        let metrics = bound.map_or_else(|| Ok(Vec::new()), |bound| metrics::bind(&config, bound, &mut Vec::new()))?;
         Ok(Loaded { config, doors, clients, metrics })
     }
 }
@@ -157,6 +157,12 @@ impl Daemon {
             debug!("no reload while stopping");
             if let Some(waiter) = waiter {
                 let _ = waiter.send(Answer::refused("doorward is stopping"));
+            }
+        } else if self.upgrade.running() {
+            // The new process may have read the files already.
+            warn!("no reload while another process takes over; ask again when it has");
+            if let Some(waiter) = waiter {
+                let _ = waiter.send(Answer::refused("another process is taking over; ask again when it has"));
             }
         } else if self.reload.running() {
             self.reload.again.get_or_insert_default().extend(waiter);
@@ -256,6 +262,8 @@ impl Daemon {
         if let Some(waiters) = self.reload.again.take() {
             self.reload.waiters = waiters;
             self.begin_reload(notifier);
+        } else {
+            self.begin_upgrade();
         }
     }
 

@@ -5,10 +5,15 @@
 //! before the workers start, since clients that wait in the backlog are better off
 //! than clients that are told of an unresolved backend; but a name that does not
 //! resolve holds the start up for [`names::PATIENCE`] at most, and is tried on.
+//!
+//! In an upgrade there is a process that serves already. Then this one stops short of what
+//! only one of them can do, and does it once the other one says so: [`Started::open`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -21,16 +26,17 @@ use super::acme::{self, Acme, Network as AcmeNetwork, Terms};
 use super::backends::Ledger;
 use super::certificates::Certificates;
 use super::checker::{Checker, Network};
-use super::control::{Daemon, Fixed};
+use super::control::{Daemon, Fixed, Served};
 use super::doors::{Doors, list};
 use super::lookup::Lookups;
 use super::metrics::{self, Metrics};
 use super::notify::Notifier;
 use super::resolver::Resolver;
 use super::tickets::Tickets;
+use super::upgrade::{Predecessor, Program, Upgrade, Word};
 use super::watchdog::Watchdog;
 use super::{names, reload, status};
-use crate::admin::{self, protocol::ListenerStatus};
+use crate::admin::{self, Question, protocol::ListenerStatus};
 use crate::config::{Config, LogFormat, Origin, Problems, Request};
 use crate::proxy::workers::{WorkerDied, Workers};
 use crate::state::{Departed, Generation};
@@ -117,15 +123,73 @@ pub(super) fn notifier(environment: &BTreeMap<OsString, OsString>) -> Notifier {
 /// What the start is made of.
 pub(super) struct Parts {
     pub(super) request: Request,
-    pub(super) passed: Result<Passed, ListenError>,
+    pub(super) program: Program,
     pub(super) config: Result<Config, Problems>,
     pub(super) signals: Signals,
     pub(super) log: Log,
 }
 
-/// Starts everything; the daemon that comes out accepts and has said READY=1.
-pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemon, Refusal> {
-    let Parts { request, mut passed, config, signals, log } = parts;
+/// A daemon that accepts, and has not said so to anybody.
+struct Started {
+    daemon: Daemon,
+    admin: Option<UnixListener>,
+    ask: mpsc::Sender<Question>,
+    scraped: Vec<Listener>,
+    scrapers: Vec<metrics::Bound>,
+}
+
+/// Starts everything, or says why not; the daemon that comes out accepts, and has said READY=1
+/// on the line to systemd that comes with it. One that is to take over from another process
+/// does what that one says.
+///
+/// # Errors
+/// The exit code, once all have been told.
+pub(super) async fn start(
+    parts: Parts,
+    mut passed: Result<Passed, ListenError>,
+) -> Result<(Daemon, Notifier), ExitCode> {
+    let hand_over = passed.as_mut().ok().and_then(|passed| passed.hand_over.take());
+    let hand_over = hand_over.and_then(|line| {
+        let predecessor = Predecessor::new(line);
+        predecessor.inspect_err(|error| warn!(%error, "the process before can't be heard")).ok()
+    });
+    let environment = parts.request.environment.clone();
+    // Systemd listens to the main process alone, and logs whatever another one says.
+    let notifier = |main| if main { self::notifier(&environment) } else { Notifier::default() };
+    match (prepare(parts, passed).await, hand_over) {
+        (Ok(started), None) => {
+            let mut notifier = notifier(true);
+            Ok((started.open(&mut notifier), notifier))
+        }
+        (Ok(mut started), Some(mut predecessor)) => match predecessor.ready().await {
+            Word::Go => {
+                let mut notifier = notifier(true);
+                started.daemon.tickets.doubt();
+                let pid = predecessor.pid();
+                info!(message_id = events::TOOK_OVER, predecessor = pid, "taken over from another process");
+                started.daemon.predecessor = Some(predecessor);
+                Ok((started.open(&mut notifier), notifier))
+            }
+            Word::Stay => {
+                warn!("the process before goes on without this one");
+                started.daemon.retire(super::upgrade::SILENCE);
+                Ok((started.daemon, Notifier::default()))
+            }
+        },
+        (Err(refusal), hand_over) => {
+            notifier(hand_over.is_none()).status(&refusal.brief());
+            report(&refusal);
+            if let Some(predecessor) = hand_over {
+                predecessor.refuse(refusal.to_string()).await;
+            }
+            Err(ExitCode::from(refusal.exit_code()))
+        }
+    }
+}
+
+/// All that can be refused, and then the workers.
+async fn prepare(parts: Parts, mut passed: Result<Passed, ListenError>) -> Result<Started, Refusal> {
+    let Parts { request, program, config, signals, log } = parts;
     let began = Instant::now();
     let config = config.map_err(Refusal::Configuration)?;
     let left = passed.as_mut().ok().and_then(|passed| passed.ticket_keys.take());
@@ -134,8 +198,9 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let (certificates, clients) = loaded.map_err(Refusal::Configuration)?;
     let mut passed = passed?;
     let scraped = std::mem::take(&mut passed.metrics);
+    let scrapers = if scraped.is_empty() { metrics::bind(&config, &[], &mut passed.bound) } else { Ok(Vec::new()) };
     let doors = Doors::open(passed, &config, &request.environment)?;
-    let scrapers = if scraped.is_empty() { metrics::bind(&config, &[]) } else { Ok(Vec::new()) };
+    let sockets = doors.to_pass().map_err(|error| Refusal::System { what: "can't keep the sockets", error })?;
     let scrapers = scrapers.map_err(Refusal::Configuration)?;
     info!(
         message_id = events::STARTED,
@@ -146,8 +211,6 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     );
     warn_of(&config, &certificates, &clients, doors.listeners.iter().any(Listener::is_tls));
     doors.announce();
-    let mut metrics = Metrics::new(scraped, &config);
-    metrics.adopt(&config.daemon.metrics_address, scrapers);
     raise_descriptor_limit();
 
     let fixed = Fixed::of(&config.daemon, doors.passed);
@@ -169,13 +232,6 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     workers.accepting().await.map_err(Refusal::Worker)?;
     let (ask, questions) = mpsc::channel(QUESTIONS);
     let listeners = doors.status();
-    if let Some(socket) = doors.admin {
-        tokio::spawn(async move {
-            if let Err(error) = admin::serve(socket, ask).await {
-                warn!(%error, "admin socket can't be served");
-            }
-        });
-    }
 
     let pulse = status::Pulse::new(workers.snapshot());
     let ledger = Ledger::new(workers.stirred());
@@ -186,11 +242,14 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         threads,
         listeners,
         files: doors.files,
+        sockets,
+        program,
+        admin: None,
         request,
         log,
         signals,
         questions,
-        metrics,
+        metrics: Metrics::new(),
         watchdog: Watchdog::new(sd_notify::watchdog_enabled()),
         workers,
         generation,
@@ -199,6 +258,8 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
         change: names::Change::default(),
         reload: reload::Reload::default(),
         drain: None,
+        upgrade: Upgrade::default(),
+        predecessor: None,
         pulse,
         checker: Checker::new(Network),
         ledger,
@@ -210,15 +271,36 @@ pub(super) async fn start(parts: Parts, notifier: &mut Notifier) -> Result<Daemo
     let config = Arc::clone(&daemon.generation.config);
     daemon.watch_certificates(&config);
     daemon.acme.know(kept);
-    daemon.tell_of_certificates();
-    daemon.tickets.keep(!daemon.generation.doors.is_empty(), tls::tickets::now(), notifier);
-    notifier.ready(&daemon.live_line());
-    info!(message_id = events::READY, workers = threads, "ready");
-    if !notifier.connected() && io::stderr().is_terminal() {
-        let text = greeting(&daemon.generation.config, &daemon.listeners);
-        let _ = io::stderr().lock().write_all(text.as_bytes());
+    Ok(Started { daemon, admin: doors.admin, ask, scraped, scrapers })
+}
+
+impl Started {
+    /// Does what only the main process can: answers on the admin socket and to scrapes, removes
+    /// the files of sockets at its end, and tells systemd.
+    fn open(self, notifier: &mut Notifier) -> Daemon {
+        let Started { mut daemon, admin, ask, scraped, scrapers } = self;
+        let config = Arc::clone(&daemon.generation.config);
+        daemon.metrics.open(scraped, scrapers, &config);
+        daemon.admin = admin.map(|socket| {
+            Served(tokio::spawn(async move {
+                if let Err(error) = admin::serve(socket, ask).await {
+                    warn!(%error, "admin socket can't be served");
+                }
+            }))
+        });
+        for file in &mut daemon.files {
+            file.own(true);
+        }
+        daemon.tell_of_certificates();
+        daemon.tickets.keep(!daemon.generation.doors.is_empty(), tls::tickets::now(), notifier);
+        notifier.ready(&daemon.live_line());
+        info!(message_id = events::READY, workers = daemon.threads, "ready");
+        if !notifier.connected() && io::stderr().is_terminal() {
+            let text = greeting(&daemon.generation.config, &daemon.listeners);
+            let _ = io::stderr().lock().write_all(text.as_bytes());
+        }
+        daemon
     }
-    Ok(daemon)
 }
 
 /// What is allowed and yet seems unmeant. `listens` says whether somebody does for TLS.

@@ -4,6 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::control::Daemon;
+use super::upgrade::Predecessor;
 use crate::admin::protocol::{BackendStatus, ReloadStatus, Status, TlsStatus};
 use crate::balance::discovery::Query;
 use crate::balance::endpoint::Endpoint;
@@ -67,10 +68,11 @@ impl Daemon {
         let micros = |latency: Option<std::time::Duration>| {
             latency.map_or(0, |latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX))
         };
-        let phase = match (&self.drain, self.reload.running()) {
-            (Some(_), _) => "draining",
-            (None, true) => "reloading",
-            (None, false) => "serving",
+        let phase = match &self.drain {
+            Some(_) => "draining",
+            None if self.reload.running() => "reloading",
+            None if self.upgrade.running() => "upgrading",
+            None => "serving",
         };
         let backends = self.generation.endpoints().map(|endpoint| BackendStatus {
             connections: endpoint.connections().open(),
@@ -83,6 +85,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             phase: phase.to_owned(),
+            predecessor: self.predecessor.as_ref().and_then(Predecessor::pid),
             generation: self.generation.number,
             config: match &self.generation.config.origin {
                 Origin::File(path) | Origin::Line(path, _) => Some(path.to_path_buf()),

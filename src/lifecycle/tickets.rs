@@ -63,6 +63,14 @@ impl Tickets {
         tickets
     }
 
+    /// They were had from a process that runs, not from the service manager: what that has is
+    /// not known.
+    pub(super) fn doubt(&mut self) {
+        if self.stored == Stored::These {
+            self.stored = Stored::Other;
+        }
+    }
+
     pub(super) fn keys(&self) -> &Arc<TicketKeys> {
         &self.keys
     }
@@ -103,7 +111,7 @@ impl Tickets {
 }
 
 /// A socket in whose queue these bytes wait.
-fn parcel(bytes: &[u8]) -> io::Result<UnixDatagram> {
+pub(super) fn parcel(bytes: &[u8]) -> io::Result<UnixDatagram> {
     let (from, to) = UnixDatagram::pair()?;
     from.set_nonblocking(true)?;
     from.send(bytes)?;

@@ -43,6 +43,14 @@ events! {
     RELOAD_REFUSED = "7b62eefb95af963fba63609550bc9dd1" ["error"];
     /// The configuration holds but deserves a look.
     CONFIG_WARNING = "75a8109812b9770229c3fc7eeb8ee1b5" ["warning"];
+    /// Another process has taken over; this one drains.
+    HANDED_OVER = "9ddf1417f8f83375ebe3395e6abf1bcd" ["successor" "successor_version"];
+    /// This process has taken over from another one, which drains.
+    TOOK_OVER = "5880fb012b1eb5da1805683c4817a779" ["predecessor"];
+    /// No other process took over; this one serves on.
+    UPGRADE_FAILED = "8a373780b6b6434583a29653c49f5d9b" ["error"];
+    /// The process that took over ended before this one had drained.
+    SUCCESSOR_DIED = "1f95e1be2a5346c1fb6066f30af0a470" [];
     /// The daemon accepts no more and drains.
     STOPPING = "8d82f91c3bc9836eda6a5378eb2f8da8" [];
     /// The daemon has ended.

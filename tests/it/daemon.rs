@@ -14,8 +14,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -159,6 +160,15 @@ impl Daemon {
         kill_process(pid, signal).unwrap();
     }
 
+    /// Waits for the process that takes over, as systemd hears of it.
+    pub fn successor(&mut self) -> Successor {
+        let message = self.hear("MAINPID=");
+        let pid = message.lines().find_map(|line| line.strip_prefix("MAINPID=")).unwrap();
+        // Hearing it closes what came with it, which is waited for.
+        self.hear("BARRIER=1");
+        Successor::of(pid.parse().unwrap())
+    }
+
     /// Waits for the next notification that has `part`, and returns it.
     pub fn hear(&mut self, part: &str) -> String {
         let until = Instant::now() + DEADLINE;
@@ -268,6 +278,12 @@ impl Daemon {
         self.child.wait().unwrap()
     }
 
+    /// Waits for the end of this process alone: one that took over from it may go on.
+    pub fn end_alone(&mut self) -> ExitStatus {
+        Successor::of(self.pid()).await_end();
+        self.child.wait().unwrap()
+    }
+
     /// The first address that it bound itself.
     pub fn address(&self) -> SocketAddr {
         let record = self.record("listening on a socket of its own");
@@ -279,6 +295,35 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A process that is nobody's child; dropping it kills it.
+pub struct Successor {
+    pub pid: u32,
+    process: OwnedFd,
+}
+
+impl Successor {
+    pub fn of(pid: u32) -> Successor {
+        let raw = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        Successor { pid, process: pidfd_open(raw, PidfdFlags::empty()).unwrap() }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        pidfd_send_signal(&self.process, signal).unwrap();
+    }
+
+    pub fn await_end(self) {
+        let patience = rustix::time::Timespec { tv_sec: i64::try_from(DEADLINE.as_secs()).unwrap(), tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&patience)).unwrap();
+        assert_eq!(ended, 1, "process {} still runs", self.pid);
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 }
 

@@ -35,4 +35,6 @@ mod tls; // clients that come by TLS, backends that speak it, certificates
 #[cfg(test)]
 mod traffic; // requests, tunnels and connections on their way through
 #[cfg(test)]
+mod upgrade; // another process takes over, or can't
+#[cfg(test)]
 mod watchdog; // what systemd hears while workers turn over, and while one does not

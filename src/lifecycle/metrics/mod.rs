@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::control::Daemon;
 use super::doors::list;
+use super::upgrade::{self, Passing};
 use crate::admin::guests::{Door, receive};
 use crate::admin::protocol::ListenerStatus;
 use crate::config::{Config, ListenAddress, Problems};
@@ -45,11 +46,11 @@ pub(super) struct Metrics {
 struct Open {
     /// As it stands in the configuration; none for one that was passed.
     address: Option<ListenAddress>,
-    /// Where it really is.
-    local: String,
+    /// A handle to pass on.
+    listener: Listener,
     serving: JoinHandle<()>,
     /// Removed once nobody accepts any more.
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 impl Drop for Open {
@@ -66,15 +67,20 @@ pub(super) struct Bound {
     file: Option<SocketFile>,
 }
 
-/// Binds the addresses of `METRICS_ADDRESS` that are not among those that are `open`.
+/// Binds the addresses of `METRICS_ADDRESS` that are not among those that are `open`, or takes
+/// them from those `inherited`.
 ///
 /// # Errors
 /// A problem for each that can't be bound.
-pub(super) fn bind(config: &Config, open: &[ListenAddress]) -> Result<Vec<Bound>, Problems> {
+pub(super) fn bind(
+    config: &Config,
+    open: &[ListenAddress],
+    inherited: &mut Vec<Listener>,
+) -> Result<Vec<Bound>, Problems> {
     let mut bound = Vec::new();
     let mut problems = Problems::default();
     for address in missing(&config.daemon.metrics_address, open) {
-        match listeners::bind_metrics(address) {
+        match listeners::bind_metrics(address, inherited) {
             Ok((listener, file)) => bound.push(Bound { address: address.clone(), listener, file }),
             Err(error) => {
                 let own = open.iter().find(|own| own.overlaps(address));
@@ -104,29 +110,34 @@ fn missing<'a>(wanted: &'a [ListenAddress], open: &[ListenAddress]) -> Vec<&'a L
 }
 
 impl Metrics {
-    /// Serves the sockets that were `passed`; `config` may say otherwise, and does not count
-    /// then.
-    pub(super) fn new(passed: Vec<Listener>, config: &Config) -> Metrics {
+    /// Nowhere yet.
+    pub(super) fn new() -> Metrics {
         let (ask, scrapes) = mpsc::channel(SCRAPES);
         let places = Arc::new(Semaphore::new(server::PLACES));
-        let mut metrics = Metrics { passed: !passed.is_empty(), open: Vec::new(), ask, scrapes, places };
+        Metrics { passed: false, open: Vec::new(), ask, scrapes, places }
+    }
+
+    /// Serves the sockets that were `passed`; `config` may say otherwise, and does not count
+    /// then. Without any, those that were `bound` as it says.
+    pub(super) fn open(&mut self, passed: Vec<Listener>, bound: Vec<Bound>, config: &Config) {
+        self.passed = !passed.is_empty();
         let wanted = &config.daemon.metrics_address;
-        if metrics.passed && !wanted.is_empty() && listeners::differ(&passed, wanted, false) {
+        if self.passed && !wanted.is_empty() && listeners::differ(&passed, wanted, false) {
             let local = list(passed.iter().map(Listener::local));
             let warning = format!("METRICS_ADDRESS={} does not count: systemd passed {local}", list(wanted));
             warn!(message_id = events::CONFIG_WARNING, warning, "METRICS_ADDRESS differs from the passed sockets");
         }
         for listener in passed {
-            metrics.serve(listener, None, None);
+            self.serve(listener, None, None);
         }
-        metrics
+        self.adopt(wanted, bound);
     }
 
     /// Where scrapes come in.
     pub(super) fn listeners(&self) -> impl Iterator<Item = ListenerStatus> {
         self.open.iter().map(|open| ListenerStatus {
             name: listeners::METRICS.to_owned(),
-            address: open.local.clone(),
+            address: open.listener.local(),
             passed: self.passed,
         })
     }
@@ -152,8 +163,25 @@ impl Metrics {
             }
             place.is_some()
         });
-        for Bound { address, listener, file } in bound {
+        for Bound { address, listener, mut file } in bound {
+            if let Some(file) = &mut file {
+                file.own(true);
+            }
             self.serve(listener, Some(address), file);
+        }
+    }
+
+    /// What a later process is to have of them.
+    pub(super) fn to_pass(&self) -> io::Result<Vec<Passing>> {
+        upgrade::to_pass(self.open.iter().map(|open| &open.listener), self.passed)
+    }
+
+    /// Receives nobody any more, since another process does.
+    pub(super) fn leave(&mut self) {
+        for mut open in self.open.drain(..) {
+            if let Some(file) = &mut open.file {
+                file.own(false);
+            }
         }
     }
 
@@ -171,14 +199,20 @@ impl Metrics {
             }
         );
         let (places, ask) = (Arc::clone(&self.places), self.ask.clone());
-        let local = listener.local();
+        let served = match listener.try_clone() {
+            Ok(served) => served.socket,
+            Err(error) => {
+                warn!(%error, "metrics can't be served");
+                return;
+            }
+        };
         let serving = tokio::spawn(async move {
-            match listener.socket {
+            match served {
                 Socket::Tcp(socket) => attend(TcpListener::from_std(socket), places, ask).await,
                 Socket::Unix(socket) => attend(UnixListener::from_std(socket), places, ask).await,
             }
         });
-        self.open.push(Open { address, local, serving, _file: file });
+        self.open.push(Open { address, listener, serving, file });
     }
 
     /// The next scrape. Nothing is lost when the future is dropped.

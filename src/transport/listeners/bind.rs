@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
-use super::{HTTP, HTTPS, ListenError, Listener, METRICS, Socket, inherit};
+use super::{ADMIN, HTTP, HTTPS, ListenError, Listener, METRICS, Socket, inherit};
 use crate::config::ListenAddress;
 
 /// Connections that may wait for `accept`; the kernel caps it to `net.core.somaxconn`.
@@ -35,19 +35,24 @@ pub struct Bound {
     pub files: Vec<SocketFile>,
 }
 
-/// Binds every address, those for plain traffic and those for TLS, or none.
+/// Binds every address, those for plain traffic and those for TLS, or none. One that is among
+/// the sockets `inherited` from the process before is taken from there.
 ///
 /// TCP: `SO_REUSEADDR`, IPv6 only for IPv6. Unix: mode 0660; a file that a dead
 /// process left behind is replaced, one that somebody listens on is not.
 ///
 /// # Errors
 /// [`ListenError::Bind`] with one sentence for each address that can't be bound.
-pub fn bind(plain: &[ListenAddress], tls: &[ListenAddress]) -> Result<Bound, ListenError> {
+pub fn bind(
+    plain: &[ListenAddress],
+    tls: &[ListenAddress],
+    inherited: &mut Vec<Listener>,
+) -> Result<Bound, ListenError> {
     let mut bound = Bound::default();
     let mut faults = Vec::new();
     let plain = plain.iter().map(|address| (HTTP, address));
     for (name, address) in plain.chain(tls.iter().map(|address| (HTTPS, address))) {
-        match bind_one(name, address) {
+        match bind_one(name, address, inherited) {
             Ok((listener, file)) => {
                 bound.listeners.push(listener);
                 bound.files.extend(file);
@@ -62,11 +67,21 @@ pub fn bind(plain: &[ListenAddress], tls: &[ListenAddress]) -> Result<Bound, Lis
 ///
 /// # Errors
 /// [`ListenError::Bind`] as for [`bind`].
-pub fn bind_metrics(address: &ListenAddress) -> Result<(Listener, Option<SocketFile>), ListenError> {
-    bind_one(METRICS, address).map_err(|error| ListenError::Bind(vec![explain(address, &error)]))
+pub fn bind_metrics(
+    address: &ListenAddress,
+    inherited: &mut Vec<Listener>,
+) -> Result<(Listener, Option<SocketFile>), ListenError> {
+    bind_one(METRICS, address, inherited).map_err(|error| ListenError::Bind(vec![explain(address, &error)]))
 }
 
-fn bind_one(name: &str, address: &ListenAddress) -> io::Result<(Listener, Option<SocketFile>)> {
+fn bind_one(
+    name: &str,
+    address: &ListenAddress,
+    inherited: &mut Vec<Listener>,
+) -> io::Result<(Listener, Option<SocketFile>)> {
+    if let Some((socket, file)) = inherit_one(name, address, inherited)? {
+        return Ok((Listener { name: Arc::from(name), socket }, file));
+    }
     let (socket, file) = match address {
         ListenAddress::Tcp(address) => (Socket::Tcp(bind_tcp(*address)?), None),
         ListenAddress::Unix(path) => {
@@ -77,13 +92,36 @@ fn bind_one(name: &str, address: &ListenAddress) -> io::Result<(Listener, Option
     Ok((Listener { name: Arc::from(name), socket }, file))
 }
 
-/// Binds the admin socket at `path`, for its own user only (mode 0600).
+/// Binds the admin socket at `path`, for its own user only (mode 0600), in the same way.
 ///
 /// # Errors
 /// [`ListenError::Bind`] as for [`bind`].
-pub fn bind_admin(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
-    bind_path(path, ADMIN_MODE)
-        .map_err(|error| ListenError::Bind(vec![explain(&ListenAddress::Unix(path.to_path_buf()), &error)]))
+pub fn bind_admin(path: &Path, inherited: &mut Vec<Listener>) -> Result<(UnixListener, SocketFile), ListenError> {
+    let address = ListenAddress::Unix(path.to_path_buf());
+    let bound = match inherit_one(ADMIN, &address, inherited) {
+        Ok(Some((Socket::Unix(socket), Some(file)))) => Ok((socket, file)),
+        Ok(_) => bind_path(path, ADMIN_MODE),
+        Err(error) => Err(error),
+    };
+    bound.map_err(|error| ListenError::Bind(vec![explain(&address, &error)]))
+}
+
+/// Takes a socket that the process before has bound to `address`, if there is one.
+fn inherit_one(
+    name: &str,
+    address: &ListenAddress,
+    inherited: &mut Vec<Listener>,
+) -> io::Result<Option<(Socket, Option<SocketFile>)>> {
+    let Some(place) = inherited.iter().position(|listener| listener.is(name, address)) else { return Ok(None) };
+    let file = match address {
+        ListenAddress::Tcp(_) => None,
+        ListenAddress::Unix(path) => {
+            let mut file = SocketFile::of(path)?;
+            file.own(false);
+            Some(file)
+        }
+    };
+    Ok(Some((inherited.swap_remove(place).socket, file)))
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
@@ -155,23 +193,30 @@ fn explain(address: &ListenAddress, error: &io::Error) -> String {
     }
 }
 
-/// The file of a Unix socket bound here; removed on drop while it is still ours.
+/// The file of a Unix socket bound here; removed on drop while it is still ours. One that was
+/// inherited is so only once the process before has left it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
     identity: Identity,
+    owned: bool,
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<SocketFile> {
-        Ok(SocketFile { path: path.to_path_buf(), identity: identity(path)? })
+        Ok(SocketFile { path: path.to_path_buf(), identity: identity(path)?, owned: true })
+    }
+
+    /// Removes it on drop from now on, or leaves it to another process.
+    pub fn own(&mut self, owned: bool) {
+        self.owned = owned;
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Another process may have put its own socket there meanwhile.
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+        if self.owned && identity(&self.path).is_ok_and(|now| now == self.identity) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -207,7 +252,7 @@ mod tests {
 
     #[test]
     fn accepted_sockets_inherit_no_delay_and_keepalive() -> TestResult {
-        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)], &[])?;
+        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)], &[], &mut Vec::new())?;
         let Socket::Tcp(listener) = &bound.listeners[0].socket else {
             return Err("not TCP".into());
         };
@@ -231,7 +276,7 @@ mod tests {
             ListenAddress::Unix(plain.clone()),
             ListenAddress::Tcp("203.0.113.1:0".parse()?),
         ];
-        let Err(ListenError::Bind(faults)) = bind(&addresses, &[]) else {
+        let Err(ListenError::Bind(faults)) = bind(&addresses, &[], &mut Vec::new()) else {
             return Err("bound".into());
         };
         assert_eq!(faults.len(), 3, "{faults:?}");
@@ -248,11 +293,11 @@ mod tests {
         let path = folder.path().join("http.sock");
         drop(UnixListener::bind(&path)?);
         let address = [ListenAddress::Unix(path.clone())];
-        let bound = bind(&address, &[])?;
+        let bound = bind(&address, &[], &mut Vec::new())?;
         assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, TRAFFIC_MODE);
         assert_eq!(bound.listeners[0].local(), format!("unix:{}", path.display()));
 
-        let Err(ListenError::Bind(faults)) = bind(&address, &[]) else {
+        let Err(ListenError::Bind(faults)) = bind(&address, &[], &mut Vec::new()) else {
             return Err("stolen".into());
         };
         assert!(faults[0].contains("somebody listens there"), "{}", faults[0]);
@@ -267,11 +312,11 @@ mod tests {
     fn the_file_of_a_successor_is_not_removed() -> TestResult {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("admin.sock");
-        let (first, file) = bind_admin(&path)?;
+        let (first, file) = bind_admin(&path, &mut Vec::new())?;
         drop(first);
         // Keeps the inode in use: within one tick of the clock its number alone would tell.
         fs::hard_link(&path, folder.path().join("kept"))?;
-        let (_second, successor) = bind_admin(&path)?;
+        let (_second, successor) = bind_admin(&path, &mut Vec::new())?;
         drop(file);
         assert!(path.exists());
         drop(successor);

@@ -13,6 +13,7 @@
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -44,6 +45,13 @@ pub const METRICS: &str = "metrics";
 /// keys of session tickets.
 pub const TICKET_KEYS: &str = "ticket-keys";
 
+/// What the names begin with of sockets that the process before this one has bound for itself,
+/// in an upgrade.
+const BOUND: &str = "doorward-bound-";
+
+/// The name of the line to that process.
+pub const HAND_OVER: &str = "doorward-hand-over";
+
 /// A listening socket and the name that routes match on.
 #[derive(Debug)]
 pub struct Listener {
@@ -60,6 +68,15 @@ pub enum Socket {
     Tcp(TcpListener),
     /// A Unix stream socket.
     Unix(UnixListener),
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> OwnedFd {
+        match socket {
+            Socket::Tcp(socket) => socket.into(),
+            Socket::Unix(socket) => socket.into(),
+        }
+    }
 }
 
 /// Why the daemon can't listen. Each variant holds one sentence for each fault.
@@ -110,6 +127,17 @@ impl Listener {
         }
     }
 
+    /// Whether binding `address` by this name would have led to it.
+    fn is(&self, name: &str, address: &ListenAddress) -> bool {
+        let at = match (self.address(), address) {
+            (Some(ListenAddress::Tcp(real)), ListenAddress::Tcp(wanted)) => {
+                real.ip() == wanted.ip() && (real.port() == wanted.port() || wanted.port() == 0)
+            }
+            (real, wanted) => real.as_ref() == Some(wanted),
+        };
+        at && &*self.name == name
+    }
+
     fn address(&self) -> Option<ListenAddress> {
         match &self.socket {
             Socket::Tcp(socket) => socket.local_addr().ok().map(ListenAddress::Tcp),
@@ -125,6 +153,11 @@ impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.local(), self.name)
     }
+}
+
+/// The name to pass a socket by that was bound here as `name`.
+pub fn bound_as(name: &str) -> String {
+    format!("{BOUND}{name}")
 }
 
 /// True when the passed sockets, for TLS or not, are other ones than `addresses` asks for.
@@ -153,7 +186,7 @@ mod tests {
 
     #[test]
     fn passed_sockets_are_compared_with_the_configured_addresses() -> TestResult {
-        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)], &[])?;
+        let bound = bind(&[ListenAddress::Tcp("127.0.0.1:0".parse()?)], &[], &mut Vec::new())?;
         let Socket::Tcp(listener) = &bound.listeners[0].socket else {
             return Err("not TCP".into());
         };

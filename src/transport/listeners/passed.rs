@@ -1,16 +1,17 @@
-//! Descriptors passed by the service manager, told apart by their names.
+//! Descriptors passed by the service manager, told apart by their names. In an upgrade it is
+//! the process before that passes them, in the same way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 
 use listenfd::ListenFd;
 use rustix::net::{AddressFamily, SocketType};
 use socket2::SockRef;
 
-use super::{ADMIN, HTTP, ListenError, Listener, METRICS, Socket, TICKET_KEYS, inherit};
+use super::{ADMIN, BOUND, HAND_OVER, HTTP, ListenError, Listener, METRICS, Socket, TICKET_KEYS, inherit};
 
 /// Names that a later version gives a meaning to; refused rather than misread.
 const RESERVED: [&str; 1] = ["status"];
@@ -32,6 +33,10 @@ pub struct Passed {
     pub metrics: Vec<Listener>,
     /// What an earlier process has left by the name [`TICKET_KEYS`].
     pub ticket_keys: Option<Left>,
+    /// Sockets that the process before has bound for itself, by the names that it has for them.
+    pub bound: Vec<Listener>,
+    /// The line to that process, by the name [`HAND_OVER`].
+    pub hand_over: Option<UnixStream>,
 }
 
 /// A socket that an earlier process has left in the service manager's descriptor store, or
@@ -77,6 +82,12 @@ pub fn passed(environment: &BTreeMap<OsString, OsString>) -> Result<Passed, List
             passed.ticket_keys = Some(left.map_err(str::to_owned));
             continue;
         }
+        if name == HAND_OVER {
+            // The kind alone is looked at: a line that nobody is at has ended.
+            let line = descriptors.take_unix_listener(index).ok().flatten();
+            passed.hand_over = line.map(|line| UnixStream::from(OwnedFd::from(line)));
+            continue;
+        }
         if RESERVED.contains(&name) {
             faults.push(format!(
                 "descriptor {number}: the name `{name}` is reserved for a later version; \
@@ -99,7 +110,10 @@ pub fn passed(environment: &BTreeMap<OsString, OsString>) -> Result<Passed, List
             (ADMIN, Socket::Tcp(_)) => faults
                 .push(format!("descriptor {number} (`{ADMIN}`) is a TCP socket; the admin socket must be a Unix one")),
             (METRICS, socket) => passed.metrics.push(Listener { name: Arc::from(METRICS), socket }),
-            (name, socket) => passed.traffic.push(Listener { name: Arc::from(name), socket }),
+            (name, socket) => match name.strip_prefix(BOUND) {
+                Some(name) => passed.bound.push(Listener { name: Arc::from(name), socket }),
+                None => passed.traffic.push(Listener { name: Arc::from(name), socket }),
+            },
         }
     }
     if faults.is_empty() { Ok(passed) } else { Err(ListenError::Passed(faults)) }
