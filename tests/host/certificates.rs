@@ -16,7 +16,7 @@ use crate::wait::{SOON, wait_for};
 crate::stories!(install:
     a_certificate_is_renewed_under_load_without_a_reload_and_by_the_hook_of_certbot,
     an_encrypted_credential_is_a_key,
-    a_session_survives_restarts_and_crashes_and_no_stop,
+    a_session_survives_restarts_crashes_and_upgrades_and_no_stop,
 );
 
 /// An authority that the clients of a test trust.
@@ -149,7 +149,7 @@ fn meet(host: &Host, authority: &Authority, handshakes: u32, resumed: u32) -> Re
     Ok(())
 }
 
-fn a_session_survives_restarts_and_crashes_and_no_stop(host: &Host) -> Result<()> {
+fn a_session_survives_restarts_crashes_and_upgrades_and_no_stop(host: &Host) -> Result<()> {
     let authority = Authority::new()?;
     let (certificate, key) = authority.issue(1, 30)?;
     host.put("/etc/doorward/tls/site.crt", certificate)?;
@@ -168,10 +168,14 @@ fn a_session_survives_restarts_and_crashes_and_no_stop(host: &Host) -> Result<()
         wait_for("the daemon to be started again", SOON, || Ok(![0, pid].contains(&main_pid(host)?)))?;
         meet(host, &authority, 1, 1)?;
     }
-    // An upgrade restarts it as well.
-    let pid = main_pid(host)?;
-    host.say(&format!("dpkg -i {PACKAGE}"))?;
-    ensure!(main_pid(host)? != pid, "it was not restarted");
+    // Nor is it lost to an upgrade, of the process or of the package.
+    for command in ["doorward upgrade", &format!("dpkg -i {PACKAGE}")] {
+        let pid = main_pid(host)?;
+        host.say(command)?;
+        ensure!(main_pid(host)? != pid, "the process before serves on");
+        meet(host, &authority, 1, 1)?;
+    }
+    host.say("systemctl restart doorward.service")?;
     meet(host, &authority, 1, 1)?;
     ensure!(show(host, "doorward.service", "NFileDescriptorStore")? == "1");
     // An operator who wants new keys has them so.

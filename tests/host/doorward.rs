@@ -154,16 +154,34 @@ pub(crate) fn log(host: &Host) -> Result<String> {
     host.say("journalctl -u doorward -o cat --no-pager")
 }
 
-/// Makes a package of the next version in the host, from the one under test,
-/// whose units differ from the first one's.
+/// What tells one listening socket from its successor.
+pub(crate) fn socket_identity(host: &Host) -> Result<String> {
+    let inode = host.say("ss -ltneH 'sport = :8080' | grep -o 'ino:[0-9]*'")?;
+    let since = show(host, "doorward.socket", "ActiveEnterTimestampMonotonic")?;
+    Ok(format!("{inode} since {since}"))
+}
+
+/// Makes a package of the next version in the host, from the one under test. Its units
+/// differ from the first one's, but not in what is set for processes.
 pub(crate) fn next_version(host: &Host) -> Result<&'static str> {
-    host.say(&format!(
-        "set -e; rm -rf /root/next; dpkg-deb -R {PACKAGE} /root/next
-        sed -i 's/^Version: .*/&+next/' /root/next/DEBIAN/control
-        unit=$(find /root/next -name doorward.service)
-        sed -i 's/^Description=.*/& (next)/' $unit
-        rm -f /root/next/DEBIAN/md5sums
-        dpkg-deb -Znone -b /root/next /root/next.deb"
-    ))?;
+    make(host, "next", "s/^Description=.*/& (next)/")?;
     Ok("/root/next.deb")
+}
+
+/// Like [`next_version`], with other settings for the processes of its services.
+pub(crate) fn other_settings(host: &Host) -> Result<&'static str> {
+    make(host, "other", "s/^TimeoutAbortSec=.*/TimeoutAbortSec=11s/")?;
+    Ok("/root/other.deb")
+}
+
+/// Makes `/root/NAME.deb` from the package under test, whose services an edit of sed changes.
+fn make(host: &Host, name: &str, edit: &str) -> Result<()> {
+    host.say(&format!(
+        "set -e; rm -rf /root/{name}; dpkg-deb -R {PACKAGE} /root/{name}
+        sed -i 's/^Version: .*/&+{name}/' /root/{name}/DEBIAN/control
+        find /root/{name} -name 'doorward*.service' -exec sed -i '{edit}' {{}} +
+        rm -f /root/{name}/DEBIAN/md5sums
+        dpkg-deb -Znone -b /root/{name} /root/{name}.deb"
+    ))?;
+    Ok(())
 }

@@ -27,6 +27,7 @@ mod package; // What apt does, and what it leaves alone.
 mod reload; // All or nothing, and the command tells which.
 mod sandbox; // What systemd says of the units, and life inside both sandboxes.
 mod stop; // The ways to stop, under load.
+mod upgrade; // Another process takes over, on demand and with a new version.
 mod wait; // Waiting for a condition.
 
 /// Makes a test on each suite of every named function.

@@ -2,23 +2,19 @@
 //! and what it leaves alone.
 
 use std::net::TcpListener;
-use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 
-use crate::backend::{Backend, HELD};
+use crate::backend::Backend;
 use crate::doorward::{
-    PACKAGE, PROGRAM, all_are, answer_of, apt_install, ask, ask_at, ask_slowly, configure, copy_package, drop_in,
-    front, main_pid, next_version, restart_with, show,
+    PACKAGE, all_are, apt_install, ask, ask_at, configure, copy_package, drop_in, front, main_pid, next_version,
 };
 use crate::host::Host;
 use crate::http::{Connection, Failure, Target};
-use crate::load::Load;
 use crate::wait::{SOON, wait_for};
 
 crate::stories!(install:
-    an_upgrade_under_load_loses_nothing_and_restarts_no_socket,
-    an_upgrade_and_a_removal_reach_instances_too,
+    a_removal_reaches_instances_too,
     a_removal_keeps_the_configuration_and_a_purge_only_the_locked_user,
     units_that_the_admin_disabled_or_masked_stay_so,
     a_changed_conffile_and_its_mode_survive_an_upgrade,
@@ -45,66 +41,13 @@ fn refused(host: &Host, target: &Target) -> Result<()> {
     Ok(())
 }
 
-/// What tells one listening socket from its successor.
-fn socket_identity(host: &Host) -> Result<String> {
-    let inode = host.say("ss -ltneH 'sport = :8080' | grep -o 'ino:[0-9]*'")?;
-    let since = show(host, "doorward.socket", "ActiveEnterTimestampMonotonic")?;
-    Ok(format!("{inode} since {since}"))
-}
-
-fn an_upgrade_under_load_loses_nothing_and_restarts_no_socket(host: &Host) -> Result<()> {
-    let backend = Backend::tcp(host)?;
-    restart_with(host, &format!("BACKEND_ADDRESS=127.0.0.1:{}\n", backend.port))?;
-    let next = next_version(host)?;
-    let (pid, socket) = (main_pid(host)?, socket_identity(host)?);
-    let slow = ask_slowly(host, "/held")?;
-    backend.holds(1)?;
-    let load = Load::start(host, &front(), 8)?;
-    thread::scope(|scope| {
-        let upgrade = scope.spawn(|| apt_install(host, next));
-        wait_for("the upgrade to reach the daemon", SOON, || {
-            let state = show(host, "doorward.service", "ActiveState")?;
-            Ok(state == "deactivating" || main_pid(host)? != pid)
-        })?;
-        backend.release();
-        upgrade.join().map_err(|_| anyhow!("apt panicked"))?
-    })?;
-    let answer = answer_of(slow).context("the upgrade cut an answer")?;
-    ensure!(answer.body == HELD.as_bytes(), "{:?}", answer.body);
-    load.goes_on()?;
-
-    // The new files are at work, and systemd has read the new units.
-    ensure!(host.say("dpkg-query -Wf '${Version}' doorward")?.ends_with("+next"));
-    let new = main_pid(host)?;
-    ensure!(new != pid, "the old process still serves");
-    let exe = host.say(&format!("readlink /proc/{new}/exe"))?;
-    ensure!(exe == PROGRAM, "{exe}");
-    ensure!(show(host, "doorward.service", "NeedDaemonReload")? == "no");
-    ensure!(show(host, "doorward.service", "Description")?.ends_with("(next)"));
-
-    // The same version once more.
-    host.say(&format!("apt-get install --reinstall -y {next}"))?;
-    load.goes_on()?;
-    let tally = load.stop();
-    println!("upgrade and reinstall: {tally}");
-    tally.lost_nothing()?;
-    ensure!(socket_identity(host)? == socket, "the socket was restarted");
-    Ok(())
-}
-
-fn an_upgrade_and_a_removal_reach_instances_too(host: &Host) -> Result<()> {
+fn a_removal_reaches_instances_too(host: &Host) -> Result<()> {
     host.put("/etc/doorward/blue/config.env", "BACKEND_ADDRESS=builtin:echo\n")?;
     host.say("systemctl enable --now doorward@blue.socket doorward@blue.service")?;
     let blue = Target::Unix(host.path("/run/doorward-blue/http.sock"));
     ensure!(ask_at(host, &blue, "/")?.status == 200);
-    let pid = show(host, "doorward@blue.service", "MainPID")?;
-    let load = Load::start(host, &blue, 4)?;
+    // An upgrade leaves traces that a removal has to take away.
     apt_install(host, next_version(host)?)?;
-    load.goes_on()?;
-    let tally = load.stop();
-    println!("upgrade of an instance: {tally}");
-    tally.lost_nothing()?;
-    ensure!(show(host, "doorward@blue.service", "MainPID")? != pid, "the old process serves");
 
     host.say("apt-get purge -y doorward")?;
     let left = host.say("systemctl list-units --all --plain --no-legend 'doorward*'")?;

@@ -95,7 +95,7 @@ fn the_sandbox_without_a_network_serves_unix_backends(host: &Host) -> Result<()>
     wait_for("the record", SOON, || Ok(records(host, "STATUS=200 PATH=/in-a-box")?.len() == 1))?;
     host.say("doorward status")?;
 
-    // All that life with systemd asks: reload good and bad, restart under load, drain.
+    // All that life with systemd asks: reload good and bad, upgrade, restart under load, drain.
     let slow = ask_slowly(host, "/held")?;
     backend.holds(1)?;
     let load = Load::start(host, &front(), 4)?;
@@ -103,6 +103,8 @@ fn the_sandbox_without_a_network_serves_unix_backends(host: &Host) -> Result<()>
     configure(host, "NO_KEY=1\n")?;
     host.run("systemctl reload doorward")?.failed()?;
     configure(host, unix)?;
+    host.say("doorward upgrade")?;
+    load.goes_on()?;
     backend.release();
     host.say("systemctl restart doorward")?;
     load.goes_on()?;
