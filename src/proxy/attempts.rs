@@ -115,8 +115,8 @@ impl<'a> Asked<'a> {
                     }
                     self.begin(&mut connection, endpoint);
                     let mut exchange =
-                        Exchange::new(client, &mut connection, self.head, self.route, self.timer, bounds, self.worker)
-                            .timed_by(&lease);
+                        Exchange::new(client, &mut connection, self.head, self.route, self.timer, bounds, self.worker);
+                    exchange.timed_by(&lease);
                     exchange.edits = self.edits;
                     let outcome = loop {
                         let outcome = exchange.run().await;
@@ -253,7 +253,7 @@ impl<'a> Asked<'a> {
                     let now = self.timer.clock().millis();
                     if is_fresh(parked.since, self.head.method.is_idempotent(), now) {
                         match Http1Upstream::adopt(parked, endpoint, now) {
-                            Ok(connection) => return Ok(Upstream::Http1(connection)),
+                            Ok(connection) => return Ok(Upstream::Http1(Box::new(connection))),
                             Err(slot) => slot,
                         }
                     } else {

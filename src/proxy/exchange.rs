@@ -168,9 +168,8 @@ impl<'a, C: Client> Exchange<'a, C> {
     }
 
     /// Has `lease` told when the head of the answer has come.
-    pub fn timed_by(mut self, lease: &'a Lease<'a>) -> Self {
+    pub fn timed_by(&mut self, lease: &'a Lease<'a>) {
         self.lease = Some(lease);
-        self
     }
 
     /// Runs to the end.

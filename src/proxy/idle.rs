@@ -37,7 +37,7 @@ pub struct IdlePool {
 
 #[derive(Debug)]
 struct Idle {
-    upstream: Http1Upstream,
+    upstream: Box<Http1Upstream>,
     since: u64,
     until: u64,
     /// Tells those who wait that it is there, where there is a limit.

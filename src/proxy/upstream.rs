@@ -31,13 +31,13 @@ use crate::transport::tls;
 /// Bytes that are read of an answer only to keep its connection.
 const DISCARDED: usize = 64 * 1024;
 
-/// Where a request is asked.
+/// Where a request is asked. It goes from hand to hand, so it is boxed: a connection of HTTP/1.1
+/// once for all its requests.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "HTTP/1.1 is to cost no allocation")]
 pub enum Upstream {
     /// A connection of HTTP/1.1.
-    Http1(Http1Upstream),
-    /// A stream of HTTP/2; boxed, so that it takes nothing where there is none.
+    Http1(Box<Http1Upstream>),
+    /// A stream of HTTP/2.
     Http2(Box<Http2Upstream>),
 }
 
@@ -330,5 +330,5 @@ fn offering_http2(config: &ClientConfig) -> Arc<ClientConfig> {
 /// Makes an HTTP/1.1 connection of a stream.
 #[must_use]
 pub fn http1(stream: Stream, slot: Slot) -> Upstream {
-    Upstream::Http1(Http1Upstream::new(stream, slot))
+    Upstream::Http1(Box::new(Http1Upstream::new(stream, slot)))
 }
