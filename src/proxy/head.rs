@@ -117,27 +117,26 @@ impl Known {
     }
 
     fn named(name: &[u8]) -> Self {
-        let is = |known: &str, kind| if name.eq_ignore_ascii_case(known.as_bytes()) { kind } else { Self::Other };
         match name.len() {
-            2 => is("te", Self::Te),
-            3 => is("via", Self::Via),
-            4 if matches!(name.first(), Some(b'h' | b'H')) => is("host", Self::Host),
-            4 => is("date", Self::Date),
-            6 => is("expect", Self::Expect),
-            7 if matches!(name.first(), Some(b'u' | b'U')) => is("upgrade", Self::Upgrade),
-            7 => is("trailer", Self::Trailer),
-            9 => is("forwarded", Self::Forwarded),
-            10 if matches!(name.first(), Some(b'c' | b'C')) => is("connection", Self::Connection),
-            10 => is("keep-alive", Self::KeepAlive),
-            12 if matches!(name.first(), Some(b'x' | b'X')) => is("x-request-id", Self::XRequestId),
-            12 => is("max-forwards", Self::MaxForwards),
-            14 if matches!(name.first(), Some(b'c' | b'C')) => is("content-length", Self::ContentLength),
-            14 => is("http2-settings", Self::Http2Settings),
-            15 => is("x-forwarded-for", Self::XForwardedFor),
-            16 if matches!(name.first(), Some(b'x' | b'X')) => is("x-forwarded-host", Self::XForwardedHost),
-            16 => is("proxy-connection", Self::ProxyConnection),
-            17 if matches!(name.first(), Some(b't' | b'T')) => is("transfer-encoding", Self::TransferEncoding),
-            17 => is("x-forwarded-proto", Self::XForwardedProto),
+            2 if is(name, b"te") => Self::Te,
+            3 if is(name, b"via") => Self::Via,
+            4 if is(name, b"host") => Self::Host,
+            4 if is(name, b"date") => Self::Date,
+            6 if is(name, b"expect") => Self::Expect,
+            7 if is(name, b"upgrade") => Self::Upgrade,
+            7 if is(name, b"trailer") => Self::Trailer,
+            9 if is(name, b"forwarded") => Self::Forwarded,
+            10 if is(name, b"connection") => Self::Connection,
+            10 if is(name, b"keep-alive") => Self::KeepAlive,
+            12 if is(name, b"x-request-id") => Self::XRequestId,
+            12 if is(name, b"max-forwards") => Self::MaxForwards,
+            14 if is(name, b"content-length") => Self::ContentLength,
+            14 if is(name, b"http2-settings") => Self::Http2Settings,
+            15 if is(name, b"x-forwarded-for") => Self::XForwardedFor,
+            16 if is(name, b"x-forwarded-host") => Self::XForwardedHost,
+            16 if is(name, b"proxy-connection") => Self::ProxyConnection,
+            17 if is(name, b"transfer-encoding") => Self::TransferEncoding,
+            17 if is(name, b"x-forwarded-proto") => Self::XForwardedProto,
             _ => Self::Other,
         }
     }
@@ -156,6 +155,21 @@ impl Known {
                 | Self::Upgrade
         )
     }
+}
+
+/// Whether `name` is `known`, which is in lower case, whatever its own case. Most names differ in
+/// their first letter; the others are compared as a whole, not byte by byte.
+#[inline]
+fn is<const N: usize>(name: &[u8], known: &[u8; N]) -> bool {
+    let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
+    if name.first().zip(known.first()).is_none_or(|(byte, known)| byte | 0x20 != *known) {
+        return false;
+    }
+    let differs = name.iter().zip(known).fold(0, |differs, (byte, known)| {
+        let case = if known.is_ascii_lowercase() { 0x20 } else { 0 };
+        differs | ((byte | case) ^ known)
+    });
+    differs == 0
 }
 
 /// One field line.

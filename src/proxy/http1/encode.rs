@@ -190,7 +190,7 @@ pub fn own(out: &mut Vec<u8>, own: &Own<'_>, onward: &Onward) {
     status_line(out, own.status, phrase(own.status).as_bytes());
     date(out);
     for (name, value) in own.fields {
-        field(out, name.as_bytes(), value.as_bytes());
+        write_line(out, name.as_bytes(), value.as_bytes());
     }
     number(out, u64::try_from(own.body.len()).unwrap_or(0));
     connection(out, onward.version, onward.keep_alive);
@@ -257,7 +257,13 @@ fn upgrade<'a>(out: &mut Vec<u8>, protocols: impl Iterator<Item = &'a [u8]>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+/// Writes a field of ours, whose name is copied as the few words that it is.
+fn field<const N: usize>(out: &mut Vec<u8>, name: &[u8; N], value: &[u8]) {
+    write_line(out, name, value);
+}
+
+#[inline]
+fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
@@ -274,7 +280,7 @@ fn edited(out: &mut Vec<u8>, fields: &Fields, edits: Option<&FieldEdits>, ours: 
             if let Some(Header { name, value }) = edits.missing() {
                 let same = |field: &Field| !field.hop && same_name(field.name.of(fields.bytes()), name.as_bytes());
                 if !fields.iter().any(same) {
-                    self::field(out, name.as_bytes(), value.as_bytes());
+                    write_line(out, name.as_bytes(), value.as_bytes());
                 }
             }
         }
@@ -292,7 +298,7 @@ fn copy(out: &mut Vec<u8>, fields: &Fields, ours: impl Fn(&Field) -> bool) {
             line => {
                 out.extend_from_slice(bytes.get(run).unwrap_or_default());
                 run = line.unwrap_or_else(|| {
-                    field(out, entry.name.of(bytes), entry.value.of(bytes));
+                    write_line(out, entry.name.of(bytes), entry.value.of(bytes));
                     0..0
                 });
             }
