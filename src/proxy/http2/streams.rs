@@ -5,6 +5,7 @@
 //! So a stream is owed to its client until its end was written, or the client has reset it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -15,8 +16,11 @@ use super::limits::{self, Allowance};
 pub struct Streams {
     /// How many have stories that are not over.
     told: Cell<usize>,
-    /// Those whose end has neither been written nor come.
-    begun: RefCell<Vec<Begun>>,
+    /// Those whose end has neither been written nor come, in the order of their numbers, which
+    /// is that in which they begin (RFC 9113 §5.1.1).
+    begun: RefCell<VecDeque<Begun>>,
+    /// How many of these have stories that are over.
+    owed: Cell<usize>,
     /// The connection's.
     waker: RefCell<Option<Waker>>,
     resets: RefCell<Allowance>,
@@ -38,6 +42,7 @@ impl Streams {
         Rc::new(Self {
             told: Cell::new(0),
             begun: RefCell::default(),
+            owed: Cell::new(0),
             waker: RefCell::default(),
             resets: RefCell::new(Allowance::new(limits::RESETS)),
             too_many_resets: Cell::new(false),
@@ -48,7 +53,7 @@ impl Streams {
     #[must_use]
     pub fn open(self: &Rc<Self>, id: u32) -> Open {
         self.told.set(self.told.get() + 1);
-        self.begun.borrow_mut().push(Begun { id, over: false });
+        self.begun.borrow_mut().push_back(Begun { id, over: false });
         Open { streams: Rc::clone(self), id }
     }
 
@@ -63,8 +68,11 @@ impl Streams {
     /// Forgets a stream; whether it was known.
     pub fn end(&self, id: u32) -> bool {
         let mut begun = self.begun.borrow_mut();
-        let place = begun.iter().position(|known| known.id == id);
-        place.map(|place| begun.swap_remove(place)).is_some()
+        let Ok(place) = begun.binary_search_by_key(&id, |known| known.id) else { return false };
+        if begun.remove(place).is_some_and(|ended| ended.over) {
+            self.owed.set(self.owed.get().saturating_sub(1));
+        }
+        true
     }
 
     /// Whether none is under way, and none is owed.
@@ -76,7 +84,7 @@ impl Streams {
     /// How many are owed whose stories are over.
     #[must_use]
     pub fn owed(&self) -> usize {
-        self.begun.borrow().iter().filter(|begun| begun.over).count()
+        self.owed.get()
     }
 
     /// Whether the client has reset more streams than is borne.
@@ -128,9 +136,13 @@ impl Drop for Open {
         self.streams.told.set(told);
         let owed = {
             let mut begun = self.streams.begun.borrow_mut();
-            let known = begun.iter_mut().find(|begun| begun.id == self.id);
+            let place = begun.binary_search_by_key(&self.id, |known| known.id).ok();
+            let known = place.and_then(|place| begun.get_mut(place));
             known.map(|begun| begun.over = true).is_some()
         };
+        if owed {
+            self.streams.owed.set(self.streams.owed.get() + 1);
+        }
         if told == 0 || owed {
             self.streams.wake();
         }
