@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::guard::{Breach, Ending, Endings, Guard};
+use crate::transport::buffer::Buffer;
 use crate::transport::clock::Clock;
 use crate::transport::stream::Stream;
 
@@ -195,12 +196,17 @@ impl AsyncRead for Io {
             }
             return Poll::Ready(Ok(()));
         }
-        // The crate asks for more after each frame, and room has to be zeroed before a read.
+        // The crate asks for more after each frame.
         ready!(self.stream.poll_readable(cx))?;
-        let room = into.initialize_unfilled();
-        let n = ready!(self.stream.poll_read(cx, room))?;
-        self.watch.count(room.get(..n).unwrap_or_default());
-        into.advance(n);
+        // Its room would have to be zeroed before a read, all of it for a few bytes; and what was
+        // never touched takes no memory.
+        let mut buffer = Buffer::take();
+        let spare = buffer.spare();
+        let most = into.remaining().min(spare.len());
+        let n = ready!(self.stream.poll_read(cx, spare.get_mut(..most).unwrap_or_default()))?;
+        buffer.fill(n);
+        self.watch.count(buffer.filled());
+        into.put_slice(buffer.filled());
         Poll::Ready(Ok(()))
     }
 }
