@@ -8,7 +8,7 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::SendStream;
 use http::HeaderMap;
 
@@ -23,7 +23,9 @@ const GATHERED: usize = FRAME_SIZE as usize;
 #[derive(Debug)]
 pub struct Output {
     stream: Option<SendStream<Bytes>>,
-    gathered: BytesMut,
+    gathered: Vec<u8>,
+    /// What was gathered before, and the windows had no room for.
+    rest: Bytes,
     /// Bytes that the body still has by what its head says.
     left: Option<u64>,
     trailers: HeaderMap,
@@ -37,7 +39,8 @@ impl Output {
     pub fn new() -> Self {
         Self {
             stream: None,
-            gathered: BytesMut::new(),
+            gathered: Vec::new(),
+            rest: Bytes::new(),
             left: None,
             trailers: HeaderMap::new(),
             finished: true,
@@ -47,7 +50,7 @@ impl Output {
 
     /// Begins a message whose body ends as `framing` says.
     pub fn begin(&mut self, framing: Framing) {
-        self.gathered.clear();
+        self.drop_gathered();
         self.left = match framing {
             Framing::Empty => Some(0),
             Framing::Length(length) => Some(length),
@@ -59,9 +62,14 @@ impl Output {
 
     /// Drops the message that was begun, of which nothing was handed over.
     pub fn retract(&mut self) {
-        self.gathered.clear();
+        self.drop_gathered();
         self.trailers.clear();
         self.finished = true;
+    }
+
+    fn drop_gathered(&mut self) {
+        self.gathered.clear();
+        self.rest.clear();
     }
 
     /// The head was handed over; what follows goes here.
@@ -77,7 +85,7 @@ impl Output {
     /// Whether the message has no body and no fields behind it, as far as is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.gathered.is_empty() && self.trailers.is_empty()
+        self.gathered.is_empty() && self.rest.is_empty() && self.trailers.is_empty()
     }
 
     /// Whether the message ends as its head said. Else it must not look whole.
@@ -103,7 +111,8 @@ impl Output {
         self.written
     }
 
-    /// Takes in what fits into the next frame; 0 when that is full.
+    /// Takes in what fits into the next frame; 0 when that is full, or a part of the last one
+    /// still waits.
     ///
     /// # Errors
     /// [`Fault::Truncated`] when there is more than the head said.
@@ -112,7 +121,8 @@ impl Output {
         if left == 0 || self.finished {
             return Err(Fault::Truncated);
         }
-        let n = data.len().min(left).min(GATHERED.saturating_sub(self.gathered.len()));
+        let room = if self.rest.is_empty() { GATHERED.saturating_sub(self.gathered.len()) } else { 0 };
+        let n = data.len().min(left).min(room);
         self.gathered.extend_from_slice(data.get(..n).unwrap_or_default());
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(u64::try_from(n).unwrap_or(0));
@@ -158,12 +168,17 @@ impl Output {
 
     /// Hands over; the last frame ends the stream if `ends`.
     fn poll_hand_over(&mut self, cx: &mut Context<'_>, ends: bool) -> Poll<Result<(), Fault>> {
-        while !self.gathered.is_empty() {
+        if !self.gathered.is_empty() {
+            // Nothing is gathered while there is a rest. What came in one piece is its own
+            // allocation then, and needs no other.
+            self.rest = std::mem::take(&mut self.gathered).into();
+        }
+        while !self.rest.is_empty() {
             let Some(stream) = self.stream.as_mut() else { return Poll::Ready(Err(Fault::Reset)) };
-            let room = ready!(poll_room(stream, cx, self.gathered.len()))?;
-            let piece = self.gathered.split_to(room).freeze();
+            let room = ready!(poll_room(stream, cx, self.rest.len()))?;
+            let piece = if room == self.rest.len() { std::mem::take(&mut self.rest) } else { self.rest.split_to(room) };
             self.written += u64::try_from(room).unwrap_or(0);
-            let last = ends && self.gathered.is_empty();
+            let last = ends && self.rest.is_empty();
             stream.send_data(piece, last).map_err(|_| Fault::Reset)?;
             self.finished = last;
         }
