@@ -2,11 +2,13 @@
 //!
 //! A head's bytes are copied once; each value is a part of the copy. Names are in lower case
 //! then (RFC 9113 §8.2.1), and fields that concern one connection are left out (§8.2.2).
+//!
+//! Small heads lie side by side in one allocation, which is given back with the last of them.
 
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, DATE, HeaderName, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
@@ -15,14 +17,40 @@ use crate::proxy::client::Own;
 use crate::proxy::head::{Field, Fields, Framing, Known, ResponseHead};
 use crate::routing::FieldEdits;
 
+/// Bytes in which small heads lie side by side. One that waits for its client keeps all of them.
+const SHARED: usize = 2048;
+
+/// What a head has at most that is put there.
+const SMALL: usize = SHARED / 4;
+
+/// A copy of a head's bytes.
+fn shared(bytes: &[u8]) -> Bytes {
+    thread_local! {
+        static ROOM: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(SHARED));
+    }
+    if bytes.len() > SMALL {
+        return Bytes::copy_from_slice(bytes);
+    }
+    ROOM.with_borrow_mut(|room| {
+        // Of the same size as before, or the very same where nothing waits any more.
+        room.reserve(bytes.len());
+        room.extend_from_slice(bytes);
+        room.split().freeze()
+    })
+}
+
 /// Appends the fields that go on, except those that `ours` says we state ourselves.
 pub fn copy(map: &mut HeaderMap, fields: &Fields, mut ours: impl FnMut(&Field) -> bool) {
-    let bytes = Bytes::copy_from_slice(fields.bytes());
+    let bytes = shared(fields.bytes());
     for field in fields.iter().filter(|field| !field.hop && !ours(field)) {
         let range = field.value.range();
         let value = bytes.get(range.clone()).map(|_| bytes.slice(range));
         if let Some(Ok(value)) = value.map(HeaderValue::from_maybe_shared) {
-            append(map, field.name.of(&bytes), value);
+            match field.known {
+                Known::Date => drop(map.append(DATE, value)),
+                Known::ContentLength => drop(map.append(CONTENT_LENGTH, value)),
+                _ => append(map, field.name.of(&bytes), value),
+            }
         }
     }
 }
@@ -54,7 +82,7 @@ pub fn response(head: &ResponseHead, edits: Option<&FieldEdits>, cookie: Option<
     let mut digits = itoa::Buffer::new();
     let digits = length.map(|length| digits.format(length).as_bytes());
     // Where the length stands as we would write it, that goes on.
-    let mut stated = false;
+    let (mut stated, mut dated) = (false, false);
     let mut map = HeaderMap::with_capacity(head.fields.iter().count() + 2);
     copy(&mut map, &head.fields, |field| match field.known {
         Known::ContentLength => {
@@ -63,10 +91,16 @@ pub fn response(head: &ResponseHead, edits: Option<&FieldEdits>, cookie: Option<
             !goes_on
         }
         Known::Trailer if !trailers => true,
-        _ => edits.is_some_and(|edits| edits.drops(field.name.of(bytes))),
+        known => {
+            let goes_on = !edits.is_some_and(|edits| edits.drops(field.name.of(bytes)));
+            dated |= goes_on && known == Known::Date;
+            !goes_on
+        }
     });
     set(&mut map, edits);
-    map.entry(DATE).or_insert_with(date);
+    if !dated {
+        map.entry(DATE).or_insert_with(date);
+    }
     if let Some(length) = length.filter(|_| !stated) {
         map.insert(CONTENT_LENGTH, length.into());
     }
