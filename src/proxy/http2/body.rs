@@ -110,10 +110,9 @@ impl Held {
 }
 
 impl Body {
-    /// A body of which nothing was read.
+    /// A body of which nothing was read; `over` says that there is none.
     #[must_use]
-    pub fn new(stream: RecvStream) -> Self {
-        let over = stream.is_end_stream();
+    pub fn new(stream: RecvStream, over: bool) -> Self {
         Self {
             stream,
             ahead: None,

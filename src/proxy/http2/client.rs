@@ -48,9 +48,9 @@ pub struct Http2 {
 }
 
 impl Http2 {
-    /// The client whose request has this head.
+    /// The client whose request has this head; `ended` says that nothing follows that.
     #[must_use]
-    pub fn new(stream: RecvStream, respond: SendResponse<Bytes>, head: &RequestHead) -> Self {
+    pub fn new(stream: RecvStream, ended: bool, respond: SendResponse<Bytes>, head: &RequestHead) -> Self {
         let announced = match head.framing {
             Framing::Length(length) => Some(length),
             _ => None,
@@ -60,15 +60,15 @@ impl Http2 {
             trailers: head.trailers,
             announced,
             asks: head.upgrade,
-            ..Self::unread(stream, respond)
+            ..Self::unread(stream, ended, respond)
         }
     }
 
     /// One whose request has no head that can be made out.
     #[must_use]
-    pub fn unread(stream: RecvStream, respond: SendResponse<Bytes>) -> Self {
+    pub fn unread(stream: RecvStream, ended: bool, respond: SendResponse<Bytes>) -> Self {
         Self {
-            body: Body::new(stream),
+            body: Body::new(stream, ended),
             respond,
             head: None,
             output: Output::new(),
@@ -86,7 +86,10 @@ impl Http2 {
     /// Whether the client left before its answer was whole, or broke its own request.
     #[must_use]
     pub fn has_left(&mut self) -> bool {
-        self.left || (!self.aborted && self.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready())
+        // An answer that was handed over whole found it there.
+        let answered = self.head.is_none() && self.output.is_finished() && self.output.stream_mut().is_some();
+        let unknown = !self.left && !self.aborted && !answered;
+        self.left || (unknown && self.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready())
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {

@@ -56,18 +56,19 @@ pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, 
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
     if let Some(authority) = authority {
         writer.size += 6;
-        writer.field(b"host", authority)?;
+        writer.field(Known::Host, b"host", authority)?;
     }
     if let Some(protocol) = protocol {
-        writer.field(b"upgrade", protocol)?;
+        writer.field(Known::Upgrade, b"upgrade", protocol)?;
         if protocol.eq_ignore_ascii_case(b"websocket") {
-            writer.field(KEY, websocket::key().as_bytes())?;
+            writer.field(Known::Other, KEY, websocket::key().as_bytes())?;
         }
     }
     let mut cookies = false;
     for (name, value) in &parts.headers {
         let value = value.as_bytes();
-        match (Known::of(name.as_str().as_bytes()), authority) {
+        let known = Known::of(name.as_str().as_bytes());
+        match (known, authority) {
             // Whom it asks must not be said twice and differently (§8.3.1).
             (Known::Host, Some(authority)) if authority.eq_ignore_ascii_case(value) => {
                 writer.count(4 + value.len() + EACH)?;
@@ -80,7 +81,7 @@ pub fn request(parts: &Parts, ended: bool, limit: usize) -> Result<RequestHead, 
                     writer.cookies(parts)?;
                 }
             }
-            _ => writer.field(name.as_str().as_bytes(), value)?,
+            _ => writer.field(known, name.as_str().as_bytes(), value)?,
         }
     }
     let Writer { bytes, fields, .. } = writer;
@@ -125,10 +126,10 @@ impl Writer {
         if self.size > self.limit { Err(Reason::HeaderTooLarge) } else { Ok(()) }
     }
 
-    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Reason> {
+    fn field(&mut self, known: Known, name: &[u8], value: &[u8]) -> Result<(), Reason> {
         self.count(name.len() + value.len() + EACH)?;
         let value = [value];
-        self.line(name, value.into_iter())
+        self.line(known, name, value.into_iter())
     }
 
     /// Writes the parts of all cookie fields as one.
@@ -137,23 +138,22 @@ impl Writer {
         for crumb in crumbs() {
             self.count(6 + crumb.len() + EACH)?;
         }
-        self.line(b"cookie", crumbs())
+        self.line(Known::Other, b"cookie", crumbs())
     }
 
     /// Writes one field line, whose value has these parts.
-    fn line<'a>(&mut self, name: &[u8], values: impl Iterator<Item = &'a [u8]>) -> Result<(), Reason> {
+    fn line<'a>(&mut self, known: Known, name: &[u8], values: impl Iterator<Item = &'a [u8]>) -> Result<(), Reason> {
         let index = self.fields.index_mut();
         if index.len() == MAX_FIELDS {
             return Err(Reason::HeaderTooLarge);
         }
-        let known = Known::of(name);
         let name = self.put(name);
         self.bytes.extend_from_slice(b": ");
         let start = self.bytes.len();
         for (at, value) in values.enumerate() {
             // Neither may a value begin or end with white space (§8.2.1).
-            let bare = value.trim_ascii().len() == value.len();
-            if !bare || grammar::text(value) != value.len() {
+            let white = |end: Option<&u8>| matches!(end, Some(b' ' | b'\t'));
+            if white(value.first()) || white(value.last()) || grammar::text(value) != value.len() {
                 return Err(Reason::BadRequest);
             }
             if at > 0 {

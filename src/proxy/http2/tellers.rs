@@ -49,7 +49,7 @@ pub struct Tellers {
 /// Where a task finds what to tell.
 #[derive(Default)]
 struct Desk {
-    story: Cell<Option<Story>>,
+    story: RefCell<Option<Story>>,
     waker: Cell<Option<Waker>>,
 }
 
@@ -64,7 +64,7 @@ impl Tellers {
     pub fn tell(self: &Rc<Self>, story: Story) {
         let idle = self.idle.borrow_mut().pop();
         let desk = idle.unwrap_or_else(|| self.hire());
-        desk.story.set(Some(story));
+        desk.story.replace(Some(story));
         if let Some(waker) = desk.waker.take() {
             waker.wake();
         }
@@ -82,7 +82,13 @@ impl Tellers {
         // In an allocation of its own: a task is moved about before it is begun.
         tokio::task::spawn_local(Box::pin(async move {
             loop {
-                own.next().await.told().await;
+                own.asked().await;
+                // Taken out where it is told: it is some hundred bytes, and not moved for nothing.
+                let Some(Story { worker, source, request, respond, open }) = own.story.take() else { continue };
+                if tell(&worker, &source, request, respond).await == Told::Reset {
+                    open.note_reset(worker.clock().millis());
+                }
+                drop(open);
                 let mut idle = tellers.idle.borrow_mut();
                 if idle.len() >= IDLE {
                     break;
@@ -95,24 +101,16 @@ impl Tellers {
 }
 
 impl Desk {
-    async fn next(&self) -> Story {
-        poll_fn(|cx| match self.story.take() {
-            Some(story) => Poll::Ready(story),
-            None => {
-                self.waker.set(Some(cx.waker().clone()));
-                Poll::Pending
+    /// Waits for a story.
+    async fn asked(&self) {
+        poll_fn(|cx| {
+            if self.story.borrow().is_some() {
+                return Poll::Ready(());
             }
+            self.waker.set(Some(cx.waker().clone()));
+            Poll::Pending
         })
-        .await
-    }
-}
-
-impl Story {
-    async fn told(self) {
-        let Self { worker, source, request, respond, open } = self;
-        if tell(&worker, &source, request, respond).await == Told::Reset {
-            open.note_reset(worker.clock().millis());
-        }
+        .await;
     }
 }
 
@@ -128,16 +126,17 @@ enum Told {
 async fn tell(worker: &Worker, source: &Source, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Told {
     let timer = worker.clock().timer();
     let (parts, stream) = request.into_parts();
+    let ended = stream.is_end_stream();
     let limit = worker.generation().config.daemon.max_header_size;
-    let mut client = match head::request(&parts, stream.is_end_stream(), limit) {
+    let mut client = match head::request(&parts, ended, limit) {
         Ok(head) => {
             drop(parts);
-            let mut client = Http2::new(stream, respond, &head);
+            let mut client = Http2::new(stream, ended, respond, &head);
             story::story(worker, source, &mut client, &head, &timer).await;
             client
         }
         Err(reason) => {
-            let mut client = Http2::unread(stream, respond);
+            let mut client = Http2::unread(stream, ended, respond);
             connection::note_refusal(worker, source, reason);
             answer::refusal(&mut client, reason, None, None, true);
             // A few hundred bytes; a client that takes not even these is let go.
