@@ -196,7 +196,7 @@ keys! {
             "DRAIN_TIMEOUT", drain_timeout: Duration = "30s", "seconds", span(0, DAY);
         }
         "Log" {
-            /// Least severity of what is logged.
+            /// Least severity of what is logged. A released program has nothing below `debug`.
             "LOG_LEVEL", log_level: LogLevel = "info", "", Choice(&[
                 ("error", LogLevel::Error),
                 ("warn", LogLevel::Warn),
