@@ -15,6 +15,20 @@ pub enum Case {
         /// As it is read.
         head: &'static [u8],
     },
+    /// What opens a stream of HTTP/2, on its way from a client to a backend.
+    Stream {
+        /// Whom and what it asks.
+        uri: &'static str,
+        /// Its fields.
+        fields: &'static [(&'static str, &'static str)],
+        /// The route that must be found.
+        route: &'static str,
+    },
+    /// A response's head, on its way back to a client of HTTP/2.
+    Http2Response {
+        /// As it is read.
+        head: &'static [u8],
+    },
     /// A chunked body.
     Chunks {
         /// Bytes in each chunk.
@@ -36,18 +50,18 @@ pub const ROUTES: [(&str, &str); 4] = [
 ];
 
 /// All cases by name.
-pub const CASES: [(&str, Case); 10] = [
+pub const CASES: [(&str, Case); 13] = [
     ("get", Case::Request { head: b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n", route: "site" }),
     ("post", Case::Request { head: POST, route: "api" }),
     ("browser", Case::Request { head: BROWSER, route: "assets" }),
     ("path-to-mend", Case::Request { head: MEND, route: "site" }),
     ("upgrade", Case::Request { head: UPGRADE, route: "site" }),
     ("chain", Case::Request { head: CHAIN, route: "standard" }),
-    (
-        "answer",
-        Case::Response { head: b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 3\r\n\r\n" },
-    ),
+    ("answer", Case::Response { head: SHORT }),
     ("long-answer", Case::Response { head: ANSWER }),
+    ("h2-get", Case::Stream { uri: "https://www.example.com/", fields: &[("accept", "*/*")], route: "site" }),
+    ("h2-answer", Case::Http2Response { head: SHORT }),
+    ("h2-long-answer", Case::Http2Response { head: ANSWER }),
     ("large-chunks", Case::Chunks { each: 4000, count: 4 }),
     ("small-chunks", Case::Chunks { each: 8, count: 500 }),
 ];
@@ -72,6 +86,8 @@ const UPGRADE: &[u8] = b"GET /chat HTTP/1.1\r\nHost: www.example.com\r\nUpgrade:
 const CHAIN: &[u8] = b"GET /x HTTP/1.1\r\nHost: rfc.example.com\r\nX-Request-Id: 6a1b0c\r\n\
     Forwarded: for=198.51.100.7;proto=https;host=rfc.example.com, for=\"[2001:db8::7]:4711\"\r\n\
     Forwarded: for=192.0.2.9\r\nVia: 1.1 edge\r\n\r\n";
+
+const SHORT: &[u8] = b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 3\r\n\r\n";
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
     Content-Type: text/html; charset=utf-8\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\

@@ -2,8 +2,8 @@
 //! `instructions CASE TIMES`. Without arguments it names the cases. `benches/instructions`
 //! runs it.
 //!
-//! Of the way, it has what is computed: parse, route, whom to trust, rewrite. There is no
-//! socket and no clock, so that the same program does the same in every run.
+//! Of the way, it has what is computed: parse, route, whom to trust, rewrite; of HTTP/2, what is
+//! ours and not the `h2` crate's. There is no socket and no clock, so that the same program does the same in every run.
 
 mod cases;
 
@@ -16,10 +16,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use doorward::config::{Config, SentPath, Text};
 use doorward::proxy::forwarded::Forwarded;
-use doorward::proxy::head::{Fields, Framing, Method, Version};
+use doorward::proxy::head::{Fields, Framing, Method, RequestHead, ResponseHead, Version};
 use doorward::proxy::http1::body::Decoder;
 use doorward::proxy::http1::encode::{self, Onward};
 use doorward::proxy::http1::parse;
+use doorward::proxy::http2;
 use doorward::proxy::origin::Origin;
 use doorward::proxy::rewrite::Rewrite;
 use doorward::state::Generation;
@@ -54,6 +55,23 @@ fn take(case: Case, times: u32) -> Result<()> {
                 request(black_box(head), route, &generation)?;
             }
         }
+        Case::Stream { uri, fields, route } => {
+            let generation = generation()?;
+            let opening =
+                fields.iter().fold(http::Request::get(uri), |opening, (name, value)| opening.header(*name, *value));
+            let (parts, ()) = opening.body(())?.into_parts();
+            for _ in 0..times {
+                let head = http2::head::request(black_box(&parts), true, 16 * 1024).ok();
+                onward(&head.context("the request is refused")?, route, &generation)?;
+            }
+        }
+        Case::Http2Response { head } => {
+            for _ in 0..times {
+                let head = response_head(black_box(head))?;
+                let response = http2::fields::response(&head, None, None, false);
+                ensure!(black_box(response).status() == 200, "another answer came out");
+            }
+        }
         Case::Response { head } => {
             for _ in 0..times {
                 response(black_box(head))?;
@@ -82,7 +100,11 @@ fn request(bytes: &[u8], name: &str, generation: &Generation) -> Result<()> {
     let mut input = Buffer::take();
     input.append(bytes);
     let parsed = parse::request(&mut Some(input), 16 * 1024).ok().flatten();
-    let head = parsed.context("the request is refused")?;
+    onward(&parsed.context("the request is refused")?, name, generation)
+}
+
+/// Has a request go on to the route of this name.
+fn onward(head: &RequestHead, name: &str, generation: &Generation) -> Result<()> {
     let path = SentPath::of(head.path());
     let route = generation.route(head.authority(), &path, "http").context("no route")?;
     ensure!(&*route.name == name, "taken by {}", route.name);
@@ -99,17 +121,21 @@ fn request(bytes: &[u8], name: &str, generation: &Generation) -> Result<()> {
     };
     let mut out = buffer::scratch();
     let rewrite = Rewrite::of(&path, route.rewrites.as_deref());
-    encode::request(&mut out, &head, &forwarded, &rewrite);
+    encode::request(&mut out, head, &forwarded, &rewrite);
     ensure!(black_box(&out).ends_with(b"\r\n\r\n"), "no head came out");
     buffer::recycle(out);
     Ok(())
 }
 
-fn response(bytes: &[u8]) -> Result<()> {
+fn response_head(bytes: &[u8]) -> Result<ResponseHead> {
     let mut input = Buffer::take();
     input.append(bytes);
     let parsed = parse::response(&mut Some(input), Method::Idempotent).ok().flatten();
-    let head = parsed.context("the response is refused")?;
+    parsed.context("the response is refused")
+}
+
+fn response(bytes: &[u8]) -> Result<()> {
+    let head = response_head(bytes)?;
     let onward = Onward { version: Version::Http11, framing: head.framing, keep_alive: true, trailers: false };
     let mut out = buffer::scratch();
     encode::response(&mut out, &head, None, &onward);
