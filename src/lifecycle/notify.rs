@@ -212,6 +212,7 @@ pub(super) mod tests {
     use std::os::unix::net::SocketAddr;
 
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use tempfile::TempDir;
 
     use super::*;
 
@@ -219,6 +220,16 @@ pub(super) mod tests {
 
     fn open(name: &OsStr) -> io::Result<Notifier> {
         Notifier::open(&BTreeMap::from([("NOTIFY_SOCKET".into(), name.into())]))
+    }
+
+    /// A manager that listens, in a folder of its own, and the line to it.
+    pub fn manager() -> io::Result<(TempDir, UnixDatagram, Notifier)> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path)?;
+        manager.set_nonblocking(true)?;
+        let notifier = open(path.as_os_str())?;
+        Ok((folder, manager, notifier))
     }
 
     /// The next message that a manager has got, which need not wait, and what came with it.
@@ -267,11 +278,8 @@ pub(super) mod tests {
 
     #[test]
     fn reloading_carries_the_monotonic_time_in_the_same_datagram() -> TestResult {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("notify");
-        let manager = UnixDatagram::bind(&path)?;
-        manager.set_nonblocking(true)?;
-        open(path.as_os_str())?.reloading();
+        let (_folder, manager, mut notifier) = manager()?;
+        notifier.reloading();
         let message = text(&manager).ok_or("nothing heard")?;
         let mut lines = message.lines();
         assert_eq!(lines.next(), Some("RELOADING=1"));
@@ -282,11 +290,7 @@ pub(super) mod tests {
 
     #[test]
     fn an_unchanged_status_is_not_repeated() -> TestResult {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("notify");
-        let manager = UnixDatagram::bind(&path)?;
-        manager.set_nonblocking(true)?;
-        let mut notifier = open(path.as_os_str())?;
+        let (_folder, manager, mut notifier) = manager()?;
         notifier.status("one\nREADY=1");
         notifier.status("one\nREADY=1");
         assert_eq!(text(&manager).as_deref(), Some("STATUS=one READY=1\n"));
@@ -296,11 +300,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_full_queue_keeps_messages_in_order_and_never_blocks() -> TestResult {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("notify");
-        let manager = UnixDatagram::bind(&path)?;
-        manager.set_nonblocking(true)?;
-        let mut notifier = open(path.as_os_str())?;
+        let (_folder, manager, mut notifier) = manager()?;
         let mut queued = 0;
         while notifier.kept.is_empty() {
             notifier.watchdog();
@@ -323,11 +323,7 @@ pub(super) mod tests {
 
     #[test]
     fn who_has_resigned_says_what_is_kept_and_nothing_more() -> TestResult {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("notify");
-        let manager = UnixDatagram::bind(&path)?;
-        manager.set_nonblocking(true)?;
-        let mut notifier = open(path.as_os_str())?;
+        let (_folder, manager, mut notifier) = manager()?;
         while notifier.kept.is_empty() {
             notifier.watchdog();
         }
@@ -350,11 +346,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_descriptor_that_has_to_wait_comes_with_its_message() -> TestResult {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("notify");
-        let manager = UnixDatagram::bind(&path)?;
-        manager.set_nonblocking(true)?;
-        let mut notifier = open(path.as_os_str())?;
+        let (_folder, manager, mut notifier) = manager()?;
         while notifier.kept.is_empty() {
             notifier.watchdog();
         }

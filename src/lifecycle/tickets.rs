@@ -137,23 +137,9 @@ fn look(parcel: &UnixDatagram) -> Result<Zeroizing<Vec<u8>>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use tempfile::TempDir;
-
     use super::*;
-    use crate::lifecycle::notify::tests::heard;
+    use crate::lifecycle::notify::tests::{heard, manager};
     use crate::tls::tickets::SEALS;
-
-    /// A service manager, and the line to it.
-    fn manager() -> (TempDir, UnixDatagram, Notifier) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notify");
-        let manager = UnixDatagram::bind(&path).unwrap();
-        manager.set_nonblocking(true).unwrap();
-        let notifier = Notifier::open(&BTreeMap::from([("NOTIFY_SOCKET".into(), path.into())])).unwrap();
-        (folder, manager, notifier)
-    }
 
     /// What a process has that finds `parcel`, and what it leaves.
     fn recovered(parcel: &UnixDatagram) -> (Zeroizing<Vec<u8>>, Stored) {
@@ -191,7 +177,7 @@ mod tests {
     fn new_keys_take_the_place_of_old_ones_and_all_go_when_nobody_needs_them() {
         const FORGET: &str = "FDSTOREREMOVE=1\nFDNAME=ticket-keys\n";
         const STORE: &str = "FDSTORE=1\nFDNAME=ticket-keys\nFDPOLL=0\n";
-        let (_folder, manager, mut notifier) = manager();
+        let (_folder, manager, mut notifier) = manager().unwrap();
         let mut tickets = Tickets::recover(None, 100);
         let mut keep = |needed, now| {
             tickets.keep(needed, now, &mut notifier);
