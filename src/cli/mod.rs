@@ -94,9 +94,9 @@ pub enum Command {
     },
     /// Have a new process take over, of the program that is installed now
     ///
-    /// It is given all sockets and begins to serve beside the running one, which finishes what it has, within
-    /// DRAIN_TIMEOUT, and ends. No client is refused or cut, and none waits. When the new process can't serve, prints
-    /// why, ends with 1, and the running one serves on. The settings of the unit, such as its sandbox, stay those of
+    /// It is given all sockets and begins to serve beside the running one, which finishes what it has and ends. No
+    /// client is refused, and none waits; what is still under way after DRAIN_TIMEOUT, as a WebSocket may be, is cut.
+    /// When the new process can't serve, prints why, ends with 1, and the running one serves on. The settings of the unit, such as its sandbox, stay those of
     /// the running process; a restart changes them. An upgrade waits until the process before has ended.
     Upgrade {
         /// Where to find the daemon.
