@@ -1,152 +1,13 @@
-//! Addresses to listen on and addresses of backends.
-//!
-//! A [`Target`]'s `Display` is its identity: what names it in logs, metrics and
-//! the registry that outlives a reload. It holds no options, and two spellings
-//! of one address have one identity (`[::ffff:10.0.0.2]:80` is `10.0.0.2:80`).
+//! How addresses are written in the configuration, and what is said of a wrong one.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 
-use rustls::pki_types::ServerName;
-
-use super::values::{Form, Wrong};
-
-/// Longest path of a Unix socket in bytes.
-///
-/// Source: `sun_path` of unix(7) holds 108 with the final NUL.
-pub const UNIX_PATH_LIMIT: usize = 107;
-
-/// Largest weight of a backend.
-pub const WEIGHT_LIMIT: u16 = 256;
-
-/// An address to listen on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum ListenAddress {
-    /// TCP over IPv4 or IPv6.
-    Tcp(SocketAddr),
-    /// A Unix stream socket.
-    Unix(PathBuf),
-}
-
-impl fmt::Display for ListenAddress {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ListenAddress::Tcp(address) => write!(out, "{address}"),
-            ListenAddress::Unix(path) => write!(out, "unix:{}", path.display()),
-        }
-    }
-}
-
-impl ListenAddress {
-    /// Whether one is the other, or means every address and the other one of them.
-    pub fn overlaps(&self, other: &ListenAddress) -> bool {
-        let (ListenAddress::Tcp(mine), ListenAddress::Tcp(theirs)) = (self, other) else { return self == other };
-        let wide = mine.ip().is_unspecified() || theirs.ip().is_unspecified();
-        let same = mine.port() == theirs.port() && mine.is_ipv4() == theirs.is_ipv4();
-        mine.port() != 0 && same && (wide || mine.ip() == theirs.ip())
-    }
-
-    /// Whether both can't be bound at once; port 0 means a port of the kernel's choice.
-    pub fn clashes(&self, other: &ListenAddress) -> bool {
-        match self {
-            ListenAddress::Tcp(address) if address.port() == 0 => false,
-            _ => self == other,
-        }
-    }
-}
-
-/// Where a backend is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// A numeric address.
-    Ip(SocketAddr),
-    /// A name that the resolver knows; lower case, without a final dot.
-    Name {
-        /// The name.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-    /// A service whose SRV records name hosts, ports, weights and preference; lower case,
-    /// without a final dot.
-    Service(String),
-    /// A host that is spoken to over TLS.
-    Tls(Site),
-    /// A Unix stream socket.
-    Unix(PathBuf),
-    /// The built-in backend, which shows the request as it received it.
-    Echo,
-}
-
-/// A host with a port: as an address, or by a name as [`Target::Name`] has it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Site {
-    /// A numeric address.
-    Ip(SocketAddr),
-    /// A name.
-    Name {
-        /// The name.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-}
-
-impl fmt::Display for Site {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Site::Ip(address) => write!(out, "{address}"),
-            Site::Name { host, port } => write!(out, "{host}:{port}"),
-        }
-    }
-}
-
-impl Site {
-    /// The name that its certificate is to have, and that it is asked for by SNI unless it
-    /// is an address.
-    pub fn server_name(&self) -> Option<ServerName<'static>> {
-        match self {
-            Site::Ip(address) => Some(ServerName::IpAddress(address.ip().into())),
-            Site::Name { host, .. } => ServerName::try_from(host.clone()).ok(),
-        }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Target::Ip(address) => write!(out, "{address}"),
-            Target::Name { host, port } => write!(out, "{host}:{port}"),
-            Target::Service(name) => write!(out, "srv:{name}"),
-            Target::Tls(site) => write!(out, "https://{site}"),
-            Target::Unix(path) => write!(out, "unix:{}", path.display()),
-            Target::Echo => out.write_str("builtin:echo"),
-        }
-    }
-}
-
-impl Target {
-    /// Whether it is spoken to over TLS.
-    pub fn is_tls(&self) -> bool {
-        matches!(self, Target::Tls(_))
-    }
-}
-
-/// One backend as `BACKEND_ADDRESS` names it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct BackendAddress {
-    /// Where it is.
-    pub target: Target,
-    /// Its share of the traffic relative to its neighbours, up to [`WEIGHT_LIMIT`]. With 0
-    /// it drains: it takes nothing new.
-    pub weight: u16,
-    /// It is used only when none of those without this mark takes requests.
-    pub backup: bool,
-}
+use super::hosts::{canonical, host_and_port, lacks_port, name, unix};
+use super::{BackendAddress, ListenAddress, Site, Target, WEIGHT_LIMIT};
+use crate::config::values::{Form, Wrong};
 
 /// The form of a [`ListenAddress`].
-pub(super) struct Listen;
+pub(in crate::config) struct Listen;
 
 impl Form for Listen {
     type Value = ListenAddress;
@@ -183,7 +44,7 @@ impl Form for Listen {
 }
 
 /// The form of a [`BackendAddress`].
-pub(super) struct Backend;
+pub(in crate::config) struct Backend;
 
 impl Form for Backend {
     type Value = BackendAddress;
@@ -235,7 +96,7 @@ impl Form for Backend {
 }
 
 /// The form of a name server's address.
-pub(super) struct NameServer;
+pub(in crate::config) struct NameServer;
 
 impl Form for NameServer {
     type Value = SocketAddr;
@@ -312,15 +173,6 @@ fn target(text: &str) -> Result<Target, Wrong> {
     site(text).map(Target::from)
 }
 
-impl From<Site> for Target {
-    fn from(site: Site) -> Target {
-        match site {
-            Site::Ip(address) => Target::Ip(address),
-            Site::Name { host, port } => Target::Name { host, port },
-        }
-    }
-}
-
 /// `HOST:PORT`, numeric or a name.
 fn site(text: &str) -> Result<Site, Wrong> {
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -345,108 +197,10 @@ fn site(text: &str) -> Result<Site, Wrong> {
     Ok(Site::Name { host, port })
 }
 
-fn host_and_port(text: &str) -> Result<(&str, u16), String> {
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| lacks_port(text))?;
-    if port.is_empty() {
-        return Err(lacks_port(host));
-    }
-    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("`{port}` is not a port"));
-    }
-    match port.parse() {
-        Ok(port) => Ok((host, port)),
-        Err(_) => Err(format!("port `{port}` is above 65535")),
-    }
-}
-
-fn lacks_port(host: &str) -> String {
-    match host.parse::<IpAddr>() {
-        Ok(IpAddr::V6(_)) => format!("`{host}` lacks a port; write `[{host}]:PORT`"),
-        _ => format!("`{host}` lacks a port; write `{host}:PORT`"),
-    }
-}
-
-/// A host name in lower case without its final dot.
-///
-/// Labels of letters, digits, `-` and `_`, 63 bytes each, 253 together; the last
-/// one not all digits, since that is a mistyped address.
-/// Source: RFC 1123 §2.1; `_` is in use between containers.
-fn name(text: &str) -> Result<String, String> {
-    let host = text.strip_suffix('.').unwrap_or(text);
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    };
-    let numeric = host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
-    if host.is_empty() || host.len() > 253 || numeric || !host.split('.').all(label) {
-        return Err(format!("`{text}` is neither an address nor a host name"));
-    }
-    Ok(host.to_ascii_lowercase())
-}
-
-/// Whether `text` is a name or an address, with a port or without.
-pub(super) fn authority(text: &str) -> bool {
-    let bracketed = |text: &str| {
-        let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        inside.is_some_and(|inside| inside.parse::<Ipv6Addr>().is_ok())
-    };
-    let host = match host_and_port(text) {
-        Ok((host, _)) => host,
-        Err(_) => text,
-    };
-    let is_host =
-        |host: &str| bracketed(host) || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()) || name(host).is_ok();
-    is_host(host)
-}
-
-fn unix(path: &str) -> Result<PathBuf, Wrong> {
-    if path.starts_with('@') {
-        return Err(Wrong::new("abstract sockets have no owner and no mode; write `unix:/PATH`"));
-    }
-    if !path.starts_with('/') || path.ends_with('/') {
-        return Err(Wrong::new("a Unix socket needs its absolute path, as in `unix:/run/app.sock`"));
-    }
-    if path.len() > UNIX_PATH_LIMIT {
-        return Err(Wrong::new(format!(
-            "the path of a Unix socket has at most {UNIX_PATH_LIMIT} bytes, found {}",
-            path.len()
-        )));
-    }
-    Ok(PathBuf::from(path))
-}
-
-/// An IPv4 address in IPv6 clothes becomes plain IPv4.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
-        IpAddr::V6(_) => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_overlap_where_the_kernel_would_refuse_the_second() {
-        let listen = |text| Listen.parse(text).unwrap();
-        for (one, other, overlap) in [
-            ("127.0.0.1:9", "127.0.0.1:9", true),
-            ("127.0.0.1:9", "0.0.0.0:9", true),
-            ("0.0.0.0:9", "127.0.0.1:9", true),
-            ("[::]:9", "[::1]:9", true),
-            ("127.0.0.1:9", "127.0.0.2:9", false),
-            ("127.0.0.1:9", "127.0.0.1:10", false),
-            ("0.0.0.0:9", "[::]:9", false),
-            ("0.0.0.0:0", "127.0.0.1:0", false),
-            ("unix:/run/a", "unix:/run/a", true),
-            ("unix:/run/a", "unix:/run/b", false),
-        ] {
-            assert_eq!(listen(one).overlaps(&listen(other)), overlap, "{one} {other}");
-        }
-    }
+    use crate::config::UNIX_PATH_LIMIT;
 
     #[test]
     fn a_backend_has_one_identity_however_it_is_written() {
@@ -578,14 +332,5 @@ mod tests {
         ] {
             assert_eq!(NameServer.parse(text).unwrap_err().message, message);
         }
-    }
-
-    #[test]
-    fn two_ports_of_the_kernels_choice_do_not_clash() {
-        let any = Listen.parse("127.0.0.1:0").unwrap();
-        let one = Listen.parse("127.0.0.1:1").unwrap();
-        assert!(!any.clashes(&any));
-        assert!(one.clashes(&one));
-        assert!(!one.clashes(&any));
     }
 }
