@@ -13,6 +13,8 @@
 //! A stream may carry TLS ([`super::tls`]): what is read and written is then the plain
 //! bytes, and what is asked of it (has anything arrived?) is answered for them.
 
+mod peer;
+
 use std::cell::{OnceCell, RefCell};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -23,6 +25,8 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
+
+pub use peer::Gone;
 
 use super::tls::Session;
 use super::watch::{Call, Watch, retry};
@@ -49,15 +53,6 @@ impl Socket {
     pub fn new(fd: OwnedFd, family: Family) -> Self {
         Self { fd, family }
     }
-}
-
-/// How a peer left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gone {
-    /// It reset the connection: nothing more can be read.
-    Reset,
-    /// It closed both directions: what it sent before may still wait to be read.
-    Closed,
 }
 
 /// A stream socket, connected or listening, waited for on this thread's runtime.
@@ -368,69 +363,6 @@ impl Stream {
             let _ = self.with(|fd| SockRef::from(&fd).set_tcp_keepalive(&keepalive));
         }
     }
-
-    /// Whether anything has arrived that was not read: bytes, the end, or an error.
-    /// Costs no system call once the socket is watched and nothing came, and nothing of the
-    /// task's budget: a task that has spent it would be told that nothing is ready.
-    #[must_use]
-    pub fn stirred(&self) -> bool {
-        let stirred = match self.watch.get() {
-            Some(watch) => watch.is_readable(),
-            None => !matches!(self.peek(), Err(error) if error.kind() == io::ErrorKind::WouldBlock),
-        };
-        self.tls().map_or(stirred, |tls| tls.has_more() || stirred && tls.stirs(self))
-    }
-
-    /// The same, asked of the kernel where the runtime may be wrong: it takes a socket for
-    /// readable until a read finds less than it asked for, and one that took just what was
-    /// there does not. No system call where the runtime knows.
-    #[must_use]
-    pub fn has_input(&self) -> bool {
-        let Some(watch) = self.watch.get().filter(|_| self.tls.is_none()) else { return self.stirred() };
-        let mut peek = |fd: BorrowedFd<'_>| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1);
-        watch.attempt(Interest::READABLE, 1, &mut peek).is_some()
-    }
-
-    /// Whether bytes are on the socket that were not read: closing it would then send a
-    /// reset, which can take from the peer what it has not read either.
-    #[must_use]
-    pub fn has_unread(&self) -> bool {
-        self.watch.get().is_none_or(Watch::is_readable) && matches!(self.peek(), Ok(1..))
-    }
-
-    fn peek(&self) -> io::Result<usize> {
-        self.with(|fd| Ok(rustix::net::recv(fd, &mut [0_u8], RecvFlags::PEEK)?.1))
-    }
-
-    /// Ready when anything has arrived that was not read; unlike [`Self::poll_readable`]
-    /// it waits for that, and says nothing it does not know.
-    pub fn poll_stirred(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.tls().is_some_and(Session::has_more) {
-            return Poll::Ready(Ok(()));
-        }
-        self.watch()?.poll_ready(cx, Interest::READABLE)
-    }
-
-    /// Resolves when the peer has left for good: it reset the connection or closed
-    /// both directions.
-    ///
-    /// A peer that only ended its own direction (a half-close) may still want its
-    /// answer, and one that sent more than was read is still there: neither counts.
-    pub async fn left(&self) -> Gone {
-        let Ok(watch) = self.watch() else { return Gone::Reset };
-        let mut interest = Interest::READABLE | Interest::ERROR;
-        loop {
-            match watch.ready(interest).await {
-                Ok(ready) if ready.is_error() => return Gone::Reset,
-                Ok(_) if watch.hung_up() => return Gone::Closed,
-                Ok(ready) if ready.is_read_closed() => interest = Interest::ERROR,
-                // Bytes are there, so being readable says nothing more. The end still does:
-                // a Unix peer that closes brings no error with it.
-                Ok(_) => interest = Interest::PRIORITY | Interest::ERROR,
-                Err(_) => return Gone::Reset,
-            }
-        }
-    }
 }
 
 fn send(fd: BorrowedFd<'_>, from: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
@@ -441,150 +373,4 @@ fn send(fd: BorrowedFd<'_>, from: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Family, Socket, Stream};
-    use std::future::poll_fn;
-    use std::io::IoSlice;
-    use std::net::{TcpListener, TcpStream};
-    use std::os::unix::net::UnixStream;
-    use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
-
-    fn tcp() -> (Stream, Stream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (two, _) = listener.accept().unwrap();
-        one.set_nonblocking(true).unwrap();
-        two.set_nonblocking(true).unwrap();
-        (Socket::new(one.into(), Family::Tcp).into(), Socket::new(two.into(), Family::Tcp).into())
-    }
-
-    fn unix() -> (Stream, Stream) {
-        let (one, two) = UnixStream::pair().unwrap();
-        one.set_nonblocking(true).unwrap();
-        two.set_nonblocking(true).unwrap();
-        (Socket::new(one.into(), Family::Unix).into(), Socket::new(two.into(), Family::Unix).into())
-    }
-
-    /// Until the runtime has seen that something arrived.
-    async fn arrived(stream: &Stream) {
-        stream.watch().unwrap();
-        poll_fn(|cx| stream.poll_readable(cx)).await.unwrap();
-    }
-
-    async fn write(stream: &Stream, bytes: &[u8]) {
-        let n = poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(bytes)])).await.unwrap();
-        assert_eq!(n, bytes.len());
-    }
-
-    async fn read(stream: &Stream) -> Vec<u8> {
-        let mut bytes = vec![0; 64];
-        let n = poll_fn(|cx| stream.poll_read(cx, &mut bytes)).await.unwrap();
-        bytes.truncate(n);
-        bytes
-    }
-
-    #[tokio::test]
-    async fn bytes_the_half_close_and_the_answer_pass() {
-        for (one, two) in [tcp(), unix()] {
-            write(&one, b"ping").await;
-            one.shutdown_write().unwrap();
-            assert_eq!(read(&two).await, b"ping");
-            assert_eq!(read(&two).await, b"");
-            write(&two, b"pong").await;
-            assert_eq!(read(&one).await, b"pong");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_half_close_and_early_bytes_are_not_leaving() {
-        for (one, two) in [tcp(), unix()] {
-            write(&one, b"more").await;
-            one.shutdown_write().unwrap();
-            let mut left = pin!(two.left());
-            // The end of the stream arrives; the watch must go on waiting.
-            arrived(&two).await;
-            let polled = left.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            assert!(matches!(polled, Poll::Pending));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_reset_after_a_half_close_is_leaving() {
-        let (one, two) = tcp();
-        one.shutdown_write().unwrap();
-        assert_eq!(read(&two).await, b"");
-        one.reset_on_close();
-        drop(one);
-        two.left().await;
-    }
-
-    #[tokio::test]
-    async fn a_closed_unix_peer_has_left() {
-        let (one, two) = unix();
-        drop(one);
-        two.left().await;
-    }
-
-    #[tokio::test]
-    async fn a_unix_peer_that_closes_after_early_bytes_has_left() {
-        let (one, two) = unix();
-        write(&one, b"more").await;
-        let mut left = pin!(two.left());
-        arrived(&two).await;
-        assert!(left.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        drop(one);
-        left.await;
-    }
-
-    #[tokio::test]
-    async fn a_read_of_just_what_was_there_leaves_no_input_behind() {
-        for (one, two) in [tcp(), unix()] {
-            two.join().unwrap();
-            write(&one, b"just this").await;
-            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
-            let mut bytes = [0; 9];
-            assert_eq!(poll_fn(|cx| two.poll_read(cx, &mut bytes)).await.unwrap(), 9);
-            assert!(two.stirred(), "the runtime can't know");
-            assert!(!two.has_input() && !two.stirred());
-            write(&one, b"more").await;
-            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
-            assert!(two.has_input() && two.has_input(), "nothing is taken");
-            assert_eq!(read(&two).await, b"more");
-            drop(one);
-            poll_fn(|cx| two.poll_stirred(cx)).await.unwrap();
-            assert!(two.has_input(), "the end");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_need_not_be_waited_for_is_not_watched() {
-        for (one, two) in [tcp(), unix()] {
-            write(&one, b"ping").await;
-            assert_eq!(read(&two).await, b"ping");
-            assert!(!one.is_watched() && !two.is_watched());
-            let polled = two.poll_read(&mut Context::from_waker(Waker::noop()), &mut [0; 9]);
-            assert!(polled.is_pending() && two.is_watched());
-            write(&one, b"pong").await;
-            assert_eq!(read(&two).await, b"pong");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_idle_stream_stirs_only_when_something_arrives() {
-        let (one, two) = tcp();
-        assert!(!one.stirred() && !one.has_unread(), "nor before it is watched");
-        write(&two, b"x").await;
-        assert!(one.has_unread());
-        arrived(&one).await;
-        assert!(one.stirred());
-        while tokio::task::coop::has_budget_remaining() {
-            tokio::task::coop::consume_budget().await;
-        }
-        assert!(one.stirred(), "a spent budget hides nothing");
-        assert_eq!(read(&one).await, b"x");
-        two.shutdown_write().unwrap();
-        arrived(&one).await;
-        assert!(one.stirred() && !one.has_unread(), "the end is nothing to read");
-    }
-}
+mod tests;
