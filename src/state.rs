@@ -347,7 +347,7 @@ static SECRET: LazyLock<Key> = LazyLock::new(|| {
             [(); 2].map(|()| std::hash::RandomState::new().hash_one(0))
         }
     };
-    Key::new((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
+    Key::new(((u128::from(high) << 64) | u128::from(low)).to_le_bytes())
 });
 
 /// The cookie of a route that names none: routes of one host must not take each other's.

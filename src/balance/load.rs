@@ -266,7 +266,7 @@ impl Drop for Lease<'_> {
 }
 
 fn pack(latency: u32, now: u64) -> u64 {
-    u64::from(latency) << 32 | now & u64::from(u32::MAX)
+    (u64::from(latency) << 32) | now & u64::from(u32::MAX)
 }
 
 /// The latency, and its age in milliseconds: 0 too when another worker's clock is ahead,

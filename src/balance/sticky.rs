@@ -29,8 +29,8 @@ impl Token {
         }
         text.iter()
             .try_fold(0, |number: u64, letter| match letter {
-                b'0'..=b'9' => Some(number << 4 | u64::from(letter - b'0')),
-                b'a'..=b'f' => Some(number << 4 | u64::from(letter - b'a' + 10)),
+                b'0'..=b'9' => Some((number << 4) | u64::from(letter - b'0')),
+                b'a'..=b'f' => Some((number << 4) | u64::from(letter - b'a' + 10)),
                 _ => None,
             })
             .map(Self)

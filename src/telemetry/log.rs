@@ -406,7 +406,7 @@ pub(super) mod tests {
             assert!(start(LogFormat::Auto, LevelFilter::INFO).is_err());
             info!(number = 1, "from the main thread");
             log.access(record::tests::sample());
-            let panicking = || -> () { panic!("out of {}", "order") };
+            let panicking = || panic!("out of {}", "order");
             assert!(thread::spawn(panicking).join().is_err());
             assert_eq!(guard.finish(DEADLINE), 0);
             return;

@@ -213,9 +213,9 @@ fn edited<const N: usize>(fields: &mut Vec<model::Line>, names: [&str; 4], set: 
 fn rewritten_request(options: u8, ours: &RequestHead, came: &Head) {
     let meant = model::request(came).unwrap();
     let kinds = [Forwarding::XForwarded, Forwarding::Rfc7239, Forwarding::Both, Forwarding::Off];
-    let kind = kinds[usize::from(options >> 2 & 3)];
+    let kind = kinds[usize::from((options >> 2) & 3)];
     let trusted = options & 2 != 0;
-    let (peer, node) = match options >> 4 & 3 {
+    let (peer, node) = match (options >> 4) & 3 {
         0 => ("192.0.2.1", "for=192.0.2.1"),
         1 => ("2001:db8::1", "for=\"[2001:db8::1]\""),
         _ => ("unix:", "for=unknown"),

@@ -513,7 +513,7 @@ impl Rig {
             self.slots.push(Slot::default());
         }
         let slot = self.slots.get_mut(index).context("a slot")?;
-        let token = u64::from(slot.number) << 32 | u64::try_from(index)?;
+        let token = (u64::from(slot.number) << 32) | u64::try_from(index)?;
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(&self.epoll, &fd, EventData::new_u64(token), flags)?;
         slot.end = Some(End { fd, role });

@@ -99,14 +99,14 @@ pub(super) fn bind(
 /// Those of `wanted` that `open` does not have, one for one: port 0 may stand there twice.
 fn missing<'a>(wanted: &'a [ListenAddress], open: &[ListenAddress]) -> Vec<&'a ListenAddress> {
     let mut open: Vec<&ListenAddress> = open.iter().collect();
-    let mut is_missing = |address: &&ListenAddress| match open.iter().position(|known| known == address) {
+    let is_missing = |address: &&ListenAddress| match open.iter().position(|known| known == address) {
         Some(place) => {
             open.swap_remove(place);
             false
         }
         None => true,
     };
-    wanted.iter().filter(|address| is_missing(address)).collect()
+    wanted.iter().filter(is_missing).collect()
 }
 
 impl Metrics {

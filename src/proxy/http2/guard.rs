@@ -156,7 +156,7 @@ impl Guard {
     /// Takes in a frame's head that is whole.
     fn begin(&mut self, now: u64) {
         let [a, b, c, kind, flags, stream @ ..] = self.head;
-        self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.left = (usize::from(a) << 16) | (usize::from(b) << 8) | usize::from(c);
         let brings = match kind {
             DATA => self.left > 0 || flags & END_STREAM != 0,
             HEADERS if self.of_client => true,
@@ -265,7 +265,7 @@ impl Endings {
             _ => None,
         };
         self.seen.extend(ending.map(|ending| (u32::from_be_bytes(stream), ending)));
-        self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.left = (usize::from(a) << 16) | (usize::from(b) << 8) | usize::from(c);
         self.left = self.left.saturating_sub(self.have - HEAD);
         self.carries = matches!(kind, DATA | HEADERS | CONTINUATION);
         self.have = 0;

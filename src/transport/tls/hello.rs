@@ -66,7 +66,7 @@ impl Outline {
                 continue;
             }
             let [high, middle, low] = length.map(usize::from);
-            match HEADER + (high << 16 | middle << 8 | low) {
+            match HEADER + ((high << 16) | (middle << 8) | low) {
                 whole if whole > MESSAGE_MOST => return Err(Fault::Protocol),
                 whole if whole <= self.message => return Ok(true),
                 _ => {}

@@ -142,7 +142,7 @@ pub fn ask(stream: u32) -> Vec<u8> {
 fn parse(mut bytes: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     while let [a, b, c, kind, flags, s @ ..] = bytes {
-        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        let length = (usize::from(*a) << 16) | (usize::from(*b) << 8) | usize::from(*c);
         let stream = u32::from_be_bytes(s[..4].try_into().unwrap());
         frames.push(Frame { kind: *kind, flags: *flags, stream, payload: s[4..4 + length].to_vec() });
         bytes = &s[4 + length..];
@@ -196,7 +196,7 @@ impl Frames {
     /// Reads a frame, if one comes before the connection ends.
     pub fn try_read(&mut self) -> Option<Frame> {
         let head = self.peer.try_read(9)?;
-        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let length = (usize::from(head[0]) << 16) | (usize::from(head[1]) << 8) | usize::from(head[2]);
         let stream = u32::from_be_bytes(head[5..].try_into().unwrap());
         Some(Frame { kind: head[3], flags: head[4], stream, payload: self.peer.try_read(length)? })
     }
