@@ -56,6 +56,13 @@ pub struct Duty {
     pub clients: usize,
 }
 
+impl Duty {
+    /// Small requests of HTTP/1.1 in clear.
+    pub const fn http(workers: usize, clients: usize) -> Duty {
+        Duty { tcp: false, tls: false, http2: false, workers, bodies: false, clients }
+    }
+}
+
 /// The peers, by the names that `--against` takes.
 pub fn peers() -> Vec<Contender> {
     [

@@ -53,7 +53,7 @@ pub fn serve(worker: Rc<Worker>, io: Stream, source: Source) -> impl Future<Outp
         let age = Age { born: timer.clock().millis(), spread: 0.9 + 0.2 * fastrand::f64() };
         if client.wire().io().tls().is_some_and(|tls| tls.speaks(b"h2")) {
             let (stream, before) = client.into_parts();
-            return Box::pin(server::serve(worker, stream, before, source, timer, age)).await;
+            return Box::pin(server::serve(worker, stream, before, Rc::new(source), timer, age)).await;
         }
         let mut first = true;
         loop {
@@ -65,7 +65,7 @@ pub fn serve(worker: Rc<Worker>, io: Stream, source: Source) -> impl Future<Outp
                 Served::Request(after) => after,
                 Served::Preface => {
                     let (stream, before) = client.into_parts();
-                    return Box::pin(server::serve(worker, stream, before, source, timer, age)).await;
+                    return Box::pin(server::serve(worker, stream, before, Rc::new(source), timer, age)).await;
                 }
             };
             match after {

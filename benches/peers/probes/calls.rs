@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::Bench;
-use crate::contenders::Contender;
+use crate::contenders::{Contender, Duty};
 use crate::rig::content::Exchange;
 use crate::rig::load::{Pace, Plan};
 use crate::usage;
@@ -48,7 +48,7 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
         let mut counts = Vec::new();
         // The load stands still while strace begins and ends, and so does the proxy soon:
         // what was half done at the beginning makes up for what is half done at the end.
-        let outcome = bench.with(contender, false, 1, plan.connections, |rig, running| {
+        let outcome = bench.with(contender, Duty::http(1, plan.connections), |rig, running| {
             rig.run(&plan, running.address, &mut |_| {
                 match trace.take() {
                     None => trace = Some(Trace::start(running.pid())?),

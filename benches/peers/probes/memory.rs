@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Bench;
-use crate::contenders::Contender;
+use crate::contenders::{Contender, Duty};
 use crate::process::Running;
 use crate::rig::Rig;
 use crate::rig::load::Plan;
@@ -25,22 +25,47 @@ const QUIET: Duration = Duration::from_millis(500);
 /// How often that is waited for.
 const LOOKS: usize = 20;
 
+/// Requests at once on a connection of HTTP/2, as of a client that loads a page.
+const PAGE: u32 = 32;
+
+/// Connections with as many that are under way at once.
+const GENTLE_PAGES: usize = 8;
+
+/// How the connections came about.
+struct Case {
+    /// Requests at once on each, over HTTP/2.
+    streams: Option<u32>,
+    /// Connections at once that are without their answers.
+    at_once: usize,
+}
+
 /// Both ways to open them, each with a fresh process.
 pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
-    each(bench, contender, None)
+    each(bench, contender, Duty::http(1, CLIENTS), &opened(None))
 }
 
 /// The same over TLS.
 pub fn look_secured(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
-    each(bench, contender, Some(Secure::Full))
+    each(bench, contender, Duty { tls: true, ..Duty::http(1, CLIENTS) }, &opened(None))
 }
 
-fn each(bench: &mut Bench, contender: &Contender, secure: Option<Secure>) -> Result<Vec<String>> {
+/// The same over HTTP/2; and after many requests at once.
+pub fn look_http2(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
+    let mut cases = Vec::from(opened(Some(1)));
+    cases.push(Case { streams: Some(PAGE), at_once: GENTLE_PAGES });
+    each(bench, contender, Duty { tls: true, http2: true, ..Duty::http(1, CLIENTS) }, &cases)
+}
+
+fn opened(streams: Option<u32>) -> [Case; 2] {
+    [GENTLE, CLIENTS].map(|at_once| Case { streams, at_once })
+}
+
+fn each(bench: &mut Bench, contender: &Contender, duty: Duty, cases: &[Case]) -> Result<Vec<String>> {
     let mut cells = Vec::new();
     let mut whole = 0.0;
-    for at_once in [GENTLE, CLIENTS] {
-        let (before, after) =
-            bench.with(contender, secure.is_some(), 1, CLIENTS, |rig, running| hold(rig, running, secure, at_once))?;
+    for case in cases {
+        let plan = Plan::once(duty.tls.then_some(Secure::Full), case.streams);
+        let (before, after) = bench.with(contender, duty, |rig, running| hold(rig, running, &plan, case.at_once))?;
         let each = |after: f64, before: f64| format!("{:.2}", (after - before) / CLIENTS as f64 / 1024.0);
         cells.push(each(after.resident, before.resident));
         cells.push(each(after.proportional, before.proportional));
@@ -52,8 +77,8 @@ fn each(bench: &mut Bench, contender: &Contender, secure: Option<Secure>) -> Res
 }
 
 /// Memory with one connection, and with all of them once it no longer changes.
-fn hold(rig: &mut Rig, running: &Running, secure: Option<Secure>, at_once: usize) -> Result<(Memory, Memory)> {
-    rig.begin(&Plan::once(secure), running.address)?;
+fn hold(rig: &mut Rig, running: &Running, plan: &Plan, at_once: usize) -> Result<(Memory, Memory)> {
+    rig.begin(plan, running.address)?;
     // What the first connection alone needs is there for all.
     rig.gather(1, 1)?;
     let before = Memory::of(running.pid())?;

@@ -63,6 +63,24 @@ pub const ALL: &[Probe] = &[
         look: memory::look_secured,
     },
     Probe {
+        name: "h2-memory",
+        title: "9,000 idle HTTP/2 connections over TLS, each after one request, or after 32 at once: KiB for each",
+        head: &[
+            "",
+            "RSS, opened gently",
+            "PSS",
+            "at the peak",
+            "RSS, opened in one burst",
+            "PSS",
+            "at the peak",
+            "RSS, after 32 requests at once",
+            "PSS",
+            "at the peak",
+            "MiB in all",
+        ],
+        look: memory::look_http2,
+    },
+    Probe {
         name: "calls",
         title: "system calls, saturated",
         head: &["", "for a small GET, keep-alive", "which", "for a one-request connection", "which"],
@@ -95,18 +113,14 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Has a contender with so many workers serve so many clients for as long as `work`
-    /// takes; what it wrote is in the error.
+    /// Has a contender do its duty for as long as `work` takes; what it wrote is in the error.
     fn with<T>(
         &mut self,
         contender: &Contender,
-        tls: bool,
-        workers: usize,
-        clients: usize,
+        duty: Duty,
         work: impl FnOnce(&mut Rig, &Running) -> Result<T>,
     ) -> Result<T> {
-        let duty = Duty { tcp: false, tls, http2: false, workers, bodies: false, clients };
-        let (its, ours) = self.place.of(workers);
+        let (its, ours) = self.place.of(duty.workers);
         let running = Running::start(contender, duty, self.rig.address(), its, ours)?;
         let result = work(&mut self.rig, &running);
         self.rig.release();
@@ -125,9 +139,7 @@ pub fn run(options: &Options, contenders: &[Contender], place: &Place) -> Result
         let mut rows = vec![probe.head.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>()];
         let mut problems = Vec::new();
         for contender in contenders {
-            let tls = probe.name == "tls-memory";
-            let duty = Duty { tcp: false, tls, http2: false, workers: probe.workers(), bodies: false, clients: 1 };
-            if !contender.kind.can(duty) {
+            if !contender.kind.can(probe.duty()) {
                 continue;
             }
             let mut bench = Bench { rig: Rig::new()?, place };
@@ -149,8 +161,13 @@ pub fn run(options: &Options, contenders: &[Contender], place: &Place) -> Result
 }
 
 impl Probe {
-    /// The most workers that it wants.
-    fn workers(&self) -> usize {
-        if self.name == "spread" { 8 } else { 1 }
+    /// The most that it wants of a contender.
+    fn duty(&self) -> Duty {
+        match self.name {
+            "spread" => Duty::http(8, 1),
+            "tls-memory" => Duty { tls: true, ..Duty::http(1, 1) },
+            "h2-memory" => Duty { tls: true, http2: true, ..Duty::http(1, 1) },
+            _ => Duty::http(1, 1),
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, bail};
 
 use super::Bench;
-use crate::contenders::Contender;
+use crate::contenders::{Contender, Duty};
 use crate::rig::load::Plan;
 use crate::table::Spread;
 use crate::usage;
@@ -39,8 +39,8 @@ pub fn look(bench: &mut Bench, contender: &Contender) -> Result<Vec<String>> {
 
 /// The largest distance of a worker's share from the even one, in percent of that.
 fn uneven(bench: &mut Bench, contender: &Contender, workers: usize, at_once: usize) -> Result<f64> {
-    let counts = bench.with(contender, false, workers, CLIENTS, |rig, running| {
-        rig.begin(&Plan::once(None), running.address)?;
+    let counts = bench.with(contender, Duty::http(workers, CLIENTS), |rig, running| {
+        rig.begin(&Plan::once(None, None), running.address)?;
         for _ in 0..CLIENTS / at_once {
             rig.gather(at_once, at_once)?;
         }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::content::{Exchange, LARGEST_HEAD, Length, Text, split_head};
+use super::http2::Http2;
 use super::secure::{Secure, Tls};
 
 /// What all connections of a run send and expect.
@@ -17,12 +18,16 @@ pub struct Script {
     request: Vec<u8>,
     length: Length,
     keep: bool,
+    /// Requests at once on a connection of HTTP/2.
+    streams: u32,
 }
 
 impl Script {
-    /// For this exchange; `keep` is false when a connection serves one request.
-    pub fn new(exchange: Exchange, keep: bool, text: &Text) -> Script {
-        Script { exchange, request: exchange.request(keep, text), length: Length::new(exchange.download()), keep }
+    /// For this exchange; `keep` is false when a connection serves one request, and over
+    /// HTTP/2 it has so many `streams` at once.
+    pub fn new(exchange: Exchange, keep: bool, streams: u32, text: &Text) -> Script {
+        let (request, length) = (exchange.request(keep, text), Length::new(exchange.download()));
+        Script { exchange, request, length, keep, streams }
     }
 
     /// Whether there is more than the load can check.
@@ -41,7 +46,17 @@ pub struct Client {
     sent: usize,
     partial: Vec<u8>,
     state: State,
-    tls: Option<Box<Tls>>,
+    speaks: Speaks,
+}
+
+/// What a connection speaks.
+pub enum Speaks {
+    /// HTTP/1.1 in clear.
+    Clear,
+    /// HTTP/1.1 over TLS.
+    Tls(Box<Tls>),
+    /// HTTP/2 over TLS.
+    Http2(Box<Http2>),
 }
 
 enum State {
@@ -63,19 +78,24 @@ pub enum Step {
 impl Client {
     /// A connection on which nothing has been asked yet. Unless it `checks`, it counts
     /// the bytes of bodies only.
-    pub fn new(since: Instant, checks: bool, tls: Option<Tls>) -> Client {
-        let tls = tls.map(Box::new);
-        Client { since, received: 0, checks, sent: 0, partial: Vec::new(), state: State::Idle, tls }
+    pub fn new(since: Instant, checks: bool, speaks: Speaks) -> Client {
+        Client { since, received: 0, checks, sent: 0, partial: Vec::new(), state: State::Idle, speaks }
     }
 
     /// Whether it is secured in this way, or not to be.
     pub fn is(&self, secure: Option<Secure>) -> bool {
-        self.tls.as_ref().zip(secure).is_none_or(|(tls, secure)| tls.is(secure))
+        match (&self.speaks, secure) {
+            (Speaks::Tls(tls), Some(secure)) => tls.is(secure),
+            _ => true,
+        }
     }
 
     /// Whether an answer is awaited.
     pub fn is_busy(&self) -> bool {
-        !matches!(self.state, State::Idle)
+        match &self.speaks {
+            Speaks::Http2(http2) => http2.is_busy(),
+            _ => !matches!(self.state, State::Idle),
+        }
     }
 
     /// Asks; `since` is when that was due.
@@ -84,13 +104,16 @@ impl Client {
     /// What went wrong, in words.
     pub fn ask(&mut self, fd: &OwnedFd, since: Instant, script: &Script) -> Result<(), String> {
         self.since = since;
+        if let Speaks::Http2(http2) = &mut self.speaks {
+            return http2.ask(fd, script.exchange, script.streams).map_err(|error| format!("{error:#}"));
+        }
         self.sent = 0;
         self.state = State::Head;
         self.send(fd, script)
     }
 
     fn send(&mut self, fd: &OwnedFd, script: &Script) -> Result<(), String> {
-        if let Some(tls) = &mut self.tls {
+        if let Speaks::Tls(tls) = &mut self.speaks {
             // Before the connection stands there is nothing to send on.
             let rest = script.request.get(self.sent..).unwrap_or_default();
             self.sent = script.request.len();
@@ -123,6 +146,10 @@ impl Client {
         script: &Script,
         text: &Text,
     ) -> Result<Step, String> {
+        if let Speaks::Http2(http2) = &mut self.speaks {
+            let whole = http2.ready(fd, scratch, script.exchange, text).map_err(|error| format!("{error:#}"))?;
+            return Ok(if whole { Step::Answered } else { Step::Wait });
+        }
         if flags.contains(EventFlags::OUT) && self.is_busy() {
             self.send(fd, script)?;
         }
@@ -136,9 +163,9 @@ impl Client {
         // Without a look at them, bytes need not be copied.
         let how = if self.checks { RecvFlags::empty() } else { RecvFlags::TRUNC };
         loop {
-            let outcome = match &mut self.tls {
-                None => recv(fd, &mut *scratch, how).map(|(_, read)| ((), read)),
-                Some(tls) => match tls.read(fd, scratch) {
+            let outcome = match &mut self.speaks {
+                Speaks::Clear | Speaks::Http2(_) => recv(fd, &mut *scratch, how).map(|(_, read)| ((), read)),
+                Speaks::Tls(tls) => match tls.read(fd, scratch) {
                     Ok(read) => Ok(((), read)),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Errno::AGAIN),
                     Err(error) => return Err(format!("a connection failed: {error}")),
@@ -146,7 +173,7 @@ impl Client {
             };
             let read = match outcome {
                 // TLS says that it ends before the connection does.
-                Ok((_, 0)) if self.tls.is_some() && matches!(self.state, State::Closing) => return Ok(Step::Answered),
+                Ok((_, 0)) if self.is_secured() && matches!(self.state, State::Closing) => return Ok(Step::Answered),
                 Ok((_, 0)) => return Err(self.cut()),
                 Ok((_, read)) => read,
                 Err(Errno::AGAIN) => return Ok(Step::Wait),
@@ -159,10 +186,14 @@ impl Client {
                 self.state = State::Closing;
                 return Ok(Step::Wait);
             }
-            if read < scratch.len() && !closed && self.tls.is_none() {
+            if read < scratch.len() && !closed && !self.is_secured() {
                 return Ok(Step::Wait);
             }
         }
+    }
+
+    fn is_secured(&self) -> bool {
+        !matches!(self.speaks, Speaks::Clear)
     }
 
     fn cut(&self) -> String {

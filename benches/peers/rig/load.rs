@@ -44,14 +44,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A small GET on each connection that [`super::Rig::gather`] opens.
-    pub fn once(secure: Option<Secure>) -> Plan {
+    /// A small GET on each connection, or so many on each of HTTP/2, that [`super::Rig::gather`] opens.
+    pub fn once(secure: Option<Secure>, streams: Option<u32>) -> Plan {
         Plan {
             secure,
             exchange: Exchange::Small,
             connections: 0,
             keep: true,
-            streams: None,
+            streams,
             pace: Pace::Once,
             warm: Duration::ZERO,
             time: Duration::ZERO,
@@ -87,6 +87,8 @@ pub struct Load {
     pub pace: Pace,
     /// As in the plan.
     pub secure: Option<Secure>,
+    /// Whether connections speak HTTP/2.
+    pub http2: bool,
     /// Answers on connections that were secured in another way.
     pub otherwise: u64,
     /// When the next request is due, at a fixed rate.
@@ -119,11 +121,12 @@ impl Load {
     /// Nothing is open yet.
     pub fn new(plan: &Plan, target: SocketAddr, content: &Content) -> Load {
         Load {
-            script: Script::new(plan.exchange, plan.keep, &content.text),
+            script: Script::new(plan.exchange, plan.keep, plan.streams.unwrap_or(1), &content.text),
             target,
             keep: plan.keep,
             pace: plan.pace,
             secure: plan.secure,
+            http2: plan.streams.is_some(),
             otherwise: 0,
             due: Instant::now(),
             late: VecDeque::new(),

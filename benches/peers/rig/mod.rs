@@ -9,6 +9,7 @@ pub mod client;
 pub mod content;
 pub mod h2load;
 pub mod histogram;
+pub mod http2;
 pub mod load;
 pub mod secure;
 
@@ -29,10 +30,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, bind, con
 use rustix::time::Timespec;
 
 use backend::Backend;
-use client::{Client, Step};
+use client::{Client, Speaks, Step};
 use content::Content;
 use h2load::H2load;
 use histogram::Histogram;
+use http2::Http2;
 use load::{Load, Outcome, Pace, Plan};
 use rustls::ClientConfig;
 use secure::{Secure, Tls};
@@ -458,19 +460,23 @@ impl Rig {
         let load = self.load()?;
         let (target, pace) = (load.target, load.pace);
         let checks = !load.script.is_bulk() || load.opened % CHECKED == 0;
-        let secure = load.secure;
+        let (secure, http2) = (load.secure, load.http2);
         load.opened += 1;
-        let tls = match secure {
-            None => None,
+        let speaks = match secure {
+            None => Speaks::Clear,
             Some(secure) => {
                 let config = match self.secured.entry((target, secure)) {
                     Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(vacant) => vacant.insert(secure.config()?),
+                    Entry::Vacant(vacant) => vacant.insert(secure.config(http2)?),
                 };
-                Some(Tls::new(config)?)
+                if http2 {
+                    Speaks::Http2(Box::new(Http2::new(config)?))
+                } else {
+                    Speaks::Tls(Box::new(Tls::new(config)?))
+                }
             }
         };
-        let client = Client::new(since, checks, tls);
+        let client = Client::new(since, checks, speaks);
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         if secure.is_some() {

@@ -30,17 +30,21 @@ pub enum Secure {
 }
 
 impl Secure {
-    /// A client's side; one that resumes must be used again for the same proxy.
+    /// A client's side, which asks for HTTP/2 or says nothing of it; one that resumes must be
+    /// used again for the same proxy.
     ///
     /// # Errors
     /// When the library lacks something.
-    pub fn config(self) -> Result<Arc<ClientConfig>> {
+    pub fn config(self, http2: bool) -> Result<Arc<ClientConfig>> {
         let provider = Arc::new(CryptoProvider { kx_groups: vec![X25519], ..default_provider() });
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Credulous))
             .with_no_client_auth();
+        if http2 {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
         if self == Secure::Full {
             config.resumption = Resumption::disabled();
         }

@@ -13,6 +13,7 @@
 //! not served it can safely send elsewhere (RFC 9113 §6.8).
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ use crate::proxy::pace::{Pace, Terms};
 use crate::proxy::story::Source;
 use crate::proxy::worker::Worker;
 use crate::telemetry::{Limiter, Reason, events};
+use crate::transport::buffer::Buffer;
 use crate::transport::clock::Timer;
 use crate::transport::stream::Stream;
 
@@ -47,29 +49,28 @@ const UNTAKEN: Duration = Duration::from_secs(5);
 const PARTING_BYTES: usize = 256 * 1024;
 
 /// Serves one client connection of which `before` was read already.
-pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, source: Source, timer: Timer, age: Age) {
+pub async fn serve(
+    worker: Rc<Worker>,
+    stream: Rc<Stream>,
+    before: Vec<u8>,
+    source: Rc<Source>,
+    timer: Timer,
+    age: Age,
+) {
     let generation = worker.generation();
     let daemon = &generation.config.daemon;
     let (patience, builder) = (daemon.header_timeout, builder(daemon.http2_max_streams, daemon.max_header_size));
     drop(generation);
     let (io, watch) = Io::new(Rc::clone(&stream), before, Rc::clone(worker.clock()), Guard::new(true));
-    let handshake = async {
-        let mut handshake = std::pin::pin!(builder.handshake::<Io, Bytes>(io));
-        poll_fn(|cx| {
-            watch.turn();
-            handshake.as_mut().poll(cx)
-        })
-        .await
-    };
-    let outcome = timer.within(Some(patience), handshake).await;
     let streams = Streams::new();
-    let ended = match outcome {
-        None => return refused(&worker, &source, Reason::ClientHeaderTimeout, Code::SETTINGS_TIMEOUT),
-        Some(Err(error)) => Ended::of(&error),
-        Some(Ok(connection)) => {
-            let mut serving = Serving {
+    // What each step needs is in an allocation of its own: a connection lasts, and most of its
+    // time it is idle.
+    let handshake = Box::pin(handshake(builder, io, Rc::clone(&watch)));
+    let opened = timer.within(Some(patience), handshake).await.map(|opened| {
+        opened.map(|connection| {
+            Box::new(Serving {
                 worker: Rc::clone(&worker),
-                source: Rc::new(source.clone()),
+                source: Rc::clone(&source),
                 connection,
                 watch,
                 streams: Rc::clone(&streams),
@@ -82,9 +83,13 @@ pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, sour
                 left_at: 0,
                 too_large: 0,
                 phase: Phase::Open,
-            };
-            Box::pin(poll_fn(|cx| serving.poll(cx))).await
-        }
+            })
+        })
+    });
+    let ended = match opened {
+        None => return refused(&worker, &source, Reason::ClientHeaderTimeout, Code::SETTINGS_TIMEOUT),
+        Some(Err(error)) => Ended::of(&error),
+        Some(Ok(mut serving)) => poll_fn(|cx| serving.poll(cx)).await,
     };
     if let Ended::Fault(reason, code) = ended {
         refused(&worker, &source, reason, code);
@@ -94,6 +99,16 @@ pub async fn serve(worker: Rc<Worker>, stream: Rc<Stream>, before: Vec<u8>, sour
     }
     // Whoever is still about to end has lost the client by now.
     poll_fn(|cx| streams.poll_told(cx)).await;
+}
+
+/// Speaks first, and hears what the client does.
+async fn handshake(builder: Builder, io: Io, watch: Rc<Watch>) -> Result<Connection<Io, Bytes>, h2::Error> {
+    let mut handshake = pin!(builder.handshake(io));
+    poll_fn(|cx| {
+        watch.turn();
+        handshake.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// The settings that a client is told, and the limits that hold without them.
@@ -377,10 +392,10 @@ fn refused(worker: &Worker, source: &Source, reason: Reason, code: Code) {
 /// bytes unread would send a reset, which can take the last frames from it.
 async fn part(stream: &Stream, timer: &Timer) {
     let mut most = PARTING_BYTES;
-    let mut scratch = [0; 1024];
     timer.set(Some(PARTING));
     poll_fn(|cx| {
-        while let Poll::Ready(read) = stream.poll_read(cx, &mut scratch) {
+        let mut scratch = Buffer::take();
+        while let Poll::Ready(read) = stream.poll_read(cx, scratch.spare()) {
             match read.ok().filter(|n| *n > 0).and_then(|n| most.checked_sub(n)) {
                 Some(left) => most = left,
                 None => return Poll::Ready(()),
@@ -389,4 +404,23 @@ async fn part(stream: &Stream, timer: &Timer) {
         timer.poll(cx)
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bytes, Connection, Io, Serving, serve};
+
+    fn size_of_future<A, B, C, D, E, F, T>(_: fn(A, B, C, D, E, F) -> T) -> usize {
+        size_of::<T>()
+    }
+
+    /// What an idle connection takes on the heap, beside what the crate holds of it, is little
+    /// of what it takes at all.
+    #[test]
+    fn an_idle_connection_is_bounded() {
+        let ours = size_of::<Serving<'static>>() - size_of::<Connection<Io, Bytes>>();
+        assert!(ours <= 256, "a connection being served takes {ours} bytes");
+        let size = size_of_future(serve);
+        assert!(size <= 512, "a connection's task takes {size} bytes");
+    }
 }
