@@ -84,6 +84,9 @@ pub struct Status {
     /// The process that this one took over from, while that one drains.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<u32>,
+    /// Seconds that it has for that at most; none when it is of an older version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predecessor_left: Option<u64>,
     /// Number of the configuration that serves; the first one is 1.
     pub generation: u64,
     /// The file that it was read from; none when only defaults serve.

@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -24,6 +26,9 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Longest wait for an upgrade: the process before may have to drain first.
 const UPGRADE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long an upgrade takes before its user is told what it waits for.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// Longest wait for the state.
 const STATUS_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,12 +73,25 @@ pub fn reload(socket: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has a new process take over from the daemon; returns when it serves or could not.
+/// Has a new process take over from the daemon; returns when it serves or could not. Says on
+/// standard error what it waits for when that takes its time.
 ///
 /// # Errors
 /// The daemon can't be asked; standard output can't be written.
 pub fn upgrade(socket: &Path) -> anyhow::Result<ExitCode> {
-    let answer = match ask(socket, Command::Upgrade, UPGRADE_PATIENCE) {
+    let (send, receive) = mpsc::channel();
+    let asked = socket.to_owned();
+    thread::spawn(move || {
+        // Somebody waits for it as long as this process lives.
+        let _ = send.send(ask(&asked, Command::Upgrade, UPGRADE_PATIENCE));
+    });
+    let answer = receive.recv_timeout(TELL_AFTER).or_else(|_| {
+        if let Some(waits) = waits(socket) {
+            complain(&waits);
+        }
+        receive.recv()
+    });
+    let answer = match answer.context("the daemon was not asked")? {
         Ok((answer, _)) => answer,
         Err(error) => return failed(error),
     };
@@ -87,6 +105,14 @@ pub fn upgrade(socket: &Path) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// What an upgrade waits for, where that is the process before.
+fn waits(socket: &Path) -> Option<String> {
+    let status = ask(socket, Command::Status, TELL_AFTER).ok()?.0.status?;
+    let pid = status.predecessor?;
+    let most = status.predecessor_left.map_or_else(String::new, |left| format!(", for {} at most", span(left)));
+    Some(format!("waiting until process {pid}, of the upgrade before, has finished what it has{most}"))
 }
 
 /// Prints the state of the daemon, as a page or, with `json`, as it came.
@@ -184,7 +210,8 @@ fn page(status: &Status, now: u64) -> String {
         ),
     ];
     if let Some(pid) = status.predecessor {
-        rows.push(row("upgrade", format!("taken over from pid {pid}, which finishes what it has")));
+        let most = status.predecessor_left.map_or_else(String::new, |left| format!(" within {}", span(left)));
+        rows.push(row("upgrade", format!("taken over from pid {pid}, which finishes what it has{most}")));
     }
     if let Some(reload) = &status.reload {
         let ago = span(now.saturating_sub(reload.at));
@@ -417,6 +444,8 @@ mod tests {
             version: "1.2.3".to_owned(),
             pid: 42,
             phase: "serving".to_owned(),
+            predecessor: Some(41),
+            predecessor_left: Some(843),
             generation: 7,
             config: Some("/etc/doorward/config.env".into()),
             uptime: 11_530,
@@ -488,6 +517,7 @@ mod tests {
             "doorward 1.2.3\n\
              \x20 phase    serving for 3 h 12 min, pid 42\n\
              \x20 config   /etc/doorward/config.env, generation 7\n\
+             \x20 upgrade  taken over from pid 41, which finishes what it has within 14 min 3 s\n\
              \x20 reload   refused 1 min ago, for this reason:\n\
              \x20          a.env:1: bad\n\
              \x20          1 problem in 1 file\n\

@@ -95,9 +95,10 @@ pub enum Command {
     /// Have a new process take over, of the program that is installed now
     ///
     /// It is given all sockets and begins to serve beside the running one, which finishes what it has and ends. No
-    /// client is refused, and none waits; what is still under way after DRAIN_TIMEOUT, as a WebSocket may be, is cut.
-    /// When the new process can't serve, prints why, ends with 1, and the running one serves on. The settings of the unit, such as its sandbox, stay those of
-    /// the running process; a restart changes them. An upgrade waits until the process before has ended.
+    /// client is refused, and none waits; what is still under way after UPGRADE_DRAIN_TIMEOUT, as a WebSocket may be, is
+    /// cut. When the new process can't serve, prints why, ends with 1, and the running one serves on. The settings of
+    /// the unit, such as its sandbox, stay those of the running process; a restart changes them. While the process of
+    /// the upgrade before has not ended, that one gets DRAIN_TIMEOUT more, and the upgrade waits for it.
     Upgrade {
         /// Where to find the daemon.
         #[command(flatten)]

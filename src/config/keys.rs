@@ -194,6 +194,12 @@ keys! {
             /// How long a stop waits for what is in flight; what remains then is cut and
             /// counted. A unit's `TimeoutStopSec=` is extended as needed.
             "DRAIN_TIMEOUT", drain_timeout: Duration = "30s", "seconds", span(0, DAY);
+            /// How long a process that was taken over from in an upgrade finishes what it has. As
+            /// another one serves meanwhile this may be long; when that one is stopped or upgraded
+            /// itself, `DRAIN_TIMEOUT` is left of it. `auto` means 15 minutes, or `DRAIN_TIMEOUT`
+            /// where that is longer.
+            "UPGRADE_DRAIN_TIMEOUT", upgrade_drain_timeout: Auto<Duration> = "auto", "seconds",
+                AutoOr(span(0, DAY));
         }
         "Log" {
             /// Least severity of what is logged. A released program has nothing below `debug`.

@@ -90,7 +90,7 @@ pub(super) enum Control {
     Round,
     /// Every connection has ended.
     Drained,
-    /// `DRAIN_TIMEOUT` is over.
+    /// `DRAIN_TIMEOUT` is over, or `UPGRADE_DRAIN_TIMEOUT` after a hand-over.
     DrainLate,
     /// A worker thread ended unasked.
     WorkerDied(WorkerDied),
@@ -181,8 +181,8 @@ impl Daemon {
                 }
                 Control::Upgrade => self.ask_upgrade(&notifier, None),
                 Control::Upgrading(step) => {
-                    if self.upgrade_step(&mut notifier, step) {
-                        return self.cut("successor");
+                    if let Some(cause) = self.upgrade_step(&mut notifier, step) {
+                        return self.cut(cause);
                     }
                 }
                 Control::PredecessorGone => self.predecessor_gone(),
@@ -217,15 +217,17 @@ impl Daemon {
                 }
                 Control::Tick => self.tick(&mut notifier),
                 Control::Round => self.round(&mut notifier),
-                // It is on its way, and systemd tells all processes of a service that stops.
-                Control::Stop(signal) if self.upgrade.is_over() => debug!(signal, "draining already"),
+                // It is on its way, and systemd tells all processes of a service that stops, some of
+                // them twice.
+                Control::Stop(signal) if self.upgrade.is_over() => self.hurry(signal),
                 Control::Stop(signal) if self.drain.is_none() => self.begin_drain(&mut notifier, signal),
                 Control::Stop(signal) => return self.cut(signal),
-                Control::DrainLate => return self.cut("timeout"),
+                Control::DrainLate => {
+                    self.hear_out().await;
+                    return self.cut("timeout");
+                }
                 Control::Drained => {
-                    if self.upgrade.is_over() {
-                        self.hear_out().await;
-                    }
+                    self.hear_out().await;
                     info!(message_id = events::STOPPED, "stopped");
                     return ExitCode::SUCCESS;
                 }
@@ -235,9 +237,12 @@ impl Daemon {
         }
     }
 
-    /// Lets those who asked on the admin socket have their answers, that of the upgrade not
-    /// least: each has a copy of what questions come by until it has gone.
+    /// Once another process serves, lets those who asked on the admin socket have their answers,
+    /// that of the upgrade not least: each has a copy of what questions come by until it has gone.
     async fn hear_out(&mut self) {
+        if !self.upgrade.is_over() {
+            return;
+        }
         self.admin = None;
         let _ = timeout(LAST_WORDS, async { while self.questions.recv().await.is_some() {} }).await;
     }

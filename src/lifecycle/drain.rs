@@ -3,7 +3,9 @@
 //! An idle connection gets [`SILENCE`] before it is closed, since a request may be
 //! on the wire already; no longer, because nobody serves meanwhile and every moment
 //! of a stop is a stall for those who wait. All of it ends after `DRAIN_TIMEOUT`,
-//! or at the next SIGTERM or SIGINT. systemd is told every second that the stop is
+//! or at the next SIGTERM or SIGINT. After a hand-over, where another process serves
+//! (`upgrade`), both are longer, and a signal is not the end but the beginning of
+//! `DRAIN_TIMEOUT`. systemd is told every second that the stop is
 //! alive, so that `TimeoutStopSec=` never cuts a drain that the configuration allows.
 
 use std::process::ExitCode;
@@ -43,13 +45,16 @@ impl Daemon {
         let patience = self.generation.config.daemon.drain_timeout;
         info!(message_id = events::STOPPING, signal, timeout_s = patience.as_secs_f64(), "stopping");
         self.abandon_upgrade();
-        self.retire(SILENCE);
+        self.retire(SILENCE, patience);
+        if let Some(predecessor) = &self.predecessor {
+            predecessor.stopping();
+        }
         notifier.stopping(&self.live_line(), NEXT_WORD);
     }
 
-    /// Takes nothing on any more, and has idle connections close after this silence.
-    pub(super) fn retire(&mut self, silence: Duration) {
-        let patience = self.generation.config.daemon.drain_timeout;
+    /// Takes nothing on any more, has idle connections close after this silence, and what is
+    /// left end within `patience`.
+    pub(super) fn retire(&mut self, silence: Duration, patience: Duration) {
         self.abandon_reload();
         self.acme.stop();
         self.sockets.clear();

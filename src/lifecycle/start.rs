@@ -172,7 +172,8 @@ pub(super) async fn start(
             }
             Word::Stay => {
                 warn!("the process before goes on without this one");
-                started.daemon.retire(super::upgrade::SILENCE);
+                let patience = started.daemon.generation.config.daemon.drain_timeout;
+                started.daemon.retire(super::upgrade::SILENCE, patience);
                 Ok((started.daemon, Notifier::default()))
             }
         },

@@ -54,6 +54,13 @@ impl Daemon {
         let line = status_line(&self.pulse.last, &self.pulse.rates, &standing);
         match (&self.drain, self.reload.refusal()) {
             (Some(_), _) => format!("draining: {line}"),
+            (None, _) if self.upgrade.waits() && self.predecessor.is_some() => {
+                let pid = self.predecessor.as_ref().and_then(Predecessor::pid);
+                let left = self.predecessor.as_ref().and_then(Predecessor::left);
+                let which = pid.map_or_else(|| "the one before".to_owned(), |pid| pid.to_string());
+                let most = left.map_or_else(String::new, |left| format!(", {} s at most", left.as_secs()));
+                format!("upgrade waits for process {which}{most}: {line}")
+            }
             (None, Some(reason)) => {
                 format!("reload refused: {reason}, still serving generation {}; {line}", self.generation.number)
             }
@@ -71,7 +78,7 @@ impl Daemon {
         let phase = match &self.drain {
             Some(_) => "draining",
             None if self.reload.running() => "reloading",
-            None if self.upgrade.running() => "upgrading",
+            None if self.upgrade.running() || self.upgrade.waits() => "upgrading",
             None => "serving",
         };
         let backends = self.generation.endpoints().map(|endpoint| BackendStatus {
@@ -86,6 +93,7 @@ impl Daemon {
             pid: std::process::id(),
             phase: phase.to_owned(),
             predecessor: self.predecessor.as_ref().and_then(Predecessor::pid),
+            predecessor_left: self.predecessor.as_ref().and_then(Predecessor::left).map(|left| left.as_secs()),
             generation: self.generation.number,
             config: match &self.generation.config.origin {
                 Origin::File(path) | Origin::Line(path, _) => Some(path.to_path_buf()),

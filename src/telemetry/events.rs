@@ -47,6 +47,8 @@ events! {
     HANDED_OVER = "9ddf1417f8f83375ebe3395e6abf1bcd" ["successor" "successor_version"];
     /// This process has taken over from another one, which drains.
     TOOK_OVER = "5880fb012b1eb5da1805683c4817a779" ["predecessor"];
+    /// An upgrade is asked for while the process before still finishes what it has.
+    UPGRADE_WAITS = "537083fabbfa4e1fb53260f4c9cdf205" ["predecessor"];
     /// No other process took over; this one serves on.
     UPGRADE_FAILED = "8a373780b6b6434583a29653c49f5d9b" ["error"];
     /// The process that took over ended before this one had drained.

@@ -189,7 +189,7 @@ reasons! {
     OutOfPorts = "out_of_ports", 503, "proxy_internal_error", Ours;
     /// The exchange took longer than `REQUEST_TIMEOUT`.
     RequestTimeout = "request_timeout", 504, "http_response_timeout", Ours;
-    /// `DRAIN_TIMEOUT` ended, or a second signal came, before the exchange did.
+    /// `DRAIN_TIMEOUT` or `UPGRADE_DRAIN_TIMEOUT` ended, or a second signal came, before the exchange did.
     DrainCut = "drain_cut", 503, "proxy_internal_response", Ours;
     /// A fault in doorward.
     Internal = "internal", 500, "proxy_internal_error", Ours;

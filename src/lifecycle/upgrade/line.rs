@@ -3,10 +3,15 @@
 //! ```text
 //! ← {"ready":{"pid":4321,"version":"0.2.0"}}     or {"refused":"…the whole report…"}
 //! → go                                           or stay
+//! → left 900000                                  what it has left to finish, in milliseconds
+//! ← "hurry"                                      the next upgrade waits for its end
+//! ← "stopping"                                   the new process stops, and ends after it
+//! → left 30000
 //! ```
 //!
-//! The two may be of different versions, so the words stay as they are, and fields may be added.
-//! The line stays open as long as both live: its end tells each that the other one has gone.
+//! The two may be of different versions, so the words stay as they are, fields may be added, and
+//! a word that is not known is passed over. The line stays open as long as both live: its end
+//! tells each that the other one has gone.
 
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -15,8 +20,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
-use tracing::warn;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, warn};
 
 use super::launch::{Passing, Program};
 use crate::transport::listeners;
@@ -29,6 +34,7 @@ const SEND_PATIENCE: Duration = Duration::from_secs(5);
 
 const GO: &[u8] = b"go\n";
 const STAY: &[u8] = b"stay\n";
+const LEFT: &str = "left ";
 
 /// What the new process says.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +42,8 @@ const STAY: &[u8] = b"stay\n";
 enum Said {
     Ready { pid: u32, version: String },
     Refused(String),
+    Hurry,
+    Stopping,
 }
 
 /// What it is told.
@@ -52,7 +60,18 @@ pub(in crate::lifecycle) enum Word {
 pub(in crate::lifecycle) struct Successor {
     pid: u32,
     version: String,
-    line: UnixStream,
+    line: Line,
+}
+
+/// What the process before hears of the one that took over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::lifecycle) enum Heard {
+    /// It is asked for an upgrade, which this process holds up.
+    Hurry,
+    /// It stops, and waits for this one meanwhile.
+    Stopping,
+    /// It has ended.
+    Gone,
 }
 
 impl Successor {
@@ -71,15 +90,16 @@ impl Successor {
         passing.push(Passing::new(listeners::HAND_OVER, theirs));
         let launched = tokio::task::spawn_blocking(move || program.launch(passing)).await;
         launched.map_err(|fault| fault.to_string())??;
-        let mut line = BufReader::new(ours);
+        let mut line = Line::new(ours);
         match timeout(patience, hear(&mut line)).await {
             Ok(said) => match said? {
-                Said::Ready { pid, version } => Ok(Successor { pid, version, line: line.into_inner() }),
+                Said::Ready { pid, version } => Ok(Successor { pid, version, line }),
                 Said::Refused(report) => Err(report),
+                said => Err(format!("the new process says something else: {said:?}")),
             },
             Err(_) => {
                 // It hears this when it gets so far.
-                say(&mut line.into_inner(), STAY).await;
+                line.say(STAY).await;
                 Err(format!("the new process was not ready within {} s", patience.as_secs()))
             }
         }
@@ -96,43 +116,59 @@ impl Successor {
     }
 
     /// Lets it be the one that serves.
-    pub(super) fn go(&mut self) {
-        // A line that has been silent takes a few bytes at once, or is broken, which is found out.
-        if let Err(error) = self.line.try_write(GO) {
+    pub(super) fn go(&self) {
+        if let Err(error) = self.line.put(GO) {
             warn!(%error, "the new process can't be told that it serves");
+        }
+    }
+
+    /// Tells it how long this process has still, at most.
+    pub(super) fn left(&self, left: Duration) {
+        if let Err(error) = self.line.put(format!("{LEFT}{}\n", left.as_millis()).as_bytes()) {
+            debug!(%error, "the new process can't be told how long this one has");
         }
     }
 
     /// Has it end.
     pub(super) fn dismiss(self) {
-        if let Err(error) = self.line.try_write(STAY) {
+        if let Err(error) = self.line.put(STAY) {
             warn!(%error, "the new process can't be told that it does not serve");
         }
     }
 
-    /// Resolves when it has ended.
+    /// What it says next. Nothing is lost when the future is dropped.
+    pub(super) async fn heard(&mut self) -> Heard {
+        while let Some(words) = self.line.hear().await {
+            match serde_json::from_slice(&words) {
+                Ok(Said::Hurry) => return Heard::Hurry,
+                Ok(Said::Stopping) => return Heard::Stopping,
+                _ => debug!("the process that took over says something else"),
+            }
+        }
+        Heard::Gone
+    }
+
+    /// Resolves when it has ended, whatever it says meanwhile.
     pub(super) async fn gone(&mut self) {
-        ended(&mut self.line).await;
+        while self.heard().await != Heard::Gone {}
     }
 }
 
 /// What the new process says, in one line.
-async fn hear(line: &mut BufReader<UnixStream>) -> Result<Said, String> {
-    let mut words = Vec::new();
-    match line.take(LINE_MOST).read_until(b'\n', &mut words).await {
-        Ok(0) => Err("the new process ended before it was ready; the journal may say why".to_owned()),
-        Ok(_) => {
-            serde_json::from_slice(&words).map_err(|error| format!("the new process says something else: {error}"))
-        }
-        Err(error) => Err(format!("the new process can't be heard: {error}")),
-    }
+async fn hear(line: &mut Line) -> Result<Said, String> {
+    let words =
+        line.hear().await.ok_or("the new process ended before it was ready; the journal may say why".to_owned())?;
+    serde_json::from_slice(&words).map_err(|error| format!("the new process says something else: {error}"))
 }
 
 /// The process before, seen from the one that takes over.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct Predecessor {
     pid: Option<u32>,
-    line: UnixStream,
+    line: Line,
+    /// When it ends at the latest, as far as it has said so.
+    ends: Option<Instant>,
+    hurried: bool,
 }
 
 impl Predecessor {
@@ -144,12 +180,18 @@ impl Predecessor {
         line.set_nonblocking(true)?;
         let line = UnixStream::from_std(line)?;
         let peer = line.peer_cred().ok().and_then(|peer| peer.pid());
-        Ok(Predecessor { pid: peer.and_then(|pid| u32::try_from(pid).ok()), line })
+        let pid = peer.and_then(|pid| u32::try_from(pid).ok());
+        Ok(Predecessor { pid, line: Line::new(line), ends: None, hurried: false })
     }
 
     /// Its process id, where that is known.
     pub(in crate::lifecycle) fn pid(&self) -> Option<u32> {
         self.pid
+    }
+
+    /// How long it has still, at most; none of an older version, which does not say.
+    pub(in crate::lifecycle) fn left(&self) -> Option<Duration> {
+        self.ends.map(|ends| ends.saturating_duration_since(Instant::now()))
     }
 
     /// Tells it that this process can't serve.
@@ -161,33 +203,90 @@ impl Predecessor {
     /// gone meanwhile says nothing more: then systemd decides who serves, and this one may.
     pub(in crate::lifecycle) async fn ready(&mut self) -> Word {
         self.tell(&Said::Ready { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").to_owned() }).await;
-        let mut word = Vec::new();
-        let mut line = BufReader::new(&mut self.line);
-        let heard = (&mut line).take(LINE_MOST).read_until(b'\n', &mut word).await;
-        if heard.is_ok() && word == STAY { Word::Stay } else { Word::Go }
+        if self.line.hear().await.is_some_and(|word| word == STAY) { Word::Stay } else { Word::Go }
     }
 
-    /// Resolves when it has ended.
+    /// Has it end within its `DRAIN_TIMEOUT`: an upgrade waits for it. False when it was told
+    /// before. An older version passes it over, and takes the time that it has.
+    pub(in crate::lifecycle) fn hurry(&mut self) -> bool {
+        if std::mem::replace(&mut self.hurried, true) {
+            return false;
+        }
+        self.remark(&Said::Hurry);
+        true
+    }
+
+    /// Tells it that this process stops, so that it ends within its `DRAIN_TIMEOUT`, too.
+    pub(in crate::lifecycle) fn stopping(&self) {
+        self.remark(&Said::Stopping);
+    }
+
+    /// Resolves when it has ended; takes note meanwhile of how long it has. Nothing is lost when
+    /// the future is dropped.
     pub(in crate::lifecycle) async fn gone(&mut self) {
-        ended(&mut self.line).await;
+        while let Some(words) = self.line.hear().await {
+            match left(&words) {
+                Some(left) => self.ends = Instant::now().checked_add(left),
+                None => debug!("the process before says something else"),
+            }
+        }
     }
 
     async fn tell(&mut self, said: &Said) {
-        let mut words = serde_json::to_vec(said).unwrap_or_default();
-        words.push(b'\n');
-        say(&mut self.line, &words).await;
+        self.line.say(&words(said)).await;
+    }
+
+    fn remark(&self, said: &Said) {
+        if let Err(error) = self.line.put(&words(said)) {
+            debug!(%error, "the process before can't be told");
+        }
     }
 }
 
-/// Says something to whoever may have gone: that is found out by who waits for it.
-async fn say(line: &mut UnixStream, words: &[u8]) {
-    let _ = timeout(SEND_PATIENCE, line.write_all(words)).await;
+fn words(said: &Said) -> Vec<u8> {
+    let mut words = serde_json::to_vec(said).unwrap_or_default();
+    words.push(b'\n');
+    words
 }
 
-/// Resolves when the line is broken; what comes on it meanwhile has no meaning.
-async fn ended(line: &mut UnixStream) {
-    let mut scrap = [0; 64];
-    while line.read(&mut scrap).await.is_ok_and(|length| length > 0) {}
+/// The time that is left, of a line that says so.
+fn left(words: &[u8]) -> Option<Duration> {
+    let millis = std::str::from_utf8(words).ok()?.strip_prefix(LEFT)?.trim_end().parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+/// One end of it.
+#[derive(Debug)]
+struct Line {
+    stream: BufReader<UnixStream>,
+    /// What has come of the next line.
+    begun: Vec<u8>,
+}
+
+impl Line {
+    fn new(stream: UnixStream) -> Line {
+        Line { stream: BufReader::new(stream), begun: Vec::new() }
+    }
+
+    /// The next line, its end included; none when the other process has gone, or sends a line
+    /// that is too long. Nothing is lost when the future is dropped.
+    async fn hear(&mut self) -> Option<Vec<u8>> {
+        let room = LINE_MOST.saturating_sub(u64::try_from(self.begun.len()).unwrap_or(LINE_MOST));
+        // What was read before the future is dropped is in there already.
+        (&mut self.stream).take(room).read_until(b'\n', &mut self.begun).await.ok()?;
+        self.begun.ends_with(b"\n").then(|| std::mem::take(&mut self.begun))
+    }
+
+    /// Says something to whoever may have gone: that is found out by who waits for it.
+    async fn say(&mut self, words: &[u8]) {
+        let _ = timeout(SEND_PATIENCE, self.stream.get_mut().write_all(words)).await;
+    }
+
+    /// Says a few bytes without waiting: a line that has been silent takes them at once, or is
+    /// broken, which is found out.
+    fn put(&self, words: &[u8]) -> io::Result<()> {
+        self.stream.get_ref().try_write(words).map(drop)
+    }
 }
 
 #[cfg(test)]
@@ -197,20 +296,34 @@ mod tests {
     type TestResult = Result<(), Box<dyn std::error::Error>>;
 
     /// Both ends; the one before has not heard anything yet.
-    fn pair() -> io::Result<(BufReader<UnixStream>, Predecessor)> {
+    fn pair() -> io::Result<(Line, Predecessor)> {
         let (before, after) = UnixStream::pair()?;
-        Ok((BufReader::new(before), Predecessor::new(after.into_std()?)?))
+        Ok((Line::new(before), Predecessor::new(after.into_std()?)?))
+    }
+
+    /// Both ends after the new process was ready.
+    async fn ready() -> Result<(Successor, Predecessor), Box<dyn std::error::Error>> {
+        let (mut line, mut after) = pair()?;
+        let before = tokio::spawn(async move {
+            let said = hear(&mut line).await;
+            let before = Successor { pid: 7, version: "9".into(), line };
+            before.go();
+            (said, before)
+        });
+        assert_eq!(after.ready().await, Word::Go);
+        Ok((before.await?.1, after))
     }
 
     #[tokio::test]
     async fn the_words_on_the_line_are_as_documented() -> TestResult {
         let (mut before, after) = pair()?;
         after.refuse("line 1\nline 2".into()).await;
-        let mut line = String::new();
-        before.read_line(&mut line).await?;
-        assert_eq!(line, "{\"refused\":\"line 1\\nline 2\"}\n");
+        assert_eq!(before.hear().await.ok_or("nothing")?, b"{\"refused\":\"line 1\\nline 2\"}\n");
         let ready = serde_json::from_str(r#"{"ready":{"pid":7,"version":"9","later":true}}"#)?;
         assert_eq!(Said::Ready { pid: 7, version: "9".into() }, ready);
+        assert_eq!(words(&Said::Hurry), b"\"hurry\"\n");
+        assert_eq!(words(&Said::Stopping), b"\"stopping\"\n");
+        assert_eq!(left(b"left 900000\n"), Some(Duration::from_secs(900)));
         Ok(())
     }
 
@@ -221,7 +334,7 @@ mod tests {
             let told = tokio::spawn(async move {
                 let mut before = before;
                 let said = hear(&mut before).await;
-                let _ = before.into_inner().try_write(words);
+                before.say(words).await;
                 said
             });
             assert_eq!(after.ready().await, expected);
@@ -238,8 +351,47 @@ mod tests {
         drop(after);
         assert!(hear(&mut before).await.is_err_and(|error| error.contains("ended before it was ready")));
         let (mut before, mut after) = pair()?;
-        say(&mut after.line, b"HTTP/1.1 400 Bad Request\r\n").await;
+        after.line.say(b"HTTP/1.1 400 Bad Request\r\n").await;
         assert!(hear(&mut before).await.is_err_and(|error| error.contains("something else")));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn who_was_taken_over_from_is_hurried_once() -> TestResult {
+        let (mut before, mut after) = ready().await?;
+        assert!(after.hurry());
+        assert!(!after.hurry());
+        after.stopping();
+        assert_eq!(before.heard().await, Heard::Hurry);
+        assert_eq!(before.heard().await, Heard::Stopping);
+        drop(after);
+        assert_eq!(before.heard().await, Heard::Gone);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_time_that_is_left_is_known_as_it_was_told_last() -> TestResult {
+        let (before, mut after) = ready().await?;
+        assert_eq!(after.left(), None);
+        for told in [Duration::from_secs(900), Duration::from_secs(30)] {
+            before.left(told);
+            // It is heard also by one who hears to the end of nothing.
+            while after.left().is_none_or(|left| left > told) {
+                let _ = timeout(Duration::from_millis(1), after.gone()).await;
+            }
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn words_of_a_later_version_are_passed_over() -> TestResult {
+        let (mut before, mut after) = ready().await?;
+        after.line.say(b"{\"later\":1}\nlater\n\"hurry\"\n").await;
+        assert_eq!(before.heard().await, Heard::Hurry);
+        before.line.say(b"later 1\nleft soon\nleft 18446744073709551615\nleft 5000\n").await;
+        drop(before);
+        after.gone().await;
+        assert!(after.left().is_some_and(|left| left <= Duration::from_secs(5)));
         Ok(())
     }
 }

@@ -7,7 +7,8 @@
 //!           Telling ←───── ready, or why not ───────┘
 //!           MAINPID=, BARRIER=1 to systemd
 //!         Over ──────────── go ───────────→ READY=1, admin socket, metrics
-//!         drains, ends ····················→ knows by the end of the line between them
+//!         drains ←───────── hurry ──────────  when it is to be upgraded itself
+//!         ends ····························→ knows by the end of the line between them
 //! ```
 //!
 //! Until the new process is ready nothing is given away: whatever goes wrong with it, this one
@@ -15,6 +16,11 @@
 //! the new one speaks only after systemd has taken note. It is nobody's child by then
 //! ([`launch`]), so that its end is noticed. When it ends before this one has drained, this one
 //! ends at once: systemd starts a service again only when its last process is gone.
+//!
+//! Nobody waits for the end of this process once another one serves, so it has
+//! `UPGRADE_DRAIN_TIMEOUT`, and not `DRAIN_TIMEOUT` as in a stop, where everybody does. It has no
+//! more than that either as soon as somebody waits: the service stops, or the next upgrade is
+//! asked for.
 //!
 //! One at a time: an upgrade waits for the process before to end, and for a reload; a reload is
 //! refused meanwhile, as the new process may have read the files already.
@@ -46,7 +52,7 @@ use crate::transport::listeners::{self, Listener};
 
 pub use launch::launch;
 pub(super) use launch::{Passing, Program};
-use line::Successor;
+use line::{Heard, Successor};
 pub(super) use line::{Predecessor, Word};
 
 /// How long the new process may take until it is ready: names and certificates take their time.
@@ -58,6 +64,10 @@ const TOLD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an idle connection of a client may still send a request: nobody waits for the end
 /// of this process.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
+
+/// `UPGRADE_DRAIN_TIMEOUT=auto`, unless `DRAIN_TIMEOUT` is longer: whoever has honest answers that
+/// take an hour has said so there.
+const DRAIN: Duration = Duration::from_secs(900);
 
 /// A client of the admin socket that waits for the end of an upgrade.
 type Waiter = oneshot::Sender<Answer>;
@@ -80,7 +90,11 @@ enum Stage {
         told: UnixStream,
         until: Instant,
     },
-    Over(Successor),
+    Over {
+        successor: Successor,
+        /// It has said so.
+        stops: bool,
+    },
 }
 
 /// What the loop hears of an upgrade.
@@ -90,8 +104,8 @@ pub(super) enum Step {
     Started(Result<Successor, String>),
     /// Systemd knows of it.
     Told,
-    /// It has ended.
-    Gone,
+    /// It has said something, or has ended.
+    Heard(Heard),
 }
 
 impl Upgrade {
@@ -107,12 +121,9 @@ impl Upgrade {
             Stage::Telling { successor, told, until } => tokio::select! {
                 // Systemd closes its end, having read all that came before; nobody sends anything.
                 _ = timeout_at(*until, told.read_u8()) => Step::Told,
-                () = successor.gone() => Step::Gone,
+                () = successor.gone() => Step::Heard(Heard::Gone),
             },
-            Stage::Over(successor) => {
-                successor.gone().await;
-                Step::Gone
-            }
+            Stage::Over { successor, .. } => Step::Heard(successor.heard().await),
         }
     }
 
@@ -123,7 +134,12 @@ impl Upgrade {
 
     /// Whether another process serves now.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Over(_))
+        matches!(self.stage, Stage::Over { .. })
+    }
+
+    /// Whether one is wished for that has not begun.
+    pub(super) fn waits(&self) -> bool {
+        self.wanted
     }
 
     fn answer(&mut self, answer: &Answer) {
@@ -156,8 +172,18 @@ impl Daemon {
         if !self.upgrade.wanted || self.upgrade.running() || self.drain.is_some() {
             return;
         }
-        if self.predecessor.is_some() || self.reload.running() {
-            debug!("the upgrade waits for what is under way");
+        if let Some(predecessor) = &mut self.predecessor {
+            if predecessor.hurry() {
+                info!(
+                    message_id = events::UPGRADE_WAITS,
+                    predecessor = predecessor.pid(),
+                    "the upgrade waits for the process before"
+                );
+            }
+            return;
+        }
+        if self.reload.running() {
+            debug!("the upgrade waits for the reload");
             return;
         }
         self.upgrade.wanted = false;
@@ -182,8 +208,8 @@ impl Daemon {
         Ok(passing)
     }
 
-    /// Goes on with the upgrade under way. True when this process has to end at once.
-    pub(super) fn upgrade_step(&mut self, notifier: &mut Notifier, step: Step) -> bool {
+    /// Goes on with the upgrade under way. When this process has to end at once, why.
+    pub(super) fn upgrade_step(&mut self, notifier: &mut Notifier, step: Step) -> Option<&'static str> {
         match (std::mem::take(&mut self.upgrade.stage), step) {
             (Stage::Starting(_), Step::Started(Ok(successor))) => match told(notifier, successor.pid()) {
                 Ok(told) => {
@@ -197,23 +223,33 @@ impl Daemon {
             },
             (Stage::Starting(_), Step::Started(Err(reason))) => self.refuse_upgrade(&reason),
             (Stage::Telling { successor, .. }, Step::Told) => self.hand_over(successor),
+            (Stage::Over { successor, stops }, Step::Heard(Heard::Hurry)) => {
+                self.upgrade.stage = Stage::Over { successor, stops };
+                self.hurry("upgrade");
+            }
+            (Stage::Over { successor, .. }, Step::Heard(Heard::Stopping)) => {
+                self.upgrade.stage = Stage::Over { successor, stops: true };
+                self.hurry("stop");
+            }
+            // The stop has lasted as long as it may.
+            (Stage::Over { stops: true, .. }, Step::Heard(Heard::Gone)) => return Some("stop"),
             // The new process is the main one: systemd ends what is left of the service, and
             // starts it again.
-            (_, Step::Gone) => {
+            (_, Step::Heard(Heard::Gone)) => {
                 self.upgrade.answer(&Answer::refused("the new process ended as soon as it had taken over"));
                 error!(message_id = events::SUCCESSOR_DIED, "the process that took over has ended");
-                return true;
+                return Some("successor");
             }
             (stage, step) => {
                 debug!(?step, "a step of no upgrade");
                 self.upgrade.stage = stage;
             }
         }
-        false
+        None
     }
 
     /// The new process serves; this one leaves.
-    fn hand_over(&mut self, mut successor: Successor) {
+    fn hand_over(&mut self, successor: Successor) {
         // From here on whoever asks is answered there.
         self.admin = None;
         self.metrics.leave();
@@ -226,16 +262,37 @@ impl Daemon {
             from_pid: std::process::id(),
             from_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        let settings = &self.generation.config.daemon;
+        let patience = settings.upgrade_drain_timeout.unwrap_or_else(|| settings.drain_timeout.max(DRAIN));
         info!(
             message_id = events::HANDED_OVER,
             successor = status.pid,
             successor_version = status.version,
+            timeout_s = patience.as_secs_f64(),
             "another process has taken over"
         );
-        self.retire(SILENCE);
+        self.retire(SILENCE, patience);
+        // It is the other one's to check backends, and to say how they are.
+        self.checker.watch([]);
         successor.go();
+        successor.left(patience);
         self.upgrade.answer(&Answer::upgraded(status));
-        self.upgrade.stage = Stage::Over(successor);
+        self.upgrade.stage = Stage::Over { successor, stops: false };
+    }
+
+    /// Somebody waits for the end of this process, which has handed over: from now on it has
+    /// `DRAIN_TIMEOUT`, unless it has less.
+    pub(super) fn hurry(&mut self, cause: &'static str) {
+        let Some(drain) = &mut self.drain else { return };
+        let deadline = Instant::now() + self.generation.config.daemon.drain_timeout;
+        if deadline < drain.deadline {
+            drain.deadline = deadline;
+            let left = deadline.saturating_duration_since(Instant::now());
+            info!(cause, timeout_s = left.as_secs_f64(), "what is left has to end sooner");
+        }
+        if let Stage::Over { successor, .. } = &self.upgrade.stage {
+            successor.left(drain.deadline.saturating_duration_since(Instant::now()));
+        }
     }
 
     fn refuse_upgrade(&mut self, reason: &str) {
