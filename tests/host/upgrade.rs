@@ -2,8 +2,9 @@
 //! what becomes of clients when that goes wrong.
 
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
-use ::doorward::telemetry::events::{HANDED_OVER, SUCCESSOR_DIED, TOOK_OVER};
+use ::doorward::telemetry::events::{DRAIN_CUT, HANDED_OVER, SUCCESSOR_DIED, TOOK_OVER};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
@@ -24,6 +25,7 @@ crate::stories!(install:
     an_upgrade_that_can_not_serve_changes_nothing,
     the_death_of_the_new_process_refuses_nobody,
     a_stop_waits_for_the_process_before_too,
+    what_is_under_way_lives_on_until_somebody_waits_for_its_end,
     metrics_are_had_from_the_new_process,
 );
 
@@ -316,6 +318,60 @@ fn a_stop_waits_for_the_process_before_too(host: &Host) -> Result<()> {
     ensure!(!host.run("pgrep -x doorward")?.success(), "a process is left");
     // The next client starts it again.
     ensure!(ask(host, "/again")?.status == 200);
+    Ok(())
+}
+
+fn what_is_under_way_lives_on_until_somebody_waits_for_its_end(host: &Host) -> Result<()> {
+    // A stop would wait for a second.
+    let slow_answer = || {
+        let backend = Backend::tcp(host)?;
+        restart_with(host, &format!("BACKEND_ADDRESS=127.0.0.1:{}\nDRAIN_TIMEOUT=1s\n", backend.port))?;
+        let slow = ask_slowly(host, "/held")?;
+        backend.holds(1)?;
+        anyhow::Ok((backend, slow, main_pid(host)?))
+    };
+    let outlives = |before: u32| {
+        wait_for("three seconds to pass", SOON, || {
+            let status = status(host)?;
+            ensure!(status["predecessor"] == before, "the process before is gone: {status:#}");
+            Ok(status["predecessor_left"].as_u64().is_some_and(|left| left <= 15 * 60 - 4))
+        })
+    };
+    let cut = |slow: JoinHandle<Result<Answer>>, before: u32| {
+        ensure!(answer_of(slow).is_err(), "the slow answer could not have been whole");
+        let cut = records(host, &format!("MESSAGE_ID={DRAIN_CUT} _PID={before}"))?;
+        ensure!(cut.len() == 1, "{}", log(host)?);
+        ensure!(records(host, &format!("MESSAGE_ID={SUCCESSOR_DIED}"))?.is_empty(), "{}", log(host)?);
+        anyhow::Ok(())
+    };
+
+    let (backend, slow, before) = slow_answer()?;
+    let next = next_version(host)?;
+    apt_install(host, next)?;
+    outlives(before)?;
+    finish(&backend, slow)?;
+    alone(host)?;
+
+    // The next version waits for the process before, and that for no longer than a stop would.
+    let (backend, slow, before) = slow_answer()?;
+    upgrade(host)?;
+    outlives(before)?;
+    host.say(&format!("apt-get install --reinstall -y {next}"))?;
+    ensure!(!processes(host)?.contains(&before), "there are more than two processes");
+    cut(slow, before)?;
+    drop(backend);
+    alone(host)?;
+
+    // And so does a stop.
+    let (backend, slow, before) = slow_answer()?;
+    upgrade(host)?;
+    let began = Instant::now();
+    host.say("systemctl stop doorward.service")?;
+    // Far from TimeoutStopSec=, after which systemd would have killed it.
+    ensure!(began.elapsed() < SOON, "the stop took {:?}", began.elapsed());
+    ensure!(show(host, "doorward.service", "Result")? == "success");
+    cut(slow, before)?;
+    drop(backend);
     Ok(())
 }
 
