@@ -164,6 +164,25 @@ impl Peer {
         self.send(framed);
     }
 
+    /// Sends for as long as the other side takes it within `patience`, with little room on the
+    /// way; says how many bytes.
+    pub fn send_while_taken(&mut self, bytes: impl AsRef<[u8]>, patience: Duration) -> usize {
+        on!(&self.socket, socket => {
+            SockRef::from(socket).set_send_buffer_size(16 * 1024).unwrap();
+            socket.set_write_timeout(Some(patience)).unwrap();
+        });
+        let mut rest = bytes.as_ref();
+        let whole = rest.len();
+        while !rest.is_empty() {
+            match on!(&mut self.socket, socket => socket.write(rest)) {
+                Ok(n) => rest = &rest[n..],
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        whole - rest.len()
+    }
+
     /// Sends for as long as the other side takes it within `patience`; says how many bytes.
     pub fn send_until_full(&mut self, patience: Duration) -> usize {
         on!(&self.socket, socket => socket.set_write_timeout(Some(patience)).unwrap());

@@ -5,6 +5,7 @@
 //! come and go by themselves: that an answer is to be the connection's last is for the
 //! connection to see to.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use http::Response;
 use super::body::Body;
 use super::fields;
 use super::output::Output;
+use super::streams::Streams;
 use crate::proxy::client::{Client, Own};
 use crate::proxy::head::{Framing, Method, RequestHead, ResponseHead};
 use crate::proxy::relay::{Fault, Piece, Sink, Source};
@@ -45,12 +47,22 @@ pub struct Http2 {
     left: bool,
     /// We have reset it.
     aborted: bool,
+    /// Those of its connection; and how often what they have handed over was written when this
+    /// one had handed over an interim response, which no window holds back.
+    streams: Rc<Streams>,
+    informed: Option<u64>,
 }
 
 impl Http2 {
     /// The client whose request has this head; `ended` says that nothing follows that.
     #[must_use]
-    pub fn new(stream: RecvStream, ended: bool, respond: SendResponse<Bytes>, head: &RequestHead) -> Self {
+    pub fn new(
+        stream: RecvStream,
+        ended: bool,
+        respond: SendResponse<Bytes>,
+        head: &RequestHead,
+        streams: Rc<Streams>,
+    ) -> Self {
         let announced = match head.framing {
             Framing::Length(length) => Some(length),
             _ => None,
@@ -60,13 +72,13 @@ impl Http2 {
             trailers: head.trailers,
             announced,
             asks: head.upgrade,
-            ..Self::unread(stream, ended, respond)
+            ..Self::unread(stream, ended, respond, streams)
         }
     }
 
     /// One whose request has no head that can be made out.
     #[must_use]
-    pub fn unread(stream: RecvStream, ended: bool, respond: SendResponse<Bytes>) -> Self {
+    pub fn unread(stream: RecvStream, ended: bool, respond: SendResponse<Bytes>, streams: Rc<Streams>) -> Self {
         Self {
             body: Body::new(stream, ended),
             respond,
@@ -80,6 +92,8 @@ impl Http2 {
             cookie: None,
             left: false,
             aborted: false,
+            streams,
+            informed: None,
         }
     }
 
@@ -147,6 +161,10 @@ impl Sink for Http2 {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         self.open(false)?;
+        if let Some(times) = self.informed {
+            ready!(self.streams.poll_cleared(cx, times));
+            self.informed = None;
+        }
         self.output.poll_flush(cx)
     }
 
@@ -206,6 +224,7 @@ impl Client for Http2 {
         if !gone {
             // That it can't be sent will be seen when the answer can't.
             let _ = self.respond.send_informational(fields::interim(head, edits));
+            self.informed = Some(self.streams.cleared());
         }
     }
 

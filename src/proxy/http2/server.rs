@@ -217,6 +217,9 @@ impl Serving<'_> {
                 }
                 Poll::Pending => {}
             }
+            if !self.watch.is_blocked() {
+                self.streams.clear();
+            }
             self.note_endings();
             let now = self.timer.clock().millis();
             let breach = self.watch.breach().or(self.streams.too_many_resets().then_some(Breach::Flood));

@@ -23,6 +23,10 @@ pub struct Streams {
     owed: Cell<usize>,
     /// The connection's.
     waker: RefCell<Option<Waker>>,
+    /// Times that the connection had its turn, and could write all that was handed over.
+    cleared: Cell<u64>,
+    /// Those who wait for that.
+    waiting: RefCell<Vec<Waker>>,
     resets: RefCell<Allowance>,
     /// The client has reset more than is borne.
     too_many_resets: Cell<bool>,
@@ -44,6 +48,8 @@ impl Streams {
             begun: RefCell::default(),
             owed: Cell::new(0),
             waker: RefCell::default(),
+            cleared: Cell::new(0),
+            waiting: RefCell::default(),
             resets: RefCell::new(Allowance::new(limits::RESETS)),
             too_many_resets: Cell::new(false),
         })
@@ -93,6 +99,33 @@ impl Streams {
         self.too_many_resets.get()
     }
 
+    /// The connection had its turn, and nothing of what was handed over before is left but
+    /// what waits for windows.
+    pub fn clear(&self) {
+        self.cleared.set(self.cleared.get() + 1);
+        if !self.waiting.borrow().is_empty() {
+            self.waiting.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// How often that was so.
+    #[must_use]
+    pub fn cleared(&self) -> u64 {
+        self.cleared.get()
+    }
+
+    /// Ready when that was so once more than this often.
+    pub fn poll_cleared(&self, cx: &Context<'_>, times: u64) -> Poll<()> {
+        if self.cleared.get() > times {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
     /// Ready when all stories are over.
     pub fn poll_told(&self, cx: &Context<'_>) -> Poll<()> {
         self.wake_by(cx.waker());
@@ -114,6 +147,12 @@ pub struct Open {
 }
 
 impl Open {
+    /// The streams of its connection.
+    #[must_use]
+    pub fn streams(&self) -> &Rc<Streams> {
+        &self.streams
+    }
+
     /// Of a connection that has none else.
     #[cfg(test)]
     pub fn alone() -> Self {

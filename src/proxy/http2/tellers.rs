@@ -17,7 +17,7 @@ use http::Request;
 use super::client::Http2;
 use super::head;
 use super::server::PARTING;
-use super::streams::Open;
+use super::streams::{Open, Streams};
 use crate::proxy::relay::Sink as _;
 use crate::proxy::story::{self, Source};
 use crate::proxy::worker::Worker;
@@ -85,7 +85,7 @@ impl Tellers {
                 own.asked().await;
                 // Taken out where it is told: it is some hundred bytes, and not moved for nothing.
                 let Some(Story { worker, source, request, respond, open }) = own.story.take() else { continue };
-                if tell(&worker, &source, request, respond).await == Told::Reset {
+                if tell(&worker, &source, request, respond, open.streams()).await == Told::Reset {
                     open.note_reset(worker.clock().millis());
                 }
                 drop(open);
@@ -123,7 +123,13 @@ enum Told {
 }
 
 /// Tells the story of a stream.
-async fn tell(worker: &Worker, source: &Source, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Told {
+async fn tell(
+    worker: &Worker,
+    source: &Source,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    streams: &Rc<Streams>,
+) -> Told {
     let timer = worker.clock().timer();
     let (parts, stream) = request.into_parts();
     let ended = stream.is_end_stream();
@@ -131,12 +137,12 @@ async fn tell(worker: &Worker, source: &Source, request: Request<RecvStream>, re
     let mut client = match head::request(&parts, ended, limit) {
         Ok(head) => {
             drop(parts);
-            let mut client = Http2::new(stream, ended, respond, &head);
+            let mut client = Http2::new(stream, ended, respond, &head, Rc::clone(streams));
             story::story(worker, source, &mut client, &head, &timer).await;
             client
         }
         Err(reason) => {
-            let mut client = Http2::unread(stream, ended, respond);
+            let mut client = Http2::unread(stream, ended, respond, Rc::clone(streams));
             connection::note_refusal(worker, source, reason);
             answer::refusal(&mut client, reason, None, None, true);
             // A few hundred bytes; a client that takes not even these is let go.
@@ -176,7 +182,8 @@ mod tests {
             let (worker, mut send, mut connection) = pair().await;
             let (_answer, _body) = send.send_request(http::Request::new(()), true).unwrap();
             let (request, respond) = connection.accept().await.unwrap().unwrap();
-            let size = std::mem::size_of_val(&tell(&worker, &source(), request, respond));
+            let open = Open::alone();
+            let size = std::mem::size_of_val(&tell(&worker, &source(), request, respond, open.streams()));
             assert!(size <= 5120, "a stream under way takes {size} bytes");
         });
     }
