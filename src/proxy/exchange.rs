@@ -477,6 +477,7 @@ fn backend(fault: Fault, answered: bool) -> Reason {
         Fault::Malformed(Reason::BackendHeaderTooLarge) => Reason::BackendHeaderTooLarge,
         // What it would be sent can't be said in its version.
         Fault::Malformed(Reason::TargetTooLong) => Reason::TargetTooLong,
+        Fault::Malformed(Reason::BackendHeaderLimit) => Reason::BackendHeaderLimit,
         Fault::Malformed(_) => Reason::BackendMalformed,
         Fault::Truncated if answered => Reason::BackendTruncated,
         Fault::Truncated => Reason::BackendClosed,

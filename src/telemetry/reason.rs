@@ -155,6 +155,9 @@ reasons! {
     TargetTooLong = "target_too_long", 414, "http_request_error", Client;
     /// The request head exceeds `MAX_HEADER_SIZE` or the number of fields.
     HeaderTooLarge = "header_too_large", 431, "http_request_error", Client;
+    /// The request head, with what doorward adds to it, exceeds what the backend says that it takes
+    /// (HTTP/2, `SETTINGS_MAX_HEADER_LIST_SIZE`).
+    BackendHeaderLimit = "backend_header_limit", 431, "http_request_error", Client;
     /// The request expects something other than `100-continue`.
     ExpectationFailed = "expectation_failed", 417, "http_request_error", Client;
     /// The request is of an HTTP version that is not served here.

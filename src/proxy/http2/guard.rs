@@ -1,12 +1,13 @@
 //! Guard: looks at the heads of frames as they come in, for what the `h2` crate does not
 //! tell: how many bring nothing, since when a header block is not whole, and whether settings
 //! come first. Of a backend's heads, those count as nothing that are more than a response and
-//! its trailers need: the crate keeps every interim response until it is taken.
+//! its trailers need: the crate keeps every interim response until it is taken. Of its settings,
+//! one is read that the crate passes over: how large a request's head may be.
 //!
 //! Of the frames that go out, those are noted that end a stream ([`Endings`]): the crate refuses a
 //! request that is malformed, too large, or one too many, without a word to us.
 //!
-//! A frame's meaning is the crate's business; here only its length, type and flags count
+//! Else a frame's meaning is the crate's business; here only its length, type and flags count
 //! (RFC 9113 §4.1). What was passed on to the client makes up for frames that bring nothing:
 //! a window has to be opened for all that is sent.
 
@@ -36,6 +37,12 @@ const EARNED_BY: usize = 256;
 /// Frames that one write makes up for.
 const EARNED_EACH: usize = 4;
 
+/// `SETTINGS_MAX_HEADER_LIST_SIZE` (RFC 9113 §6.5.2).
+const MAX_HEADER_LIST_SIZE: u16 = 6;
+
+/// Bytes of a setting (§6.5.1).
+const SETTING: usize = 6;
+
 /// Heads that answer a request: the response's and, behind its body, the trailers'.
 const HEADS_EACH: usize = 2;
 
@@ -59,6 +66,13 @@ pub struct Guard {
     /// Heads that a backend owes for what it was asked.
     owed: usize,
     of_client: bool,
+    /// The frame is of a backend's settings.
+    sets: bool,
+    /// What has come of one of them, and how much that is.
+    setting: [u8; SETTING],
+    set: usize,
+    /// Bytes of a head that the backend takes at most, as it counts them.
+    header_list: Option<u32>,
     /// No frame has come yet, and a preface was to come before.
     first: bool,
     breach: Option<Breach>,
@@ -88,6 +102,10 @@ impl Guard {
             resets: Vec::new(),
             owed: 0,
             of_client: preface,
+            sets: false,
+            setting: [0; SETTING],
+            set: 0,
+            header_list: None,
             first: preface,
             breach: None,
         }
@@ -116,6 +134,13 @@ impl Guard {
         std::mem::take(&mut self.resets)
     }
 
+    /// How large a head the backend takes, if it has said so: bytes of all names and values, and
+    /// 32 for each field (RFC 9113 §6.5.2).
+    #[must_use]
+    pub fn header_list(&self) -> Option<u32> {
+        self.header_list
+    }
+
     /// Counts `n` bytes as sent.
     pub fn sent(&mut self, n: usize) {
         self.idle_frames.earn(EARNED_EACH + n / EARNED_BY);
@@ -135,7 +160,11 @@ impl Guard {
             if self.left > 0 {
                 let passed = self.left.min(rest.len());
                 self.left -= passed;
-                rest = rest.get(passed..).unwrap_or_default();
+                let (payload, behind) = rest.split_at_checked(passed).unwrap_or((rest, &[]));
+                if self.sets {
+                    self.take_settings(payload);
+                }
+                rest = behind;
                 self.end_block();
                 continue;
             }
@@ -149,6 +178,23 @@ impl Guard {
             if self.have == HEAD {
                 self.have = 0;
                 self.begin(now);
+            }
+        }
+    }
+
+    /// Looks at a part of a backend's settings.
+    fn take_settings(&mut self, payload: &[u8]) {
+        for byte in payload {
+            if let Some(place) = self.setting.get_mut(self.set) {
+                *place = *byte;
+            }
+            self.set += 1;
+            if self.set == SETTING {
+                self.set = 0;
+                let [a, b, value @ ..] = self.setting;
+                if u16::from_be_bytes([a, b]) == MAX_HEADER_LIST_SIZE {
+                    self.header_list = Some(u32::from_be_bytes(value));
+                }
             }
         }
     }
@@ -177,6 +223,7 @@ impl Guard {
         if !brings && !self.idle_frames.spend(now) {
             self.breach.get_or_insert(Breach::Flood);
         }
+        (self.sets, self.set) = (kind == SETTINGS && !self.of_client, 0);
         if matches!(kind, HEADERS | CONTINUATION) {
             self.goes_on = flags & END_HEADERS == 0;
             self.block.get_or_insert(now);
@@ -325,6 +372,30 @@ mod tests {
         let mut guard = Guard::new(true);
         guard.read(&[super::PREFACE, &frame(4, 0, 6), &head.repeat(10 * most)].concat(), 1);
         assert_eq!(guard.breach(), None);
+    }
+
+    #[test]
+    fn how_large_a_head_a_backend_takes_is_read_however_its_settings_are_cut() {
+        let of = |settings: &[(u16, u32)]| {
+            let mut bytes = frame(4, 0, 6 * settings.len());
+            bytes.truncate(9);
+            for (key, value) in settings {
+                bytes.extend([&key.to_be_bytes()[..], &value.to_be_bytes()].concat());
+            }
+            bytes
+        };
+        let first = [frame(6, 0, 8), of(&[(3, 9), (6, 70_000), (4, 9)]), frame(4, 1, 0)].concat();
+        let second = [frame(0, 0, 40), of(&[(5, 20_000)]), of(&[(6, 7), (6, 8)])].concat();
+        for piece in 1..first.len() {
+            let mut guard = Guard::new(false);
+            for (bytes, size) in [(&first, 70_000), (&second, 8)] {
+                bytes.chunks(piece).for_each(|piece| guard.read(piece, 1));
+                assert_eq!(guard.header_list(), Some(size), "{piece}");
+            }
+        }
+        let mut guard = Guard::new(true);
+        guard.read(&[super::PREFACE, &first].concat(), 1);
+        assert_eq!(guard.header_list(), None);
     }
 
     #[test]

@@ -74,6 +74,12 @@ impl Watch {
         self.guard.borrow_mut().asked();
     }
 
+    /// How large a head the backend takes, if it has said so; see [`Guard::header_list`].
+    #[must_use]
+    pub fn header_list(&self) -> Option<u32> {
+        self.guard.borrow().header_list()
+    }
+
     /// Bytes read in all.
     #[must_use]
     pub fn heard(&self) -> u64 {

@@ -13,6 +13,8 @@ use crate::traffic::door::{Daemon, Setup};
 
 /// The number of streams that may be open at once.
 const MAX_CONCURRENT_STREAMS: u16 = 3;
+/// How large a request's head may be.
+const MAX_HEADER_LIST_SIZE: u16 = 6;
 /// What a stream may be sent at first.
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
@@ -246,6 +248,32 @@ fn an_answer_with_too_large_a_head_is_refused_and_the_connection_serves_on() {
         kind = CONTINUATION;
     }
     client.response().assert_refusal(502, "backend_header_too_large");
+    backend.expect_none();
+}
+
+/// RFC 9113 §6.5.2: it is asked for nothing that it would have to reset.
+#[test]
+fn a_request_larger_than_the_backend_takes_is_refused_and_the_connection_serves_on() {
+    let backend = Backend::new();
+    let daemon = before(&backend).start();
+    let mut client = daemon.connect();
+    let large = format!("POST / HTTP/1.1\r\nHost: a\r\nX: {}\r\nContent-Length: 4\r\n\r\nbody", "x".repeat(900));
+    client.send(&large);
+    let mut connection = accept(&backend, &[(MAX_HEADER_LIST_SIZE, 1000)]);
+    client.response().assert_refusal(431, "backend_header_limit");
+    client.get("/");
+    let stream = request(&mut connection);
+    connection.send(ok(stream));
+    expect_ok(&mut client);
+    // It may change its mind.
+    let setting = [&MAX_HEADER_LIST_SIZE.to_be_bytes()[..], &2000_u32.to_be_bytes()].concat();
+    connection.send(frame(SETTINGS, 0, 0, setting));
+    connection.expect_alive();
+    client.send(&large);
+    let stream = request(&mut connection);
+    connection.send(ok(stream));
+    expect_ok(&mut client);
+    assert_eq!(daemon.status()["backends"][0]["state"], "up");
     backend.expect_none();
 }
 

@@ -26,6 +26,7 @@ use http::uri::Scheme;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::head;
 use super::pool::Group;
 use crate::balance::connections::IdleMark;
 use crate::proxy::http2::guard::Guard;
@@ -197,6 +198,13 @@ impl Connection {
             Some(handle) => handle.clone().send_request(request, ended).inspect(|_| self.watch.asked()),
             None => Err(h2::Reason::REFUSED_STREAM.into()),
         }
+    }
+
+    /// Whether the backend takes such a head: it may have said how large one may be.
+    #[must_use]
+    pub fn takes(&self, request: &Request<()>) -> bool {
+        let most = self.watch.header_list().and_then(|most| usize::try_from(most).ok());
+        most.is_none_or(|most| head::size(request) <= most)
     }
 
     /// The scheme of what is asked on it.

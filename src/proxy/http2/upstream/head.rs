@@ -63,6 +63,24 @@ pub fn request(
     Some(request)
 }
 
+/// What a request's head counts (RFC 9113 §6.5.2).
+#[must_use]
+pub fn size(request: &Request<()>) -> usize {
+    /// Beside a field's bytes.
+    const EACH: usize = 32;
+    let uri = request.uri();
+    let pseudo = [
+        (":method", Some(request.method().as_str())),
+        // One that the crate adds where there is no authority.
+        (":scheme", Some(uri.scheme_str().unwrap_or("http"))),
+        (":authority", uri.authority().map(Authority::as_str)),
+        (":path", uri.path_and_query().map(PathAndQuery::as_str)),
+    ];
+    let pseudo = pseudo.iter().filter_map(|(name, value)| value.map(|value| name.len() + value.len() + EACH));
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + EACH);
+    pseudo.chain(fields).sum()
+}
+
 /// The request of a health check. `None` if it can't be said.
 #[must_use]
 pub fn check(scheme: &Scheme, path: &str, host: &str) -> Option<Request<()>> {

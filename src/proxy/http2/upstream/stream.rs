@@ -93,11 +93,18 @@ impl Http2Upstream {
     /// See [`crate::proxy::upstream::Upstream::begin`].
     pub fn begin(&mut self, asked: &RequestHead, forwarded: &Forwarded<'_>, rewrite: &Rewrite<'_>) {
         let ended = matches!(asked.framing, Framing::Empty | Framing::Length(0));
-        let begun = match head::request(asked, forwarded, rewrite, self.place.connection().scheme()) {
-            Some(request) => self.place.connection().send(request, ended),
+        let connection = self.place.connection();
+        let request = match head::request(asked, forwarded, rewrite, connection.scheme()) {
+            Some(request) if connection.takes(&request) => Ok(request),
+            // It would be reset, or answered by who knows what.
+            Some(_) => Err(Reason::BackendHeaderLimit),
             // Its target is too long once it is encoded.
-            None => {
-                self.fault = Some(Fault::Malformed(Reason::TargetTooLong));
+            None => Err(Reason::TargetTooLong),
+        };
+        let begun = match request {
+            Ok(request) => connection.send(request, ended),
+            Err(reason) => {
+                self.fault = Some(Fault::Malformed(reason));
                 self.unprocessed = true;
                 return;
             }
