@@ -141,7 +141,7 @@ impl Guard {
         self.header_list
     }
 
-    /// Counts `n` bytes as sent.
+    /// Counts `n` bytes as sent that have something of an answer.
     pub fn sent(&mut self, n: usize) {
         self.idle_frames.earn(EARNED_EACH + n / EARNED_BY);
     }

@@ -122,6 +122,22 @@ impl Watch {
         self.endings.borrow_mut().as_mut().map(Endings::take).unwrap_or_default()
     }
 
+    /// The first `n` bytes of these were sent.
+    fn note_sent(&self, n: usize, from: &[IoSlice<'_>]) {
+        let mut endings = self.endings.borrow_mut();
+        let Some(endings) = endings.as_mut() else { return self.guard.borrow_mut().sent(n) };
+        let carried = endings.carried();
+        let mut left = n;
+        for slice in from {
+            endings.sent(slice.get(..left.min(slice.len())).unwrap_or_default());
+            left = left.saturating_sub(slice.len());
+        }
+        // What only answers a frame that brings nothing makes up for none.
+        if endings.carried() > carried {
+            self.guard.borrow_mut().sent(n);
+        }
+    }
+
     fn count(&self, bytes: &[u8]) {
         self.heard.set(self.heard.get() + u64::try_from(bytes.len()).unwrap_or(0));
         self.read.set(self.read.get() + bytes.len());
@@ -154,14 +170,7 @@ impl Io {
         self.note_room(outcome.is_pending());
         if let Poll::Ready(Ok(n)) = outcome {
             self.watch.written.set(self.watch.written.get() + u64::try_from(n).unwrap_or(0));
-            self.watch.guard.borrow_mut().sent(n);
-            if let Some(endings) = self.watch.endings.borrow_mut().as_mut() {
-                let mut left = n;
-                for slice in from {
-                    endings.sent(slice.get(..left.min(slice.len())).unwrap_or_default());
-                    left = left.saturating_sub(slice.len());
-                }
-            }
+            self.watch.note_sent(n, from);
         }
         outcome
     }

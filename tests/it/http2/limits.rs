@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::backend::Backend;
 use crate::http2::client::Client;
 use crate::http2::frames::{
-    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frames, HEADERS, PING, PRIORITY,
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frames, GOAWAY, HEADERS, PING, PRIORITY,
     RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
 };
 use crate::traffic::door::{Daemon, Setup};
@@ -121,6 +121,51 @@ fn floods_of_frames_that_bring_nothing_end_the_connection() {
     daemon.wait("no connection", |status| status["connections"] == 0);
 }
 
+/// An answer to a frame that brings nothing makes up for none.
+#[test]
+fn frames_that_bring_nothing_are_a_flood_also_one_by_one() {
+    const MOST: u32 = 20_000;
+    let daemon = Setup::new().start();
+    for flood in [frame(PING, 0, 0, "pingping"), frame(SETTINGS, 0, 0, "")] {
+        let mut client = Frames::connect(daemon.address());
+        let mut answered = 0;
+        let last = loop {
+            if client.peer.try_send(&flood).is_err() {
+                break None;
+            }
+            match client.try_read() {
+                Some(frame) if frame.kind == GOAWAY => break Some(frame),
+                Some(frame) => answered += u32::from(frame.flags == ACK),
+                None => break None,
+            }
+            assert!(answered < MOST, "no end to answers");
+        };
+        assert!(answered >= 900, "only {answered} were borne");
+        // With bytes of its own on their way it may see the end alone.
+        assert!(last.is_none_or(|last| last.number(4) == ENHANCE_YOUR_CALM));
+    }
+    assert_recorded(&daemon, "http2_flood");
+}
+
+#[test]
+fn a_client_that_goes_on_beyond_its_limit_is_let_go() {
+    let backend = Backend::new();
+    let daemon =
+        Setup::new().set("WORKERS", 1).set("HTTP2_MAX_STREAMS", 1).set("BACKEND_ADDRESS", &backend.address).start();
+    let mut client = Frames::connect(daemon.address());
+    client.send(frames::ask(1));
+    let _held = backend.take();
+    // One that had not heard of its limit may be a good deal beyond it.
+    let beyond = |from: u32, count: u32| (0..count).flat_map(|turn| frames::ask(from + 2 * turn)).collect::<Vec<_>>();
+    client.send(beyond(3, 200));
+    assert_eq!(client.reset(3 + 2 * 199), frames::REFUSED_STREAM);
+    client.expect_alive();
+    let _ = client.peer.try_send(beyond(1001, 20_000));
+    assert_eq!(client.goodbye(), ENHANCE_YOUR_CALM);
+    assert_recorded(&daemon, "http2_flood");
+    daemon.wait_in_flight(0);
+}
+
 #[test]
 fn streams_that_are_opened_to_be_reset_end_the_connection() {
     let backend = Backend::new();
@@ -141,8 +186,8 @@ fn streams_that_are_opened_to_be_reset_end_the_connection() {
     loop {
         let stream = 1 + 2 * resets;
         let ping = frame(PING, 0, 0, stream.to_be_bytes().repeat(2));
-        let ask = [frames::ask(stream), ping.clone(), frame(RST_STREAM, 0, stream, [0, 0, 0, 8]), ping].concat();
-        if client.peer.try_send(ask).is_err() || client.reads_goaway(2) {
+        let ask = [frames::ask(stream), ping, frame(RST_STREAM, 0, stream, [0, 0, 0, 8])].concat();
+        if client.peer.try_send(ask).is_err() || client.reads_goaway(1) {
             break;
         }
         resets += 1;
