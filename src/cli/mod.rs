@@ -12,6 +12,7 @@ mod docs;
 mod explain;
 mod generate;
 mod man;
+mod page;
 mod route;
 
 use std::ffi::OsString;
