@@ -87,6 +87,9 @@ pub struct Status {
     /// Seconds that it has for that at most; none when it is of an older version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predecessor_left: Option<u64>,
+    /// Connections of clients that it has still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predecessor_connections: Option<u64>,
     /// Number of the configuration that serves; the first one is 1.
     pub generation: u64,
     /// The file that it was read from; none when only defaults serve.

@@ -16,7 +16,7 @@ use anyhow::Context;
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::page::{page, span};
+use super::page::{page, span, what_is_left};
 use super::{NOT_RUNNING, complain, say};
 use crate::admin::protocol::{Answer, Command, UpgradeStatus};
 
@@ -111,7 +111,8 @@ fn waits(socket: &Path) -> Option<String> {
     let status = ask(socket, Command::Status, TELL_AFTER).ok()?.0.status?;
     let pid = status.predecessor?;
     let most = status.predecessor_left.map_or_else(String::new, |left| format!(", for {} at most", span(left)));
-    Some(format!("waiting until process {pid}, of the upgrade before, has finished what it has{most}"))
+    let what = what_is_left(&status);
+    Some(format!("waiting until process {pid}, of the upgrade before, has finished {what}{most}"))
 }
 
 /// Prints the state of the daemon, as a page or, with `json`, as it came.

@@ -17,8 +17,9 @@ pub(super) fn page(status: &Status, now: u64) -> String {
         ),
     ];
     if let Some(pid) = status.predecessor {
+        let what = what_is_left(status);
         let most = status.predecessor_left.map_or_else(String::new, |left| format!(" within {}", span(left)));
-        rows.push(row("upgrade", format!("taken over from pid {pid}, which finishes what it has{most}")));
+        rows.push(row("upgrade", format!("taken over from pid {pid}, which finishes {what}{most}")));
     }
     if let Some(reload) = &status.reload {
         let ago = span(now.saturating_sub(reload.at));
@@ -86,6 +87,15 @@ pub(super) fn page(status: &Status, now: u64) -> String {
         parts.push(format!("\nno backend is left; all that take connections are used on: {routes}"));
     }
     parts.join("\n")
+}
+
+/// What the process before has still.
+pub(super) fn what_is_left(status: &Status) -> String {
+    match status.predecessor_connections {
+        None => "what it has".to_owned(),
+        Some(1) => "1 connection".to_owned(),
+        Some(many) => format!("{} connections", count(many)),
+    }
 }
 
 /// How TLS handshakes went: `1,204 handshakes, 800 resumed, 3 failed (tls_alert 3)`.
@@ -253,6 +263,7 @@ mod tests {
             phase: "serving".to_owned(),
             predecessor: Some(41),
             predecessor_left: Some(843),
+            predecessor_connections: Some(1_012),
             generation: 7,
             config: Some("/etc/doorward/config.env".into()),
             uptime: 11_530,
@@ -324,7 +335,7 @@ mod tests {
             "doorward 1.2.3\n\
              \x20 phase    serving for 3 h 12 min, pid 42\n\
              \x20 config   /etc/doorward/config.env, generation 7\n\
-             \x20 upgrade  taken over from pid 41, which finishes what it has within 14 min 3 s\n\
+             \x20 upgrade  taken over from pid 41, which finishes 1,012 connections within 14 min 3 s\n\
              \x20 reload   refused 1 min ago, for this reason:\n\
              \x20          a.env:1: bad\n\
              \x20          1 problem in 1 file\n\

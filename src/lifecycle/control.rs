@@ -222,12 +222,11 @@ impl Daemon {
                 Control::Stop(signal) if self.upgrade.is_over() => self.hurry(signal),
                 Control::Stop(signal) if self.drain.is_none() => self.begin_drain(&mut notifier, signal),
                 Control::Stop(signal) => return self.cut(signal),
-                Control::DrainLate => {
-                    self.hear_out().await;
-                    return self.cut("timeout");
-                }
+                Control::DrainLate => return self.cut("timeout"),
                 Control::Drained => {
-                    self.hear_out().await;
+                    if self.upgrade.is_over() {
+                        self.hear_out().await;
+                    }
                     info!(message_id = events::STOPPED, "stopped");
                     return ExitCode::SUCCESS;
                 }
@@ -237,12 +236,9 @@ impl Daemon {
         }
     }
 
-    /// Once another process serves, lets those who asked on the admin socket have their answers,
-    /// that of the upgrade not least: each has a copy of what questions come by until it has gone.
+    /// Lets those who asked on the admin socket have their answers, that of the upgrade not
+    /// least: each has a copy of what questions come by until it has gone.
     async fn hear_out(&mut self) {
-        if !self.upgrade.is_over() {
-            return;
-        }
         self.admin = None;
         let _ = timeout(LAST_WORDS, async { while self.questions.recv().await.is_some() {} }).await;
     }
@@ -287,6 +283,7 @@ impl Daemon {
         if let Some(drain) = &self.drain {
             notifier.extend(drain.next_word());
         }
+        self.tell_left();
     }
 
     fn round(&mut self, notifier: &mut Notifier) {

@@ -58,7 +58,7 @@ impl Daemon {
                 let pid = self.predecessor.as_ref().and_then(Predecessor::pid);
                 let left = self.predecessor.as_ref().and_then(Predecessor::left);
                 let which = pid.map_or_else(|| "the one before".to_owned(), |pid| pid.to_string());
-                let most = left.map_or_else(String::new, |left| format!(", {} s at most", left.as_secs()));
+                let most = left.map_or_else(String::new, |left| format!(", {} s at most", left.time().as_secs()));
                 format!("upgrade waits for process {which}{most}: {line}")
             }
             (None, Some(reason)) => {
@@ -87,13 +87,15 @@ impl Daemon {
             ..counted(&endpoint.tally().sum(), self.backend_status(endpoint))
         });
         let routes = self.generation.routes().iter().filter(|route| route.pool.fails_open());
+        let left = self.predecessor.as_ref().and_then(Predecessor::left);
         let failing_open = routes.map(|route| route.name.to_string()).collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             phase: phase.to_owned(),
             predecessor: self.predecessor.as_ref().and_then(Predecessor::pid),
-            predecessor_left: self.predecessor.as_ref().and_then(Predecessor::left).map(|left| left.as_secs()),
+            predecessor_left: left.map(|left| left.time().as_secs()),
+            predecessor_connections: left.map(|left| left.connections),
             generation: self.generation.number,
             config: match &self.generation.config.origin {
                 Origin::File(path) | Origin::Line(path, _) => Some(path.to_path_buf()),

@@ -37,4 +37,6 @@ mod traffic; // requests, tunnels and connections on their way through
 #[cfg(test)]
 mod upgrade; // another process takes over, or can't
 #[cfg(test)]
+mod upgrade_drain; // how long the process before has, alone and when it is waited for
+#[cfg(test)]
 mod watchdog; // what systemd hears while workers turn over, and while one does not

@@ -2,13 +2,12 @@
 //! can't be seen here, such as who adopts the new process, is in tests/host.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
-use std::time::Instant;
 
 use doorward::telemetry::events;
 use rustix::process::Signal;
@@ -56,7 +55,7 @@ impl Scene {
 }
 
 /// Has another process take over, with systemd's part played here.
-fn upgrade(daemon: &mut Daemon) -> Successor {
+pub fn upgrade(daemon: &mut Daemon) -> Successor {
     let socket = admin(daemon);
     let asked = thread::spawn(move || ask_at(&socket, "upgrade"));
     let successor = daemon.successor();
@@ -67,72 +66,12 @@ fn upgrade(daemon: &mut Daemon) -> Successor {
     successor
 }
 
-/// A daemon with a WebSocket open, and what of it is asked.
-struct Open {
-    daemon: Daemon,
-    address: SocketAddr,
-    client: TcpStream,
-    backend: TcpStream,
-}
-
-impl Open {
-    fn new(settings: &str) -> Open {
-        let (backend, slow) = listener();
-        let (door, address) = listener();
-        let setting = Setting::new(&format!("BACKEND_ADDRESS={slow}\n{settings}"));
-        let admin = UnixListener::bind(setting.path("admin.sock")).unwrap();
-        let daemon = setting.pass("http", door).pass("admin", admin).start().ready();
-        let mut client = connect(address);
-        client
-            .write_all(b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-            .unwrap();
-        let (mut backend, _) = backend.accept().unwrap();
-        read_head(&mut backend);
-        backend
-            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-            .unwrap();
-        assert!(read_head(&mut client).starts_with("HTTP/1.1 101"));
-        daemon.write("config.env", &format!("BACKEND_ADDRESS={}\n{settings}", answers("new")));
-        let open = Open { daemon, address, client, backend };
-        open.talks();
-        open
-    }
-
-    /// What one end says is heard at the other.
-    fn talks(&self) {
-        let mut heard = [0; 4];
-        for (mut from, mut to) in [(&self.client, &self.backend), (&self.backend, &self.client)] {
-            from.write_all(b"word").unwrap();
-            to.read_exact(&mut heard).unwrap();
-            assert_eq!(&heard, b"word");
-        }
-    }
-
-    /// The client sees the end.
-    fn is_cut(&mut self) {
-        // Reset or closed.
-        assert_eq!(self.client.read(&mut [0]).unwrap_or(0), 0);
-    }
-
-    /// Waits for what the new process knows of the time that the one before has; seconds.
-    fn left(&self, wanted: impl Fn(u64) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let left = status(&self.daemon)["predecessor_left"].as_u64();
-            if left.is_some_and(&wanted) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "it has {left:?} s left");
-        }
-    }
-}
-
-fn admin(daemon: &Daemon) -> PathBuf {
+pub fn admin(daemon: &Daemon) -> PathBuf {
     daemon.folder.path().join("admin.sock")
 }
 
 /// Runs a command of the binary that asks the daemon.
-fn ask(daemon: &Daemon, command: &str) -> Output {
+pub fn ask(daemon: &Daemon, command: &str) -> Output {
     ask_at(&admin(daemon), command)
 }
 
@@ -140,7 +79,7 @@ fn ask_at(socket: &Path, command: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_doorward")).arg(command).arg("--socket").arg(socket).output().unwrap()
 }
 
-fn status(daemon: &Daemon) -> Value {
+pub fn status(daemon: &Daemon) -> Value {
     let mut client = UnixStream::connect(admin(daemon)).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
     client.write_all(b"{\"command\":\"status\"}\n").unwrap();
@@ -421,123 +360,6 @@ fn a_stop_waits_for_the_process_before() {
     assert!(scene.daemon.end_alone().success());
     successor.await_end();
     assert_eq!(scene.daemon.records("connections cut at the end of the drain"), 0);
-}
-
-/// Long enough that no test sees the end of it.
-const LONG: &str = "DRAIN_TIMEOUT=100ms\nUPGRADE_DRAIN_TIMEOUT=1h\n";
-
-#[test]
-fn a_websocket_outlives_what_a_stop_would_give_it() {
-    let mut open = Open::new(LONG);
-    let before = open.daemon.pid();
-    let successor = upgrade(&mut open.daemon);
-    // A second later at least.
-    open.left(|left| left <= 3598);
-    open.talks();
-    assert!(get(open.address).ends_with("new"));
-    assert_eq!(status(&open.daemon)["predecessor"], before);
-    let page = String::from_utf8(ask(&open.daemon, "status").stdout).unwrap();
-    let wanted = format!("taken over from pid {before}, which finishes what it has within 59 min ");
-    assert!(page.contains(&wanted), "{page}");
-    // What the new process is told later is not for this one.
-    open.daemon.write("config.env", "BACKEND_ADDRESS=builtin:echo\nUPGRADE_DRAIN_TIMEOUT=0\n");
-    assert!(ask(&open.daemon, "reload").status.success());
-    open.talks();
-    let Open { mut daemon, client, backend, .. } = open;
-    drop((client, backend));
-    assert!(daemon.end_alone().success());
-    assert_eq!(daemon.records("connections cut at the end of the drain"), 0);
-    assert_eq!(status(&daemon)["pid"], successor.pid);
-}
-
-#[test]
-fn what_outlasts_the_time_of_an_upgrade_is_cut() {
-    // It may be shorter than that of a stop.
-    let mut open = Open::new("DRAIN_TIMEOUT=1h\nUPGRADE_DRAIN_TIMEOUT=300ms\n");
-    let successor = upgrade(&mut open.daemon);
-    open.is_cut();
-    assert!(open.daemon.end_alone().success());
-    let record = open.daemon.record("connections cut at the end of the drain");
-    assert_eq!((&record["cause"], &record["tunnels"]), (&"timeout".into(), &1.into()), "{record}");
-    open.daemon.record("the process before has ended");
-    assert_eq!(status(&open.daemon)["pid"], successor.pid);
-    assert!(get(open.address).ends_with("new"));
-}
-
-#[test]
-fn who_asked_for_an_upgrade_that_leaves_no_time_has_an_answer() {
-    let mut open = Open::new("UPGRADE_DRAIN_TIMEOUT=0\n");
-    let _successor = upgrade(&mut open.daemon);
-    open.is_cut();
-    assert!(open.daemon.end_alone().success());
-    assert!(get(open.address).ends_with("new"));
-}
-
-#[test]
-fn a_stop_gives_the_process_before_no_more_than_any_other() {
-    // Systemd tells both; whoever stops the main process by hand tells one.
-    for both in [false, true] {
-        let mut open = Open::new(LONG);
-        let successor = upgrade(&mut open.daemon);
-        open.left(|left| left > 0);
-        if both {
-            open.daemon.signal(Signal::TERM);
-        }
-        successor.signal(Signal::TERM);
-        open.is_cut();
-        assert!(open.daemon.end_alone().success());
-        successor.await_end();
-        let record = open.daemon.record("connections cut at the end of the drain");
-        assert_eq!(record["tunnels"], 1, "{record}");
-        assert_eq!(open.daemon.records("the process that took over has ended"), 0);
-    }
-}
-
-#[test]
-fn the_next_upgrade_hurries_the_process_before() {
-    let mut open = Open::new(LONG);
-    let successor = upgrade(&mut open.daemon);
-    open.left(|left| left > 0);
-    successor.signal(Signal::USR2);
-    open.is_cut();
-    assert!(open.daemon.end_alone().success());
-    let record = open.daemon.record("what is left has to end sooner");
-    assert_eq!(record["cause"], "upgrade");
-    assert_eq!(open.daemon.record("connections cut at the end of the drain")["cause"], "timeout");
-    let next = open.daemon.successor();
-    successor.await_end();
-    assert_eq!(status(&open.daemon)["pid"], next.pid);
-}
-
-#[test]
-fn an_upgrade_waits_for_the_process_before_and_says_so() {
-    let mut open = Open::new("DRAIN_TIMEOUT=1h\nUPGRADE_DRAIN_TIMEOUT=5h\n");
-    let before = open.daemon.pid();
-    let successor = upgrade(&mut open.daemon);
-    open.left(|left| left > 3600);
-    let mut asked = Command::new(env!("CARGO_BIN_EXE_doorward"));
-    asked.arg("upgrade").arg("--socket").arg(admin(&open.daemon)).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut asked = asked.spawn().unwrap();
-    let mut told = String::new();
-    BufReader::new(asked.stderr.take().unwrap()).read_line(&mut told).unwrap();
-    let wanted = format!("waiting until process {before}, of the upgrade before, has finished what it has, for ");
-    assert!(told.starts_with(&wanted) && told.contains("for 59 min "), "{told}");
-    let record = open.daemon.record("the upgrade waits for the process before");
-    assert_eq!((&record["message_id"], &record["predecessor"]), (&events::UPGRADE_WAITS.into(), &before.into()));
-    let line = open.daemon.hear(&format!("STATUS=upgrade waits for process {before}, 35"));
-    assert!(line.contains(" s at most: "), "{line}");
-    let now = status(&open.daemon);
-    assert_eq!((&now["pid"], &now["phase"]), (&successor.pid.into(), &"upgrading".into()));
-    assert!(get(open.address).ends_with("new"));
-    open.talks();
-
-    let Open { mut daemon, client, backend, .. } = open;
-    drop((client, backend));
-    assert!(daemon.end_alone().success());
-    let next = daemon.successor();
-    assert!(asked.wait().unwrap().success());
-    successor.await_end();
-    assert_eq!(status(&daemon)["pid"], next.pid);
 }
 
 #[test]

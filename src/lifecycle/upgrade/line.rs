@@ -3,10 +3,10 @@
 //! ```text
 //! ← {"ready":{"pid":4321,"version":"0.2.0"}}     or {"refused":"…the whole report…"}
 //! → go                                           or stay
-//! → left 900000                                  what it has left to finish, in milliseconds
+//! → left 900000 12                               what it has: milliseconds, for 12 connections
 //! ← "hurry"                                      the next upgrade waits for its end
 //! ← "stopping"                                   the new process stops, and ends after it
-//! → left 30000
+//! → left 30000 11
 //! ```
 //!
 //! The two may be of different versions, so the words stay as they are, fields may be added, and
@@ -61,6 +61,31 @@ pub(in crate::lifecycle) struct Successor {
     pid: u32,
     version: String,
     line: Line,
+    /// What it was told last that is left.
+    told: Option<Left>,
+}
+
+/// What a process that was taken over from has still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::lifecycle) struct Left {
+    /// When it ends at the latest.
+    pub(in crate::lifecycle) ends: Instant,
+    /// Connections of clients.
+    pub(in crate::lifecycle) connections: u64,
+}
+
+impl Left {
+    /// How long it has, at most.
+    pub(in crate::lifecycle) fn time(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+
+    /// Of a line that says so.
+    fn heard(words: &[u8]) -> Option<Left> {
+        let mut words = std::str::from_utf8(words).ok()?.strip_prefix(LEFT)?.split_ascii_whitespace();
+        let time = Duration::from_millis(words.next()?.parse().ok()?);
+        Some(Left { ends: Instant::now().checked_add(time)?, connections: words.next()?.parse().ok()? })
+    }
 }
 
 /// What the process before hears of the one that took over.
@@ -93,7 +118,7 @@ impl Successor {
         let mut line = Line::new(ours);
         match timeout(patience, hear(&mut line)).await {
             Ok(said) => match said? {
-                Said::Ready { pid, version } => Ok(Successor { pid, version, line }),
+                Said::Ready { pid, version } => Ok(Successor { pid, version, line, told: None }),
                 Said::Refused(report) => Err(report),
                 said => Err(format!("the new process says something else: {said:?}")),
             },
@@ -122,10 +147,14 @@ impl Successor {
         }
     }
 
-    /// Tells it how long this process has still, at most.
-    pub(super) fn left(&self, left: Duration) {
-        if let Err(error) = self.line.put(format!("{LEFT}{}\n", left.as_millis()).as_bytes()) {
-            debug!(%error, "the new process can't be told how long this one has");
+    /// Tells it what this process has still, unless it knows.
+    pub(super) fn left(&mut self, left: Left) {
+        if self.told.replace(left) == Some(left) {
+            return;
+        }
+        let words = format!("{LEFT}{} {}\n", left.time().as_millis(), left.connections);
+        if let Err(error) = self.line.put(words.as_bytes()) {
+            debug!(%error, "the new process can't be told what this one has");
         }
     }
 
@@ -166,8 +195,8 @@ async fn hear(line: &mut Line) -> Result<Said, String> {
 pub(in crate::lifecycle) struct Predecessor {
     pid: Option<u32>,
     line: Line,
-    /// When it ends at the latest, as far as it has said so.
-    ends: Option<Instant>,
+    /// As far as it has said so.
+    left: Option<Left>,
     hurried: bool,
 }
 
@@ -181,7 +210,7 @@ impl Predecessor {
         let line = UnixStream::from_std(line)?;
         let peer = line.peer_cred().ok().and_then(|peer| peer.pid());
         let pid = peer.and_then(|pid| u32::try_from(pid).ok());
-        Ok(Predecessor { pid, line: Line::new(line), ends: None, hurried: false })
+        Ok(Predecessor { pid, line: Line::new(line), left: None, hurried: false })
     }
 
     /// Its process id, where that is known.
@@ -189,9 +218,9 @@ impl Predecessor {
         self.pid
     }
 
-    /// How long it has still, at most; none of an older version, which does not say.
-    pub(in crate::lifecycle) fn left(&self) -> Option<Duration> {
-        self.ends.map(|ends| ends.saturating_duration_since(Instant::now()))
+    /// What it has still; none of an older version, which does not say.
+    pub(in crate::lifecycle) fn left(&self) -> Option<Left> {
+        self.left
     }
 
     /// Tells it that this process can't serve.
@@ -221,12 +250,12 @@ impl Predecessor {
         self.remark(&Said::Stopping);
     }
 
-    /// Resolves when it has ended; takes note meanwhile of how long it has. Nothing is lost when
+    /// Resolves when it has ended; takes note meanwhile of what it has. Nothing is lost when
     /// the future is dropped.
     pub(in crate::lifecycle) async fn gone(&mut self) {
         while let Some(words) = self.line.hear().await {
-            match left(&words) {
-                Some(left) => self.ends = Instant::now().checked_add(left),
+            match Left::heard(&words) {
+                Some(left) => self.left = Some(left),
                 None => debug!("the process before says something else"),
             }
         }
@@ -247,12 +276,6 @@ fn words(said: &Said) -> Vec<u8> {
     let mut words = serde_json::to_vec(said).unwrap_or_default();
     words.push(b'\n');
     words
-}
-
-/// The time that is left, of a line that says so.
-fn left(words: &[u8]) -> Option<Duration> {
-    let millis = std::str::from_utf8(words).ok()?.strip_prefix(LEFT)?.trim_end().parse().ok()?;
-    Some(Duration::from_millis(millis))
 }
 
 /// One end of it.
@@ -306,7 +329,7 @@ mod tests {
         let (mut line, mut after) = pair()?;
         let before = tokio::spawn(async move {
             let said = hear(&mut line).await;
-            let before = Successor { pid: 7, version: "9".into(), line };
+            let before = Successor { pid: 7, version: "9".into(), line, told: None };
             before.go();
             (said, before)
         });
@@ -323,7 +346,9 @@ mod tests {
         assert_eq!(Said::Ready { pid: 7, version: "9".into() }, ready);
         assert_eq!(words(&Said::Hurry), b"\"hurry\"\n");
         assert_eq!(words(&Said::Stopping), b"\"stopping\"\n");
-        assert_eq!(left(b"left 900000\n"), Some(Duration::from_secs(900)));
+        let left = Left::heard(b"left 900000 12\n").ok_or("not heard")?;
+        assert_eq!(left.connections, 12);
+        assert!((800..=900).contains(&left.time().as_secs()), "{left:?}");
         Ok(())
     }
 
@@ -370,16 +395,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_that_is_left_is_known_as_it_was_told_last() -> TestResult {
-        let (before, mut after) = ready().await?;
+    async fn what_is_left_is_known_as_it_was_told_last() -> TestResult {
+        let (mut before, mut after) = ready().await?;
         assert_eq!(after.left(), None);
-        for told in [Duration::from_secs(900), Duration::from_secs(30)] {
-            before.left(told);
+        let ends = Instant::now() + Duration::from_secs(900);
+        for left in [Left { ends, connections: 2 }, Left { ends: ends - Duration::from_secs(870), connections: 1 }] {
+            // Once is enough.
+            before.left(left);
+            before.left(left);
             // It is heard also by one who hears to the end of nothing.
-            while after.left().is_none_or(|left| left > told) {
+            while after.left().is_none_or(|known| known.connections != left.connections) {
                 let _ = timeout(Duration::from_millis(1), after.gone()).await;
             }
+            let late = after.left().ok_or("nothing")?.ends - left.ends;
+            assert!(late < Duration::from_secs(20), "{late:?}");
         }
+        drop(before);
+        assert!(after.line.hear().await.is_none(), "it was told twice");
         Ok(())
     }
 
@@ -388,10 +420,10 @@ mod tests {
         let (mut before, mut after) = ready().await?;
         after.line.say(b"{\"later\":1}\nlater\n\"hurry\"\n").await;
         assert_eq!(before.heard().await, Heard::Hurry);
-        before.line.say(b"later 1\nleft soon\nleft 18446744073709551615\nleft 5000\n").await;
+        before.line.say(b"later 1\nleft soon\nleft 18446744073709551615 1\nleft 5000 1 and more\n").await;
         drop(before);
         after.gone().await;
-        assert!(after.left().is_some_and(|left| left <= Duration::from_secs(5)));
+        assert!(after.left().is_some_and(|left| left.time() <= Duration::from_secs(5)));
         Ok(())
     }
 }

@@ -52,7 +52,7 @@ use crate::transport::listeners::{self, Listener};
 
 pub use launch::launch;
 pub(super) use launch::{Passing, Program};
-use line::{Heard, Successor};
+use line::{Heard, Left, Successor};
 pub(super) use line::{Predecessor, Word};
 
 /// How long the new process may take until it is ready: names and certificates take their time.
@@ -275,9 +275,9 @@ impl Daemon {
         // It is the other one's to check backends, and to say how they are.
         self.checker.watch([]);
         successor.go();
-        successor.left(patience);
         self.upgrade.answer(&Answer::upgraded(status));
         self.upgrade.stage = Stage::Over { successor, stops: false };
+        self.tell_left();
     }
 
     /// Somebody waits for the end of this process, which has handed over: from now on it has
@@ -290,9 +290,13 @@ impl Daemon {
             let left = deadline.saturating_duration_since(Instant::now());
             info!(cause, timeout_s = left.as_secs_f64(), "what is left has to end sooner");
         }
-        if let Stage::Over { successor, .. } = &self.upgrade.stage {
-            successor.left(drain.deadline.saturating_duration_since(Instant::now()));
-        }
+        self.tell_left();
+    }
+
+    /// Has the new process know what this one still has, which it says where it is asked.
+    pub(super) fn tell_left(&mut self) {
+        let (Stage::Over { successor, .. }, Some(drain)) = (&mut self.upgrade.stage, &self.drain) else { return };
+        successor.left(Left { ends: drain.deadline, connections: self.workers.snapshot().connections_open });
     }
 
     fn refuse_upgrade(&mut self, reason: &str) {
