@@ -108,7 +108,7 @@ pub fn upgrade(socket: &Path) -> anyhow::Result<ExitCode> {
 
 /// What an upgrade waits for, where that is the process before.
 fn waits(socket: &Path) -> Option<String> {
-    let status = ask(socket, Command::Status, TELL_AFTER).ok()?.0.status?;
+    let status = ask(socket, Command::Status, STATUS_PATIENCE).ok()?.0.status?;
     let pid = status.predecessor?;
     let most = status.predecessor_left.map_or_else(String::new, |left| format!(", for {} at most", span(left)));
     let what = what_is_left(&status);
