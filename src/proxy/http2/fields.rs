@@ -1,9 +1,12 @@
 //! Fields: from heads as we keep them to what the `h2` crate takes.
 //!
-//! A head's bytes are copied once; each value is a part of the copy. Names are in lower case
+//! A small head's bytes are copied once; each value is a part of the copy. Of a large one each
+//! value is copied by itself: the crate remembers values that may come again (RFC 7541 §2.3.2) for
+//! as long as the connection lasts, and each would keep all of its head. Names are in lower case
 //! then (RFC 9113 §8.2.1), and fields that concern one connection are left out (§8.2.2).
 //!
-//! Small heads lie side by side in one allocation, which is given back with the last of them.
+//! Small heads and values lie side by side in one allocation, which is given back with the last
+//! of them.
 
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,12 +26,15 @@ const SHARED: usize = 2048;
 /// What a head has at most that is put there.
 const SMALL: usize = SHARED / 4;
 
-/// A copy of a head's bytes.
-fn shared(bytes: &[u8]) -> Bytes {
+/// What a value of a large head has at most that is put there.
+const SMALL_VALUE: usize = 64;
+
+/// A copy of bytes, among others if they are `small` at most.
+fn shared(bytes: &[u8], small: usize) -> Bytes {
     thread_local! {
         static ROOM: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(SHARED));
     }
-    if bytes.len() > SMALL {
+    if bytes.len() > small {
         return Bytes::copy_from_slice(bytes);
     }
     ROOM.with_borrow_mut(|room| {
@@ -41,15 +47,19 @@ fn shared(bytes: &[u8]) -> Bytes {
 
 /// Appends the fields that go on, except those that `ours` says we state ourselves.
 pub fn copy(map: &mut HeaderMap, fields: &Fields, mut ours: impl FnMut(&Field) -> bool) {
-    let bytes = shared(fields.bytes());
+    let bytes = fields.bytes();
+    let whole = (bytes.len() <= SMALL).then(|| shared(bytes, SMALL));
     for field in fields.iter().filter(|field| !field.hop && !ours(field)) {
         let range = field.value.range();
-        let value = bytes.get(range.clone()).map(|_| bytes.slice(range));
+        let value = match &whole {
+            Some(whole) => whole.get(range.clone()).map(|_| whole.slice(range)),
+            None => Some(shared(field.value.of(bytes), SMALL_VALUE)),
+        };
         if let Some(Ok(value)) = value.map(HeaderValue::from_maybe_shared) {
             match field.known {
                 Known::Date => drop(map.append(DATE, value)),
                 Known::ContentLength => drop(map.append(CONTENT_LENGTH, value)),
-                _ => append(map, field.name.of(&bytes), value),
+                _ => append(map, field.name.of(bytes), value),
             }
         }
     }

@@ -293,6 +293,33 @@ fn bodies_in_small_frames_that_wait_hold_little_more_than_they_are() {
     assert!(more < 8 << 20, "{more} bytes more for {} that wait", 16 * 256 * 256);
 }
 
+/// Header compression remembers small values for as long as the connection lasts.
+#[test]
+fn a_connection_keeps_no_heads_of_its_answers() {
+    const CLIENTS: u32 = 20;
+    const TURNS: u32 = 60;
+    let backend = Backend::new();
+    let daemon = before(&backend);
+    let mut clients: Vec<Frames> = (0..CLIENTS).map(|_| Frames::connect(daemon.address())).collect();
+    let mut peer = None;
+    let mut turn = |client: &mut Frames, stream: u32, id: u32| {
+        client.send(frames::ask(stream));
+        let peer = peer.get_or_insert_with(|| backend.accept());
+        peer.request();
+        let large = "x".repeat(24 * 1024);
+        peer.send(format!("HTTP/1.1 200 OK\r\nX-Large: {large}\r\nX-Id: {id}\r\nContent-Length: 1\r\n\r\nx"));
+        client.end(stream);
+    };
+    // What serving takes at all is there then.
+    clients.iter_mut().for_each(|client| turn(client, 1, 0));
+    let before = daemon.memory();
+    for id in 1..TURNS {
+        clients.iter_mut().zip(0..).for_each(|(client, number)| turn(client, 1 + 2 * id, number * TURNS + id));
+    }
+    let more = daemon.memory().saturating_sub(before);
+    assert!(more < 8 << 20, "{more} bytes more");
+}
+
 #[test]
 fn ten_thousand_requests_on_one_connection_are_no_flood() {
     let daemon = Setup::new().set("ACCESS_LOG", "off").start();
