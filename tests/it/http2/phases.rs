@@ -2,8 +2,8 @@
 
 use super::backend::{accept, request};
 use super::frames::{
-    ACK, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, NO_ERROR, REFUSED_STREAM, SETTINGS, WINDOW_UPDATE, block,
-    frame,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, GET, HEADERS, NO_ERROR, PUSH_PROMISE, REFUSED_STREAM,
+    SETTINGS, WINDOW_UPDATE, block, frame,
 };
 use super::misbehaving::{before, expect_ok, get, head, ok, post, reset};
 use crate::backend::Backend;
@@ -73,6 +73,52 @@ fn an_early_answer_with_a_body_is_whole_though_the_rest_is_not_wanted() {
         client.read_to(if trailed { b"no more\r\n0\r\nx-sum: 7\r\n\r\n" } else { b"no more\r\n0\r\n\r\n" });
     }
     backend.expect_none();
+}
+
+/// What no answer has (RFC 9113 §4 to §8) is the backend's fault, and nobody waits for more of it.
+#[test]
+fn what_breaks_an_answer_ends_it_in_each_phase() {
+    let interim = |stream, flags| frame(HEADERS, flags, stream, block(&[(":status", "103")]));
+    let promise = |stream| frame(PUSH_PROMISE, END_HEADERS, stream, [&[0, 0, 0, 2][..], &block(GET)].concat());
+    type Breach<'a> = (&'a str, &'a dyn Fn(u32) -> Vec<u8>);
+    let ahead: &[Breach<'_>] = &[
+        ("an interim response that ends the stream", &|stream| interim(stream, END_HEADERS | END_STREAM)),
+        ("a body without a head", &|stream| frame(DATA, END_STREAM, stream, "body")),
+    ];
+    let ever: &[Breach<'_>] = &[
+        ("a promise", &|stream| promise(stream)),
+        ("a head of nobody's", &|_| ok(2)),
+        ("a head of a stream to come", &|stream| ok(stream + 2)),
+        ("fields that can't be decoded", &|stream| frame(HEADERS, END_HEADERS, stream, [0xff; 5])),
+        ("a frame larger than allowed", &|stream| frame(DATA, 0, stream, [b'x'; 16_385])),
+        ("fields that go on with nothing", &|stream| frame(CONTINUATION, END_HEADERS, stream, block(&[("x", "y")]))),
+    ];
+    let within: &[Breach<'_>] = &[
+        ("a second head", &|stream| head(stream, &[])),
+        ("an interim response behind the head", &|stream| interim(stream, END_HEADERS)),
+    ];
+    for (name, breach) in ahead.iter().chain(ever) {
+        let backend = Backend::new();
+        let daemon = before(&backend).set("MAX_RETRIES", 0).start();
+        let mut client = get(&daemon);
+        let mut connection = accept(&backend, &[]);
+        let stream = request(&mut connection);
+        connection.send(breach(stream));
+        client.read_to(b"HTTP/1.1 502 ");
+        assert_eq!(daemon.record_of("backend_malformed")["status"], 502, "{name}");
+    }
+    for (name, breach) in within.iter().chain(ever) {
+        let backend = Backend::new();
+        let daemon = before(&backend).set("MAX_RETRIES", 0).start();
+        let mut client = get(&daemon);
+        let mut connection = accept(&backend, &[]);
+        let stream = request(&mut connection);
+        connection.send([head(stream, &[]), frame(DATA, 0, stream, "part")].concat());
+        client.read_to(b"part");
+        connection.send(breach(stream));
+        client.expect_reset();
+        assert_eq!(daemon.record_of("backend_malformed")["status"], 200, "{name}");
+    }
 }
 
 /// The library keeps each interim response until it is taken, so they are bounded beside it.
