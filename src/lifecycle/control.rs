@@ -181,8 +181,9 @@ impl Daemon {
                 }
                 Control::Upgrade => self.ask_upgrade(&notifier, None),
                 Control::Upgrading(step) => {
-                    if let Some(cause) = self.upgrade_step(&mut notifier, step) {
-                        return self.cut(cause);
+                    if let Some((cause, code)) = self.upgrade_step(&mut notifier, step) {
+                        self.cut(cause);
+                        return code;
                     }
                 }
                 Control::PredecessorGone => self.predecessor_gone(),

@@ -74,7 +74,8 @@ pub struct Options {
 /// Call it before the process has opened descriptors or started threads: those
 /// that systemd passed are known by their numbers alone. Exit codes: 0 after a
 /// drain (also one that was cut short), 78 when the configuration or a listening
-/// socket was refused, 1 when the system lacks something or a worker died.
+/// socket was refused, 1 when the system lacks something, a worker died, or the process that
+/// took over ended while this one still finished what it had.
 pub fn run(options: Options) -> ExitCode {
     let passed = listeners::passed(&options.config.environment);
     let program = match Program::here() {

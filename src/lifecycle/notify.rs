@@ -36,6 +36,8 @@ pub struct Notifier {
     status: String,
     /// Another process speaks: what is kept goes out, and nothing more is said.
     resigned: bool,
+    /// Why the message before was lost, if it was.
+    lost: Option<Errno>,
 }
 
 #[derive(Debug)]
@@ -126,10 +128,17 @@ impl Notifier {
     /// Process `pid` is the main one from now on; whatever this one would say later is not said,
     /// as the manager takes nothing more from it. It closes `barrier` once it knows.
     /// `sd_notify_barrier(3)`.
-    pub fn resign(&mut self, pid: u32, barrier: OwnedFd) {
+    ///
+    /// # Errors
+    /// The manager can't be reached, so that this process is the main one still.
+    pub fn resign(&mut self, pid: u32, barrier: OwnedFd) -> io::Result<()> {
         self.send(&[NotifyState::MainPid(pid)]);
+        if let Some(error) = self.lost {
+            return Err(error.into());
+        }
         self.send_with(&[NotifyState::Custom("BARRIER=1")], Some(barrier));
         self.resigned = true;
+        Ok(())
     }
 
     /// Has the manager keep `descriptor` by this name, in place of what it has by it, and
@@ -171,12 +180,15 @@ impl Notifier {
     fn flush(&mut self) -> bool {
         let Some(line) = &self.line else { return true };
         while let Some(message) = self.kept.front() {
-            match line.send(message) {
-                Ok(_) => {}
+            self.lost = match line.send(message) {
+                Ok(_) => None,
                 Err(Errno::AGAIN) => return false,
                 // The manager is gone or restarts: the next message finds it again.
-                Err(error) => debug!(%error, "service manager not reachable"),
-            }
+                Err(error) => {
+                    debug!(%error, "service manager not reachable");
+                    Some(error)
+                }
+            };
             self.kept.pop_front();
         }
         true
@@ -328,7 +340,7 @@ pub(super) mod tests {
             notifier.watchdog();
         }
         let (ours, theirs) = UnixDatagram::pair()?;
-        notifier.resign(4321, theirs.into());
+        notifier.resign(4321, theirs.into())?;
         let mut all = Vec::new();
         while let Some(one) = heard(&manager) {
             all.push(one);
@@ -341,6 +353,21 @@ pub(super) mod tests {
         // With the message goes the only other end.
         drop(last);
         assert!(ours.send(b"?").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn nobody_resigns_whom_the_manager_does_not_hear() -> TestResult {
+        let (folder, manager, mut notifier) = manager()?;
+        let path = folder.path().join("notify");
+        std::fs::rename(&path, folder.path().join("away"))?;
+        let resign = |notifier: &mut Notifier| notifier.resign(4321, UnixDatagram::unbound()?.into());
+        assert_eq!(resign(&mut notifier).map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
+        std::fs::rename(folder.path().join("away"), &path)?;
+        notifier.watchdog();
+        assert_eq!(text(&manager).as_deref(), Some("WATCHDOG=1\n"));
+        resign(&mut notifier)?;
+        assert_eq!(text(&manager).as_deref(), Some("MAINPID=4321\n"));
         Ok(())
     }
 

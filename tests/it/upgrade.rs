@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use doorward::telemetry::events;
 use rustix::process::Signal;
@@ -338,10 +339,72 @@ fn the_end_of_the_new_process_is_the_end_of_the_one_before() {
     let successor = scene.upgrade();
     successor.signal(Signal::KILL);
     successor.await_end();
-    assert!(scene.daemon.end_alone().success());
+    assert_eq!(scene.daemon.end_alone().code(), Some(1));
     let record = scene.daemon.record("the process that took over has ended");
     assert_eq!(record["message_id"], events::SUCCESSOR_DIED);
     assert_eq!(scene.daemon.record("connections cut at the end of the drain")["cause"], "successor");
+}
+
+#[test]
+fn a_new_process_that_ends_before_systemd_knows_of_it_leaves_a_failed_service() {
+    let (door, _) = listener();
+    let mut daemon = Setting::new("BACKEND_ADDRESS=builtin:echo\n").pass("http", door).start().ready();
+    daemon.signal(Signal::USR2);
+    let message = daemon.hear("MAINPID=");
+    let pid = message.lines().find_map(|line| line.strip_prefix("MAINPID=")).unwrap();
+    let successor = Successor::of(pid.parse().unwrap());
+    // Systemd refuses a main process that is no more, and starts a service again that failed.
+    successor.signal(Signal::KILL);
+    assert_eq!(daemon.end_alone().code(), Some(1));
+    assert_eq!(daemon.record("the process that took over has ended")["message_id"], events::SUCCESSOR_DIED);
+}
+
+#[test]
+fn what_systemd_can_not_be_told_of_changes_nothing() {
+    let (door, address) = listener();
+    let setting = Setting::new("BACKEND_ADDRESS=builtin:echo\n");
+    let admin = UnixListener::bind(setting.path("admin.sock")).unwrap();
+    let mut daemon = setting.pass("http", door).pass("admin", admin).start().ready();
+    let [there, away] = ["notify", "away"].map(|name| daemon.folder.path().join(name));
+    fs::rename(&there, &away).unwrap();
+    let said = refused(&daemon);
+    assert!(said.contains("systemd can't be told: "), "{said}");
+    daemon.record("the process before goes on without this one");
+    assert_eq!(status(&daemon)["pid"], daemon.pid());
+    assert!(get(address).starts_with("HTTP/1.1 200"));
+    fs::rename(&away, &there).unwrap();
+    let _successor = upgrade(&mut daemon);
+    assert!(daemon.end_alone().success());
+}
+
+/// How many descriptors a process has open.
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[test]
+fn a_chain_of_upgrades_leaves_no_descriptor_open() {
+    let (door, address) = listener();
+    let setting = Setting::new("BACKEND_ADDRESS=builtin:echo\nMETRICS_ADDRESS=127.0.0.1:0\n");
+    let admin = UnixListener::bind(setting.path("admin.sock")).unwrap();
+    let mut daemon = setting.pass("http", door).pass("admin", admin).start().ready();
+    let first = descriptors(daemon.pid());
+    daemon.signal(Signal::USR2);
+    let mut last = daemon.successor();
+    assert!(daemon.end_alone().success());
+    for _ in 0..9 {
+        last.signal(Signal::USR2);
+        let next = daemon.successor();
+        last.await_end();
+        last = next;
+    }
+    // The line to the process before is closed once its end is noticed.
+    let deadline = Instant::now() + DEADLINE;
+    while descriptors(last.pid) != first {
+        assert!(Instant::now() < deadline, "{first} at first, {} now", descriptors(last.pid));
+        thread::yield_now();
+    }
+    assert!(get(address).starts_with("HTTP/1.1 200"));
 }
 
 #[test]

@@ -34,6 +34,7 @@ use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
@@ -208,8 +209,8 @@ impl Daemon {
         Ok(passing)
     }
 
-    /// Goes on with the upgrade under way. When this process has to end at once, why.
-    pub(super) fn upgrade_step(&mut self, notifier: &mut Notifier, step: Step) -> Option<&'static str> {
+    /// Goes on with the upgrade under way. When this process has to end at once, why, and how.
+    pub(super) fn upgrade_step(&mut self, notifier: &mut Notifier, step: Step) -> Option<(&'static str, ExitCode)> {
         match (std::mem::take(&mut self.upgrade.stage), step) {
             (Stage::Starting(_), Step::Started(Ok(successor))) => match told(notifier, successor.pid()) {
                 Ok(told) => {
@@ -232,13 +233,13 @@ impl Daemon {
                 self.hurry("stop");
             }
             // The stop has lasted as long as it may.
-            (Stage::Over { stops: true, .. }, Step::Heard(Heard::Gone)) => return Some("stop"),
+            (Stage::Over { stops: true, .. }, Step::Heard(Heard::Gone)) => return Some(("stop", ExitCode::SUCCESS)),
             // The new process is the main one: systemd ends what is left of the service, and
-            // starts it again.
+            // starts it again. So it does where it has not read that yet, as this is a failure.
             (_, Step::Heard(Heard::Gone)) => {
                 self.upgrade.answer(&Answer::refused("the new process ended as soon as it had taken over"));
                 error!(message_id = events::SUCCESSOR_DIED, "the process that took over has ended");
-                return Some("successor");
+                return Some(("successor", ExitCode::FAILURE));
             }
             (stage, step) => {
                 debug!(?step, "a step of no upgrade");
@@ -335,7 +336,7 @@ fn told(notifier: &mut Notifier, pid: u32) -> io::Result<UnixStream> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let ours = UnixStream::from_std(ours)?;
-    notifier.resign(pid, theirs.into());
+    notifier.resign(pid, theirs.into())?;
     Ok(ours)
 }
 
