@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use crate::backend::Backend;
 use crate::doorward::{
     PACKAGE, all_are, apt_install, ask, ask_at, configure, copy_package, drop_in, front, main_pid, next_version,
+    restart_with,
 };
 use crate::host::Host;
 use crate::http::{Connection, Failure, Target};
@@ -19,6 +20,9 @@ crate::stories!(install:
     units_that_the_admin_disabled_or_masked_stay_so,
     a_changed_conffile_and_its_mode_survive_an_upgrade,
     a_package_that_ships_a_route_has_it_served,
+    an_instance_that_fails_keeps_no_other_service_from_a_new_version,
+    notes_that_can_not_be_taken_keep_no_new_version_out,
+    what_the_service_alone_refuses_leaves_the_old_version_serving,
 );
 
 mod bare {
@@ -27,10 +31,12 @@ mod bare {
         a_policy_that_forbids_starts_is_obeyed,
         a_taken_port_does_not_fail_the_installation,
         an_installation_in_a_chroot_starts_nothing,
+        what_was_only_unpacked_can_be_purged,
     );
     use super::{
         a_policy_that_forbids_starts_is_obeyed, a_taken_port_does_not_fail_the_installation,
         an_installation_in_a_chroot_starts_nothing, masked_units_are_not_started_by_an_installation,
+        what_was_only_unpacked_can_be_purged,
     };
 }
 
@@ -249,5 +255,56 @@ fn an_installation_in_a_chroot_starts_nothing(host: &Host) -> Result<()> {
     host.say("chroot /chroot apt-get purge -y doorward")?;
     let left = host.say("find /chroot/etc /chroot/usr /chroot/run -name '*doorward*'")?;
     ensure!(left.is_empty(), "{left}");
+    Ok(())
+}
+
+fn an_instance_that_fails_keeps_no_other_service_from_a_new_version(host: &Host) -> Result<()> {
+    host.put("/etc/doorward/blue/config.env", "BACKEND_ADDRESS=builtin:echo\n")?;
+    drop_in(host, "doorward@blue.socket", "[Socket]\nListenStream=127.0.0.1:8080\n")?;
+    ensure!(!host.run("systemctl enable --now doorward@blue.socket")?.success(), "the port is free");
+    let pid = main_pid(host)?;
+    let install = host.run(&format!("apt-get install -y {}", next_version(host)?))?.ok()?;
+    ensure!(install.to_string().contains("doorward@blue.socket cannot listen on"), "{install}");
+    ensure!(main_pid(host)? != pid, "the old version serves on: {install}");
+    ensure!(ask(host, "/")?.status == 200);
+    Ok(())
+}
+
+fn notes_that_can_not_be_taken_keep_no_new_version_out(host: &Host) -> Result<()> {
+    host.say("touch /run/doorward/started")?;
+    let pid = main_pid(host)?;
+    apt_install(host, next_version(host)?)?;
+    ensure!(main_pid(host)? != pid, "the old version serves on");
+    ensure!(ask(host, "/")?.status == 200);
+    Ok(())
+}
+
+fn what_the_service_alone_refuses_leaves_the_old_version_serving(host: &Host) -> Result<()> {
+    drop_in(host, "doorward.service", "[Service]\nEnvironment=RETRY_BACKOFF=2s\n")?;
+    restart_with(host, "RETRY_BACKOFF_MAX=5s\n")?;
+    let pid = main_pid(host)?;
+    // Only who has the environment of the service finds fault with it.
+    configure(host, "RETRY_BACKOFF_MAX=1s\n")?;
+    host.say("doorward check")?;
+    let install = host.run(&format!("apt-get install -y {}", next_version(host)?))?.ok()?;
+    ensure!(main_pid(host)? == pid, "it was restarted: {install}");
+    ensure!(ask(host, "/")?.status == 200);
+    for said in ["RETRY_BACKOFF", "the old one serves on as doorward.service"] {
+        ensure!(install.to_string().contains(said), "no `{said}`: {install}");
+    }
+    configure(host, "RETRY_BACKOFF_MAX=5s\n")?;
+    host.say("doorward upgrade")?;
+    ensure!(main_pid(host)? != pid);
+    Ok(())
+}
+
+fn what_was_only_unpacked_can_be_purged(host: &Host) -> Result<()> {
+    copy_package(host)?;
+    host.say(&format!("dpkg --unpack {PACKAGE}"))?;
+    host.say("dpkg --purge doorward")?;
+    let left = host.say("find /etc /usr /run /var/lib -name '*doorward*'")?;
+    ensure!(left.is_empty(), "{left}");
+    apt_install(host, PACKAGE)?;
+    ensure!(ask(host, "/")?.status == 200);
     Ok(())
 }
