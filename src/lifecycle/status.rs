@@ -140,7 +140,8 @@ impl Daemon {
 impl Daemon {
     /// How a backend stands; what is counted of it is left out.
     pub(super) fn backend_status(&self, endpoint: &Endpoint) -> BackendStatus {
-        let (unix, millis) = (unix_now(), self.workers.millis());
+        // In milliseconds: else it would be another second with each look.
+        let (unix, millis) = (unix_millis(), self.workers.millis());
         let report = endpoint.report();
         let unresolved = Query::of(endpoint.target()).filter(|_| !endpoint.is_resolved());
         let unresolved = unresolved.map(|query| self.resolver.error(&query).unwrap_or("not resolved yet").to_owned());
@@ -150,7 +151,7 @@ impl Daemon {
             address: endpoint.identity().to_string(),
             up: state == State::Up && !drains,
             state: if drains { DRAINING } else { state.as_str() }.to_owned(),
-            since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since) / 1_000)),
+            since: (report.since > 0).then(|| unix.saturating_sub(millis.saturating_sub(report.since)) / 1_000),
             reason: unresolved.or_else(|| report.why.map(|reason| reason.to_string())),
             ..BackendStatus::default()
         }
@@ -179,5 +180,11 @@ impl ReloadStatus {
 
 /// Seconds since 1970.
 fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_millis() / 1_000
+}
+
+/// Milliseconds since 1970.
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
