@@ -33,7 +33,7 @@ pub(crate) struct Tally {
     pub(crate) refused: u64,
     /// Connections that ended before the answer was whole.
     pub(crate) reset: u64,
-    /// Requests that got nothing for 20 s.
+    /// Requests that got nothing for too long.
     pub(crate) stalled: u64,
     /// How each client's first loss came about.
     pub(crate) first: Vec<String>,
