@@ -80,17 +80,26 @@ fn ask_at(socket: &Path, command: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_doorward")).arg(command).arg("--socket").arg(socket).output().unwrap()
 }
 
-pub fn status(daemon: &Daemon) -> Value {
+/// A command that is with the daemon; its answer is read by [`said`].
+fn told(daemon: &Daemon, command: &str) -> UnixStream {
     let mut client = UnixStream::connect(admin(daemon)).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
-    client.write_all(b"{\"command\":\"status\"}\n").unwrap();
+    writeln!(client, "{{\"command\":\"{command}\"}}").unwrap();
+    client
+}
+
+fn said(mut client: UnixStream) -> Value {
     let mut answer = Vec::new();
     let mut byte = [0];
     while byte != *b"\n" {
         assert_eq!(client.read(&mut byte).unwrap(), 1, "closed");
         answer.extend(byte);
     }
-    serde_json::from_slice::<Value>(&answer).unwrap()["status"].take()
+    serde_json::from_slice(&answer).unwrap()
+}
+
+pub fn status(daemon: &Daemon) -> Value {
+    said(told(daemon, "status"))["status"].take()
 }
 
 /// What an upgrade was refused for; the process before serves on.
@@ -289,24 +298,21 @@ fn waiting() -> (Daemon, SocketAddr, PathBuf) {
 #[test]
 fn a_reload_is_refused_while_another_process_starts() {
     let (mut daemon, address, pipe) = waiting();
-    let socket = admin(&daemon);
-    let _successor = thread::scope(|scope| {
-        let both = [(); 2].map(|()| scope.spawn(|| ask_at(&socket, "upgrade")));
-        // It is under way when somebody reads the pipe.
-        let mut pipe = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
-        assert_eq!(status(&daemon)["phase"], "upgrading");
-        let said = ask(&daemon, "reload");
-        assert_eq!(said.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&said.stderr).contains("another process is taking over"));
-        assert!(get(address).starts_with("HTTP/1.1 200"));
-        pipe.write_all(b"go\n").unwrap();
-        let successor = daemon.successor();
-        // Whoever asks meanwhile asks for the same one.
-        for asked in both {
-            assert!(asked.join().unwrap().status.success());
-        }
-        successor
-    });
+    // Both ask before the new process goes on: one that came later would ask for another.
+    let both = [(); 2].map(|()| told(&daemon, "upgrade"));
+    // It is under way when somebody reads the pipe.
+    let mut pipe = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    assert_eq!(status(&daemon)["phase"], "upgrading");
+    let refused = ask(&daemon, "reload");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("another process is taking over"));
+    assert!(get(address).starts_with("HTTP/1.1 200"));
+    pipe.write_all(b"go\n").unwrap();
+    let successor = daemon.successor();
+    for asked in both {
+        let answer = said(asked);
+        assert_eq!((&answer["ok"], &answer["upgraded"]["pid"]), (&true.into(), &successor.pid.into()), "{answer}");
+    }
     assert!(daemon.end_alone().success());
     assert_eq!(daemon.records("upgrade begins"), 1);
 }

@@ -88,17 +88,19 @@ fn a_client_that_goes_on_after_the_goodbye_is_refused_in_the_end() {
     let (_peer, _) = backend.take();
     warned(&mut client);
     let mut stream = 3;
-    let refused = loop {
+    let code = loop {
         // Each is served for a while, though its client hears nothing; none is waited for.
         client.send(frames::frame(HEADERS, END_STREAM | frames::END_HEADERS, stream, frames::get(&[("x-off", "1")])));
         let frames = client.until_silent(Duration::from_millis(250));
         if let Some(reset) = frames.iter().find(|frame| frame.kind == frames::RST_STREAM) {
-            break (reset.stream, reset.number(0));
+            // It may be late.
+            assert!((3..=stream).contains(&reset.stream), "{reset:?}");
+            break reset.number(0);
         }
         stream += 2;
         assert!(stream < 99, "no end to what is served");
     };
-    assert_eq!(refused, (stream, frames::REFUSED_STREAM));
+    assert_eq!(code, frames::REFUSED_STREAM);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
@@ -59,6 +60,7 @@ fn tls_on_the_plain_port_is_refused_with_an_alert() {
 fn a_client_that_gives_up_is_counted_by_its_reason_and_floods_no_log() {
     let secured = Secured::before("builtin:echo", |setup| setup.set("LOG_LEVEL", "debug"));
     let stranger = Arc::new(Authority::new().client());
+    let began = Instant::now();
     for _ in 0..50 {
         assert!(Client::try_over(connect(secured.address), &stranger).is_err());
     }
@@ -66,7 +68,9 @@ fn a_client_that_gives_up_is_counted_by_its_reason_and_floods_no_log() {
     drop(half_open(&secured, &hello(&secured.client, NAME)[..20]));
     secured.wait_failed("tls_handshake_left", 1);
     let failed = secured.daemon.lines(|line| line["message"] == "TLS handshake failed");
-    assert!((1..40).contains(&failed.len()), "{}", failed.len());
+    // Ten at once, and ten a second.
+    let most = 10 * (1 + began.elapsed().as_secs_f64().ceil() as usize);
+    assert!((1..=most).contains(&failed.len()), "{} of {most}", failed.len());
     assert_eq!(failed[0]["reason"], "tls_alert");
     assert!(failed.iter().all(|line| line["level"] == "DEBUG"));
     assert_eq!(secured.counted("handshakes"), 0);

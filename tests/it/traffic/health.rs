@@ -24,6 +24,11 @@ fn before(backends: &[&str]) -> Setup {
         .set("MAX_RETRIES", 0)
 }
 
+/// The same with so much between two checks, and for one: a busy machine takes its time.
+fn patient(backends: &[&str], moment: &str) -> Setup {
+    before(backends).set("HEALTH_INTERVAL", moment).set("HEALTH_TIMEOUT", moment)
+}
+
 fn standing(daemon: &Daemon, backend: &str) -> Value {
     let mut status = daemon.status();
     let backends = status["backends"].as_array_mut().unwrap();
@@ -125,12 +130,13 @@ fn whatever_goes_wrong_with_a_check_has_its_words() {
     hanging.set_checks(Mood::Hangs);
     resetting.set_checks(Mood::Resets);
     let all = [&good.address, &hanging.address, &resetting.address, &refusing.address, &silent.address];
-    let daemon = before(&all.map(String::as_str)).set("HEALTH_FALL", 1).start();
+    // Long enough for a check that fails by itself to have done so.
+    let daemon = patient(&all.map(String::as_str), "2s").set("HEALTH_FALL", 1).start();
     for (backend, reason) in [
-        (&hanging.address, "no answer within 500ms"),
+        (&hanging.address, "no answer within 2s"),
         (&resetting.address, "backend_reset"),
         (&refusing.address, "backend_connect_refused"),
-        (&silent.address, "no answer within 500ms"),
+        (&silent.address, "no answer within 2s"),
     ] {
         wait(&daemon, backend, "failing");
         assert_eq!(standing(&daemon, backend)["reason"], reason, "{backend}");
@@ -243,7 +249,8 @@ fn where_no_connection_can_be_made_there_is_nothing_to_open() {
 fn a_reload_keeps_what_checks_have_found_and_stops_those_that_are_not_wanted() {
     let (good, bad) = (Moody::new(), Moody::new());
     bad.set_checks(Mood::Answers(500));
-    let daemon = before(&[&good.address, &bad.address]).start();
+    // The first checks decide; no other comes.
+    let daemon = patient(&[&good.address, &bad.address], "1h").start();
     wait(&daemon, &bad.address, "failing");
     let since = standing(&daemon, &bad.address)["since"].clone();
     daemon.reload("HEADER_TIMEOUT=9s");
@@ -267,7 +274,7 @@ fn a_backend_that_comes_and_goes_with_its_name_is_not_held_to_be_sound_each_time
         names.say("_http._tcp.test", SRV, Reply::Records(records.collect(), 0));
     };
     offer(&[&good, &bad]);
-    let daemon = before(&["srv:_http._tcp.test"]).set("RESOLVER", names.address).start();
+    let daemon = patient(&["srv:_http._tcp.test"], "1h").set("RESOLVER", names.address).start();
     let backend = format!("srv:_http._tcp.test@{}", bad.address);
     wait(&daemon, &backend, "failing");
     let listed = |count| move |status: &Value| status["backends"].as_array().unwrap().len() == count;
@@ -359,7 +366,7 @@ fn a_backend_that_flaps_leaves_few_records() {
 #[test]
 fn our_own_shortage_says_nothing_of_a_backend() {
     let backend = Moody::new();
-    let daemon = before(&[&backend.address]).set("HEALTH_FALL", 1).set("LOG_LEVEL", "debug").start();
+    let daemon = patient(&[&backend.address], "2s").set("HEALTH_FALL", 1).set("LOG_LEVEL", "debug").start();
     backend.next_checks(1);
     daemon.limit_descriptors(1);
     daemon.logged("a check that can't be made", |line| line["message"] == "backend can't be checked");

@@ -10,7 +10,7 @@ fn before(backend: &str) -> Setup {
 #[test]
 fn a_client_that_connects_and_says_nothing_is_closed_without_a_word() {
     let backend = Backend::new();
-    let daemon = before(&backend.address).set("HEADER_TIMEOUT", "100ms").start();
+    let daemon = before(&backend.address).set("HEADER_TIMEOUT", "500ms").start();
     let mut silent = daemon.connect();
     silent.expect_end();
     // One that began is told.
@@ -22,7 +22,7 @@ fn a_client_that_connects_and_says_nothing_is_closed_without_a_word() {
 #[test]
 fn after_an_upload_that_fills_the_buffer_the_connection_is_idle() {
     let backend = Backend::new();
-    let daemon = before(&backend.address).set("HEADER_TIMEOUT", "100ms").set("IDLE_TIMEOUT", "300ms").start();
+    let daemon = before(&backend.address).set("HEADER_TIMEOUT", "500ms").set("IDLE_TIMEOUT", "1s").start();
     let mut client = daemon.connect();
     let head = "PUT /full HTTP/1.1\r\nHost: a\r\nContent-Length: 16384\r\n\r\n";
     client.send(head);
@@ -73,7 +73,7 @@ fn a_backend_that_is_back_serves_everybody_while_its_first_answer_goes_on() {
 #[test]
 fn silence_on_a_kept_connection_is_not_taken_for_its_death() {
     let backend = Backend::new();
-    let daemon = before(&backend.address).set("RESPONSE_TIMEOUT", "100ms").set("MAX_RETRIES", 0).start();
+    let daemon = before(&backend.address).set("RESPONSE_TIMEOUT", "1s").set("MAX_RETRIES", 0).start();
     let mut client = daemon.connect();
     client.get("/first");
     let (mut peer, _) = backend.take();
@@ -87,7 +87,7 @@ fn silence_on_a_kept_connection_is_not_taken_for_its_death() {
 #[test]
 fn a_client_that_waits_for_leave_to_send_is_not_blamed_for_the_backends_silence() {
     let backend = Backend::new();
-    let daemon = before(&backend.address).set("RESPONSE_TIMEOUT", "300ms").set("BODY_TIMEOUT", "100ms").start();
+    let daemon = before(&backend.address).set("RESPONSE_TIMEOUT", "1s").set("BODY_TIMEOUT", "300ms").start();
     let mut client = daemon.connect();
     client.send("POST /p HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n");
     let mut peer = backend.accept();

@@ -183,7 +183,7 @@ fn who_ended_its_direction_keeps_its_place_and_gets_its_answer() {
 #[test]
 fn a_permit_comes_back_however_an_exchange_ends() {
     let backend = Backend::new();
-    let daemon = narrow(&backend).set("MAX_RETRIES", 0).set("RESPONSE_TIMEOUT", "100ms").start();
+    let daemon = narrow(&backend).set("MAX_RETRIES", 0).set("RESPONSE_TIMEOUT", "1s").start();
     // A reset backend, a silent one, a malformed answer, a cut answer, a client that left.
     for round in 0..5 {
         let mut client = daemon.connect();

@@ -326,7 +326,7 @@ fn what_a_backend_asks_for_is_waited_for_up_to_the_cap() {
 #[test]
 fn an_attempt_that_takes_too_long_is_made_elsewhere_if_that_is_listed() {
     let (first, second) = (Backend::new(), Backend::new());
-    let daemon = retrying(&[&first, &second]).set("ATTEMPT_TIMEOUT", "200ms").start();
+    let daemon = retrying(&[&first, &second]).set("ATTEMPT_TIMEOUT", "1s").start();
     let mut client = daemon.connect();
     client.send_body("PUT", "/slow", b"body");
     let (mut slow, _) = first.take();
@@ -352,13 +352,13 @@ fn an_attempt_that_takes_too_long_is_made_elsewhere_if_that_is_listed() {
 #[test]
 fn the_time_that_a_client_takes_is_not_the_attempts() {
     let backend = Backend::new();
-    let daemon = retrying(&[&backend]).set("ATTEMPT_TIMEOUT", "600ms").set("MAX_RETRIES", 0).start();
+    let daemon = retrying(&[&backend]).set("ATTEMPT_TIMEOUT", "1s").set("MAX_RETRIES", 0).start();
     let mut client = daemon.connect();
     client.send("POST /uploads HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbo");
     let mut peer = backend.accept();
     peer.head();
     assert_eq!(peer.read(2), b"bo");
-    peer.pause(Duration::from_secs(1));
+    peer.pause(Duration::from_millis(1_300));
     client.send("dy");
     assert_eq!(peer.read(2), b"dy");
     peer.answer_last("taken");

@@ -239,7 +239,7 @@ fn a_backend_that_takes_slowly_after_its_own_end_is_not_the_clients_fault() {
     peer.half_close();
     client.expect_end();
     // All that fits on the way, so that it is the backend that is waited for.
-    let sent = client.send_until_full(Duration::from_millis(100));
+    let sent = client.send_until_full(Duration::from_millis(500));
     // Another connection's end tells that the time has passed.
     let (mut other, gone) = open(&daemon, &backend);
     drop(gone);

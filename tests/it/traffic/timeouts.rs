@@ -13,7 +13,7 @@ fn before(backend: &Backend) -> Setup {
 #[test]
 fn a_head_begun_is_408_and_one_not_begun_is_closed_without_a_word() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("HEADER_TIMEOUT", "200ms").start();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "1s").start();
     let mut partial = daemon.connect();
     partial.send("GET / HTTP/1.1\r\nHost: a\r\n");
     let mut none = daemon.connect();
@@ -52,14 +52,14 @@ fn a_trickle_does_not_extend_the_time_for_a_head() {
 #[test]
 fn the_time_for_a_head_begins_with_its_first_byte_on_a_kept_connection_too() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("HEADER_TIMEOUT", "300ms").start();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "1s").start();
     let mut client = daemon.connect();
     client.get("/first");
     let (mut peer, _) = backend.take();
     peer.answer("first");
     client.response();
     // Idle for longer than a head may take, and no harm done.
-    client.pause(Duration::from_millis(600));
+    client.pause(Duration::from_millis(1_300));
     client.get("/second");
     peer.request();
     peer.answer("second");
@@ -78,14 +78,14 @@ fn the_time_for_a_head_begins_with_its_first_byte_on_a_kept_connection_too() {
 #[test]
 fn an_empty_line_begins_no_request() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("HEADER_TIMEOUT", "200ms").start();
+    let daemon = before(&backend).set("HEADER_TIMEOUT", "1s").start();
     // What old clients send behind a body.
     let mut client = daemon.connect();
     client.send("POST /form HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody\r\n");
     let (mut peer, _) = backend.take();
     peer.answer("taken");
     assert_eq!(client.response().text(), "taken");
-    client.pause(Duration::from_millis(500));
+    client.pause(Duration::from_millis(1_300));
     client.send("\r\n\r\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(peer.request().head.line, "GET /next HTTP/1.1");
     peer.answer("next");
@@ -128,15 +128,15 @@ fn a_client_that_stops_within_its_body_is_408() {
 fn a_client_that_sends_slowly_is_waited_for_as_long_as_it_sends() {
     let backend = Backend::new();
     let daemon =
-        before(&backend).set("BODY_TIMEOUT", "500ms").set("MIN_BODY_RATE", 10).set("RESPONSE_TIMEOUT", "100ms").start();
+        before(&backend).set("BODY_TIMEOUT", "2s").set("MIN_BODY_RATE", 1).set("RESPONSE_TIMEOUT", "500ms").start();
     let mut client = daemon.connect();
-    client.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n");
+    client.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n");
     let mut peer = backend.accept();
     peer.head();
     // Each byte comes well after the backend's time to answer would have been over, were it
     // running, and all of them well after the client's, were it not set anew.
-    for _ in 0..30 {
-        assert!(!client.has_come(Duration::from_millis(60)), "cut off");
+    for _ in 0..4 {
+        assert!(!client.has_come(Duration::from_millis(700)), "cut off");
         client.send("x");
         assert_eq!(peer.read(1), b"x");
     }
@@ -185,7 +185,7 @@ fn a_backend_that_falls_silent_within_its_answer_is_cut() {
 #[test]
 fn a_whole_request_has_a_limit_where_one_is_set() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("REQUEST_TIMEOUT", "200ms").start();
+    let daemon = before(&backend).set("REQUEST_TIMEOUT", "1s").start();
     let mut client = daemon.connect();
     client.get("/unanswered");
     let (mut peer, _) = backend.take();
@@ -222,7 +222,7 @@ fn a_wait_between_attempts_is_not_begun_when_it_would_end_too_late() {
 #[test]
 fn a_silent_tunnel_ends_where_a_limit_is_set() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("STREAM_TIMEOUT", "300ms").start();
+    let daemon = before(&backend).set("STREAM_TIMEOUT", "1s").start();
     let mut client = daemon.connect();
     client.send("GET /t HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
     let mut peer = backend.accept();
@@ -230,8 +230,8 @@ fn a_silent_tunnel_ends_where_a_limit_is_set() {
     peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
     client.head();
     // Either direction keeps it alive.
-    for _ in 0..10 {
-        assert!(!peer.has_come(Duration::from_millis(60)));
+    for _ in 0..4 {
+        assert!(!peer.has_come(Duration::from_millis(300)));
         client.send("x");
         peer.expect("x");
     }
@@ -243,12 +243,12 @@ fn a_silent_tunnel_ends_where_a_limit_is_set() {
 #[test]
 fn a_backend_that_sends_interim_responses_is_not_silent() {
     let backend = Backend::new();
-    let daemon = before(&backend).set("RESPONSE_TIMEOUT", "1s").start();
+    let daemon = before(&backend).set("RESPONSE_TIMEOUT", "2s").start();
     let mut client = daemon.connect();
     client.get("/long");
     let (mut peer, _) = backend.take();
     for _ in 0..4 {
-        peer.pause(Duration::from_millis(500));
+        peer.pause(Duration::from_millis(700));
         peer.send("HTTP/1.1 102 Processing\r\n\r\n");
         assert_eq!(client.head().status(), 102);
     }
