@@ -99,7 +99,7 @@ pub enum Command {
     /// client is refused, and none waits; what is still under way after UPGRADE_DRAIN_TIMEOUT, as a WebSocket may be, is
     /// cut. When the new process can't serve, prints why, ends with 1, and the running one serves on. The settings of
     /// the unit, such as its sandbox, stay those of the running process; a restart changes them. While the process of
-    /// the upgrade before has not ended, that one gets DRAIN_TIMEOUT more, and the upgrade waits for it.
+    /// the upgrade before has not ended, that one has DRAIN_TIMEOUT left at most, and the upgrade waits for it.
     Upgrade {
         /// Where to find the daemon.
         #[command(flatten)]

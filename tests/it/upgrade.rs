@@ -28,10 +28,7 @@ struct Scene {
 impl Scene {
     fn new(settings: &str) -> Scene {
         let (backend, slow) = listener();
-        let (door, address) = listener();
-        let setting = Setting::new(&format!("BACKEND_ADDRESS={slow}\n{settings}"));
-        let admin = UnixListener::bind(setting.path("admin.sock")).unwrap();
-        let daemon = setting.pass("http", door).pass("admin", admin).start().ready();
+        let (daemon, address) = before(slow, settings);
         let mut client = connect(address);
         client.write_all(b"GET /slow HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
         let (mut exchange, _) = backend.accept().unwrap();
@@ -53,6 +50,14 @@ impl Scene {
         self.client.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("half whole"), "{answer}");
     }
+}
+
+/// A daemon with this backend, whose door and admin socket were passed, and where the door is.
+pub fn before(backend: SocketAddr, settings: &str) -> (Daemon, SocketAddr) {
+    let (door, address) = listener();
+    let setting = Setting::new(&format!("BACKEND_ADDRESS={backend}\n{settings}"));
+    let admin = UnixListener::bind(setting.path("admin.sock")).unwrap();
+    (setting.pass("http", door).pass("admin", admin).start().ready(), address)
 }
 
 /// Has another process take over, with systemd's part played here.

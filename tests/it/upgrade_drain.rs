@@ -2,15 +2,14 @@
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use doorward::telemetry::events;
 use rustix::process::Signal;
 
-use super::daemon::{DEADLINE, Daemon, Setting, backend as answers, connect, get, listener, read_head};
-use super::upgrade::{admin, ask, status, upgrade};
+use super::daemon::{DEADLINE, Daemon, backend as answers, connect, get, listener, read_head};
+use super::upgrade::{admin, ask, before, status, upgrade};
 
 /// A daemon with a WebSocket open, and what of it is asked.
 struct Open {
@@ -25,10 +24,7 @@ struct Open {
 impl Open {
     fn new(settings: &str) -> Open {
         let (behind, slow) = listener();
-        let (door, address) = listener();
-        let setting = Setting::new(&format!("BACKEND_ADDRESS={slow}\n{settings}"));
-        let admin = UnixListener::bind(setting.path("admin.sock")).unwrap();
-        let daemon = setting.pass("http", door).pass("admin", admin).start().ready();
+        let (daemon, address) = before(slow, settings);
         let mut client = connect(address);
         client
             .write_all(b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")

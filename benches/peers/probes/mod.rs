@@ -30,36 +30,22 @@ pub struct Probe {
     look: fn(&mut Bench, &Contender) -> Result<Vec<String>>,
 }
 
+/// What is said of memory over HTTP/1.1.
+const MEMORY: &[&str] =
+    &["", "RSS, opened gently", "PSS", "at the peak", "RSS, opened in one burst", "PSS", "at the peak", "MiB in all"];
+
 /// All of them, in the order of the tables.
 pub const ALL: &[Probe] = &[
     Probe {
         name: "memory",
         title: "9,000 idle keep-alive connections, each after one request: KiB for each",
-        head: &[
-            "",
-            "RSS, opened gently",
-            "PSS",
-            "at the peak",
-            "RSS, opened in one burst",
-            "PSS",
-            "at the peak",
-            "MiB in all",
-        ],
+        head: MEMORY,
         look: memory::look,
     },
     Probe {
         name: "tls-memory",
         title: "9,000 idle TLS connections, each after one request: KiB for each",
-        head: &[
-            "",
-            "RSS, opened gently",
-            "PSS",
-            "at the peak",
-            "RSS, opened in one burst",
-            "PSS",
-            "at the peak",
-            "MiB in all",
-        ],
+        head: MEMORY,
         look: memory::look_secured,
     },
     Probe {

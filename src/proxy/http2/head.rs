@@ -27,7 +27,7 @@ use crate::telemetry::Reason;
 use crate::transport::buffer;
 
 /// What each field counts beside its bytes (RFC 9113 §6.5.2).
-const EACH: usize = 32;
+pub(super) const EACH: usize = 32;
 
 /// The head of a request; `ended` says that no body follows. It has `limit` bytes at most, by
 /// the reckoning of RFC 9113 §6.5.2.

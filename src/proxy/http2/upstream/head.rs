@@ -16,6 +16,7 @@ use crate::proxy::head::{Field, Fields, Framing, Known, MAX_FIELDS, Method, Requ
 use crate::proxy::http1::encode;
 use crate::proxy::http1::trailers::Trailers;
 use crate::proxy::http2::fields;
+use crate::proxy::http2::head::EACH;
 use crate::proxy::rewrite::Rewrite;
 use crate::telemetry::Reason;
 use crate::transport::buffer;
@@ -66,8 +67,6 @@ pub fn request(
 /// What a request's head counts (RFC 9113 §6.5.2).
 #[must_use]
 pub fn size(request: &Request<()>) -> usize {
-    /// Beside a field's bytes.
-    const EACH: usize = 32;
     let uri = request.uri();
     let pseudo = [
         (":method", Some(request.method().as_str())),
